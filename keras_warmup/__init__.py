@@ -1,0 +1,61 @@
+"""A model leaves training already warm: TensorFlow Serving warmup records from the batches it was trained on.
+
+Public names are imported when first used, so that `import keras_warmup` imports neither tensorflow nor keras.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from keras_warmup._version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from keras_warmup.callbacks import BatchCapture as BatchCapture
+    from keras_warmup.callbacks import WarmupExport as WarmupExport
+    from keras_warmup.errors import WarmupError as WarmupError
+    from keras_warmup.export import add_warmup as add_warmup
+    from keras_warmup.export import export_with_warmup as export_with_warmup
+    from keras_warmup.export import save as save
+    from keras_warmup.inspection import inspect as inspect
+    from keras_warmup.options import WarmupOptions as WarmupOptions
+    from keras_warmup.records import read_records as read_records
+    from keras_warmup.verification import verify as verify
+
+_ROOM_OF_NAME = {
+    "WarmupExport": "callbacks",
+    "BatchCapture": "callbacks",
+    "WarmupError": "errors",
+    "export_with_warmup": "export",
+    "save": "export",
+    "add_warmup": "export",
+    "inspect": "inspection",
+    "verify": "verification",
+    "read_records": "records",
+    "WarmupOptions": "options",
+}
+
+__all__ = [
+    "BatchCapture",
+    "WarmupError",
+    "WarmupExport",
+    "WarmupOptions",
+    "__version__",
+    "add_warmup",
+    "export_with_warmup",
+    "inspect",
+    "read_records",
+    "save",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    room = _ROOM_OF_NAME.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{room}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,44 @@
+"""What can go wrong, by meaning.
+
+Every error this package raises for bad input is a `WarmupError`. Each child also inherits the builtin a caller would
+naturally catch. Messages say what failed, where, what was expected, what was got and what to do; they hold names, shapes
+and dtypes, never tensor values: those are training data.
+"""
+
+from __future__ import annotations
+
+
+class WarmupError(Exception):
+    """Base of every error raised by keras_warmup."""
+
+
+class OptionsError(WarmupError, ValueError):
+    """An option is unknown, has a wrong type or contradicts another."""
+
+
+class DataError(WarmupError, ValueError):
+    """The data given (or captured) cannot be read as batches, or there is none."""
+
+
+class BindingError(WarmupError, ValueError):
+    """A batch does not fit the inputs of a signature."""
+
+
+class SignatureError(WarmupError, LookupError):
+    """A signature, input or output is not in the SavedModel, or the SavedModel cannot be read."""
+
+
+class RecordsError(WarmupError, ValueError):
+    """A warmup file is malformed, too long or too large."""
+
+
+class ReplayError(WarmupError, RuntimeError):
+    """A model or a record fails the way TensorFlow Serving would fail at load."""
+
+
+class ProofError(WarmupError, RuntimeError):
+    """The replayed signature does not give what the model gives on the same rows."""
+
+
+class PublishError(WarmupError, OSError):
+    """A directory cannot be published: it exists, cannot be written, or its name cannot be made."""

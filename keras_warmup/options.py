@@ -1,0 +1,161 @@
+"""`WarmupOptions`: everything a caller may ask of the warmup file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+from keras_warmup.errors import OptionsError
+
+# TensorFlow Serving fails the load on record 1001 (saved_model_warmup_util.h, kMaxNumRecords).
+MAX_RECORDS = 1000
+# protobuf refuses messages of 2 GiB; a warmup file near that size lengthens every load for nothing.
+DEFAULT_MAX_BYTES = 256 * 2**20
+
+Transform = Callable[[Any], Mapping[str, Any]]
+OutputFilters = Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]]
+
+_T = TypeVar("_T")
+
+
+def _refuse_unknown(cls: type[_T]) -> type[_T]:
+    """Gives the dataclass's `__init__` an error that names the unknown option and its nearest neighbour."""
+    init = cls.__init__
+    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+    @functools.wraps(init)
+    def checked(self: _T, /, **options: Any) -> None:
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise OptionsError(f"Unknown warmup option {name!r}.{hint} Known options: {', '.join(known)}.")
+        init(self, **options)
+
+    cls.__init__ = checked  # type: ignore[assignment]
+    return cls
+
+
+@_refuse_unknown
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupOptions:
+    """What the warmup file must warm, and within which limits.
+
+    Args:
+        signatures: signature keys to warm. Defaults to `None`: every servable signature.
+        batch_sizes: batch sizes to warm, exactly these. Defaults to `None`: one batch of 2 rows for each set of tensors (a
+            batch of 1 never warms the first matrix product), or what the signature fixes.
+        output_filters: sets of output aliases that clients ask for in `PredictRequest.output_filter`, *in addition* to
+            all outputs. A list of lists applies to each signature that has those aliases; a dict keyed by
+            signature_key restricts them.
+        transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the model was fed it.
+        xla: also write a record for each exact batch size of signatures that compile with XLA. The server must
+            run with `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`, else it refuses the model.
+        max_records: most records to write, 1 to 1000 (TensorFlow Serving fails the load on the 1001st).
+        max_bytes: most bytes for the whole warmup file.
+        seed: seed of every random choice; same seed, same data, same file.
+        verify: replay the records in a Session before publishing.
+        on_no_data: `"synthesize"` makes rows up from the signature with a warning, `"error"` refuses.
+
+    Raises:
+        OptionsError: an option is unknown or out of range.
+    """
+
+    signatures: Sequence[str] | None = None
+    batch_sizes: Sequence[int] | None = None
+    output_filters: OutputFilters | None = None
+    transform: Transform | None = None
+    xla: bool = False
+    max_records: int = MAX_RECORDS
+    max_bytes: int = DEFAULT_MAX_BYTES
+    seed: int = 0
+    verify: bool = True
+    on_no_data: Literal["synthesize", "error"] = "synthesize"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if isinstance(self.signatures, str):
+            problems.append(f"signatures must be a sequence of signature keys, got the str {self.signatures!r}")
+        if self.batch_sizes is not None:
+            sizes = self.batch_sizes
+            if isinstance(sizes, int) or not sizes or any(not _is_int(size) or size < 1 for size in sizes):
+                problems.append(f"batch_sizes must be a non-empty sequence of integers >= 1, got {sizes!r}")
+        problems += _problems_of_filters(self.output_filters)
+        if self.transform is not None and not callable(self.transform):
+            problems.append(f"transform must be callable, got {type(self.transform).__name__}")
+        if not _is_int(self.max_records) or not 1 <= self.max_records <= MAX_RECORDS:
+            problems.append(
+                f"max_records must be 1 to {MAX_RECORDS} (TensorFlow Serving refuses more), got {self.max_records!r}"
+            )
+        if not _is_int(self.max_bytes) or self.max_bytes < 1:
+            problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
+        if not _is_int(self.seed) or self.seed < 0:
+            problems.append(f"seed must be an integer >= 0, got {self.seed!r}")
+        if self.on_no_data not in ("synthesize", "error"):
+            problems.append(f"on_no_data must be 'synthesize' or 'error', got {self.on_no_data!r}")
+        if problems:
+            raise OptionsError("Bad warmup options: " + "; ".join(problems) + ".")
+
+    def filters_for(self, signature_key: str, outputs: Sequence[str]) -> list[tuple[str, ...]]:
+        """The output filters asked of one signature, in the order given.
+
+        Args:
+            signature_key: key of the signature.
+            outputs: its output aliases.
+
+        Raises:
+            OptionsError: a filter keyed to this signature names an output it does not have.
+        """
+        if self.output_filters is None:
+            return []
+        if isinstance(self.output_filters, Mapping):
+            asked = [tuple(filter_) for filter_ in self.output_filters.get(signature_key, ())]
+            for filter_ in asked:
+                missing = [alias for alias in filter_ if alias not in outputs]
+                if missing:
+                    raise OptionsError(
+                        f"output_filters for signature {signature_key!r} name {missing}, which it does not have. "
+                        f"Its outputs: {sorted(outputs)}."
+                    )
+        else:
+            asked = [tuple(filter_) for filter_ in self.output_filters]
+            asked = [filter_ for filter_ in asked if set(filter_) <= set(outputs)]
+        return list(dict.fromkeys(asked))
+
+
+def as_options(warmup: WarmupOptions | Mapping[str, Any] | None) -> WarmupOptions:
+    """Reads the `warmup=` argument of the public functions.
+
+    Args:
+        warmup: `WarmupOptions`, a mapping of its fields, or `None` for the defaults.
+
+    Raises:
+        OptionsError: it is something else, or a field is unknown or out of range.
+    """
+    if warmup is None:
+        return WarmupOptions()
+    if isinstance(warmup, WarmupOptions):
+        return warmup
+    if isinstance(warmup, Mapping):
+        return WarmupOptions(**warmup)
+    raise OptionsError(f"warmup must be a WarmupOptions, a mapping of its options or None, got {type(warmup).__name__}.")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _problems_of_filters(filters: OutputFilters | None) -> list[str]:
+    if filters is None:
+        return []
+    groups = list(filters.values()) if isinstance(filters, Mapping) else [filters]
+    for group in groups:
+        if isinstance(group, str) or any(isinstance(filter_, str) or not filter_ for filter_ in group):
+            return [f"output_filters must hold non-empty lists of output aliases, such as [['scores']], got {filters!r}"]
+        for filter_ in group:
+            if len(set(filter_)) != len(filter_):
+                return [f"output_filters must not name an output twice, got {filter_!r}"]
+    return []

@@ -1,0 +1,90 @@
+"""Frozen reports: what was written, what was proved, and what the reader should know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Kind = Literal["predict", "classify", "regress", "multi_inference"]
+KINDS: tuple[Kind, ...] = ("predict", "classify", "regress", "multi_inference")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordReport:
+    """One record of a warmup file.
+
+    Attributes:
+        signature_key: the signature it runs; for MultiInference the tasks' keys joined by `+`.
+        kind: the request kind.
+        batch_size: rows, or `None` where the inputs have no batch dimension.
+        shapes: input name -> shape.
+        output_filter: aliases asked for; empty means all outputs.
+        source: where its rows come from: `captured`, `data`, `synthetic` or `log`.
+        bytes: serialized size of the record.
+        replay_ms: wall time of its first replay in a fresh Session, milliseconds; `None` where it was not replayed.
+        warms: signature keys whose first request it makes fast.
+    """
+
+    signature_key: str
+    kind: Kind
+    batch_size: int | None
+    shapes: Mapping[str, tuple[int, ...]]
+    output_filter: tuple[str, ...]
+    source: str
+    bytes: int
+    replay_ms: float | None = None
+    warms: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmupReport:
+    """What an export wrote.
+
+    Attributes:
+        export_dir: the published SavedModel.
+        warmup_path: its warmup file; `None` where no record could be written.
+        records: the records of the file, in the order the server replays them.
+        proofs: signature_key -> `proved`, or why the binding was not proved against the model itself.
+        skipped: signature_key -> why no record warms it.
+        casts: input name -> cast applied to the data, such as `float64 -> float32`.
+        ignored_features: features of the data that no signature takes.
+        shape_coverage: signature_key -> share of the seen shapes, 0 to 1, that its records hold; only where a shape
+            needs a record of its own.
+        notes: what the reader should know, one sentence each.
+        synthetic: whether any record holds made-up rows.
+        seed: the seed the choice was made with.
+        verified: whether every record was replayed before publishing.
+        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds.
+    """
+
+    export_dir: str
+    warmup_path: str | None
+    records: tuple[RecordReport, ...]
+    proofs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    casts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignored_features: tuple[str, ...] = ()
+    shape_coverage: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    synthetic: bool = False
+    seed: int = 0
+    verified: bool = True
+    load_ms: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        return to_plain(self)
+
+
+def to_plain(report: Any) -> Any:
+    """Turns reports and what they hold into dicts, lists and scalars that `json.dumps` takes."""
+    if dataclasses.is_dataclass(report) and not isinstance(report, type):
+        return {field.name: to_plain(getattr(report, field.name)) for field in dataclasses.fields(report)}
+    if isinstance(report, Mapping):
+        return {str(key): to_plain(value) for key, value in report.items()}
+    if isinstance(report, (list, tuple)):
+        return [to_plain(item) for item in report]
+    if isinstance(report, (set, frozenset)):
+        return sorted(to_plain(item) for item in report)
+    return report
