@@ -1,0 +1,276 @@
+"""`verify`: what a server would do with an export's warmup file, record by record, and what depends on the server."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from keras_warmup._protos import PredictionLog
+from keras_warmup.batch import render_shape
+from keras_warmup.errors import ReplayError
+from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.options import MAX_RECORDS
+from keras_warmup.records import RecordProblem, parse_log, scan_records, warmup_path
+from keras_warmup.replay import Replayed, ServingSession, log_kind, log_signature_key
+from keras_warmup.report import to_plain
+from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD
+from keras_warmup.signatures import DEFAULT_SIGNATURE_KEY, Signature, read_meta_graph, read_signatures
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordVerdict:
+    """What happens with one record when a server loads the model.
+
+    Attributes:
+        index: its place in the file, from 0.
+        kind: `predict`, `classify`, `regress`, `multi_inference`; else what it is instead: `session_run`,
+            `predict_streamed`, `none` (no log type), `unparsable`, or a `RecordProblem`'s kind.
+        signature_key: the signature it runs; empty where there is none.
+        ok: whether it runs and warms the model.
+        message: what happens; empty where it just runs.
+        replay_ms: wall time of its replay, milliseconds; `None` where it did not run.
+        bytes: serialized size; 0 where it cannot be read.
+    """
+
+    index: int
+    kind: str
+    signature_key: str
+    ok: bool
+    message: str
+    replay_ms: float | None
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes:
+        export_dir: the SavedModel.
+        ok: whether it has a warmup file that a server replays to its end, each record with an effect.
+        records: a verdict for each record, in file order.
+        failures: why it is not ok, one sentence each.
+        server_notes: what depends on how the server is built and started, one sentence each.
+    """
+
+    export_dir: str
+    ok: bool
+    records: tuple[RecordVerdict, ...]
+    failures: tuple[str, ...]
+    server_notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[RenderableType] = []
+        if self.records:
+            table = Table(title=f"warmup records of {self.export_dir}", title_justify="left")
+            for name in ("#", "signature", "kind", "bytes", "replay ms", "at load"):
+                table.add_column(name, justify="right" if name in ("#", "bytes", "replay ms") else "left")
+            for record in self.records:
+                ms = "-" if record.replay_ms is None else f"{record.replay_ms:.1f}"
+                effect = "runs" if record.ok else "see below"
+                # As Text: rich would read the brackets of a shape or a name as markup.
+                cells = (str(record.index), record.signature_key or "-", record.kind, str(record.bytes), ms, effect)
+                table.add_row(*map(Text, cells))
+            parts.append(table)
+        parts += [Text(f"failure: {failure}", style="red") for failure in self.failures]
+        parts += [Text(f"note: {note}") for note in self.server_notes]
+        parts.append(Text(f"{self.export_dir}: ok" if self.ok else f"{self.export_dir}: not ok"))
+        return Group(*parts)
+
+
+def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
+    """Says what TensorFlow Serving would do with the warmup file of a SavedModel, without a server.
+
+    Every record is replayed in a Session as the server does (see `replay.py`), also those behind one that fails. A
+    model without a warmup file is not ok.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+
+    Returns:
+        A verdict for each record, the failures, and what depends on the server.
+
+    Raises:
+        SignatureError: there is no SavedModel to verify.
+    """
+    export_dir = os.fspath(export_dir)
+    meta_graph = read_meta_graph(export_dir)
+    signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
+    graph = ModelGraph(meta_graph)
+    facts = {key: graph_facts(graph, signature) for key, signature in signatures.items()}
+    notes = _ServerNotes(signatures)
+    failures: list[str] = []
+    records: list[RecordVerdict] = []
+    with contextlib.ExitStack() as stack:
+        session: ServingSession | None = None
+        try:
+            session = stack.enter_context(ServingSession(export_dir, meta_graph))
+        except ReplayError as error:
+            failures.append(str(error))
+        path = warmup_path(export_dir)
+        if tf.io.gfile.exists(path):
+            records = list(_judge(path, session, notes))
+        else:
+            failures.append(
+                f"No warmup file at {path!r}: the first requests will be cold. Write one with keras_warmup.add_warmup."
+            )
+    failures += [f"record {record.index}: {record.message}" for record in records if not record.ok]
+    for key, fact in facts.items():
+        if fact.unrestored_variables and key not in notes.asked:
+            failures.append(
+                f"Signature {key!r} reads variables that the SavedModel's restore op does not fill, so no Session (and "
+                f"no server) can run it: {', '.join(fact.unrestored_variables)}. Write the model with "
+                "keras_warmup.save, model.export or keras.export.ExportArchive."
+            )
+    return VerifyReport(
+        export_dir=export_dir,
+        ok=not failures,
+        records=tuple(records),
+        failures=tuple(failures),
+        server_notes=tuple(notes.lines(facts)),
+    )
+
+
+def _judge(path: str, session: ServingSession | None, notes: _ServerNotes) -> Iterator[RecordVerdict]:
+    for index, item in scan_records(path):
+        if isinstance(item, RecordProblem):
+            effect = "" if item.loads else "; TensorFlow Serving refuses to load the model"
+            yield RecordVerdict(index, item.kind, "", False, item.detail + effect, None, 0)
+            return
+        log = parse_log(item)
+        kind, key = ("unparsable", "") if log is None else (log_kind(log), log_signature_key(log))
+        replay_ms = None
+        if index >= MAX_RECORDS:
+            message = (
+                f"TensorFlow Serving takes {MAX_RECORDS} records: it runs them all, then refuses to load the model"
+            )
+        elif log is None:
+            message = "it is not a PredictionLog; TensorFlow Serving refuses to load the model"
+        elif kind == "none":
+            message = "it has no log type (a tf.Example looks like that): the server runs nothing, without a word"
+        else:
+            replay_ms, message = _replay(session, log, notes)
+        yield RecordVerdict(index, kind, key, not message, message, replay_ms, len(item))
+        if index >= MAX_RECORDS:
+            return
+
+
+def _replay(session: ServingSession | None, log: PredictionLog, notes: _ServerNotes) -> tuple[float | None, str]:
+    notes.asked.update(_signature_keys(log))
+    if session is None:
+        return None, "it was not replayed: the model does not load"
+    try:
+        replayed = session.replay(log)
+    except ReplayError as error:
+        return None, str(error)
+    notes.see(log, replayed)
+    return replayed.ms, ""
+
+
+def _signature_keys(log: PredictionLog) -> list[str]:
+    """Keys of the signatures a record runs; one for each task of a MultiInference."""
+    if log_kind(log) != "multi_inference":
+        return [log_signature_key(log)]
+    tasks = log.multi_inference_log.request.tasks
+    return [task.model_spec.signature_name or DEFAULT_SIGNATURE_KEY for task in tasks]
+
+
+class _ServerNotes:
+    """Gathers, over the records that run, what a server started otherwise would refuse.
+
+    Attributes:
+        asked: keys of the signatures that records name.
+    """
+
+    def __init__(self, signatures: Mapping[str, Signature]) -> None:
+        self.asked: set[str] = set()
+        self._signatures = signatures
+        self._unbatchable: dict[str, dict[str, None]] = {}
+        self._method_names: dict[str, dict[str, None]] = {}
+        for key, signature in signatures.items():
+            for name, spec in signature.inputs.items():
+                if spec.shape == ():
+                    self._unbatch(key, f"input {name!r} is a scalar")
+
+    def _unbatch(self, key: str, reason: str) -> None:
+        self._unbatchable.setdefault(key, {})[reason] = None
+
+    def see(self, log: PredictionLog, replayed: Replayed) -> None:
+        """Takes in one record that ran."""
+        kind, key = log_kind(log), log_signature_key(log)
+        if kind == "predict":
+            self._see_predict(key, log, replayed)
+        elif kind == "classify":
+            self._expect(key, "Classify", (CLASSIFY_METHOD,))
+        elif kind == "regress":
+            self._expect(key, "Regress", (REGRESS_METHOD,))
+        elif kind == "multi_inference":
+            tasks = log.multi_inference_log.request.tasks
+            for task_key, task in zip(_signature_keys(log), tasks, strict=True):
+                self._expect(task_key, "MultiInference", (task.method_name,))
+
+    def _see_predict(self, key: str, log: PredictionLog, replayed: Replayed) -> None:
+        self._expect(key, "Predict", (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD))
+        inputs = log.predict_log.request.inputs
+        shapes = {name: [dim.size for dim in inputs[name].tensor_shape.dim] for name in sorted(inputs)}
+        for name, shape in shapes.items():
+            if not shape:
+                self._unbatch(key, f"input {name!r} is a scalar")
+        sizes = {shape[0] for shape in shapes.values() if shape}
+        if len(sizes) > 1:
+            listed = ", ".join(f"{name} {render_shape(shape)}" for name, shape in shapes.items())
+            self._unbatch(key, f"its inputs differ in dimension 0 ({listed})")
+        elif sizes:
+            (size,) = sizes
+            for alias, array in replayed.outputs.items():
+                if array.ndim == 0 or len(array) != size:
+                    got = render_shape(array.shape)
+                    self._unbatch(key, f"output {alias!r} is {got} for a batch of {size}, so it is not batch-major")
+
+    def _expect(self, key: str, request: str, expected: tuple[str, ...]) -> None:
+        method_name = self._signatures[key].method_name
+        if method_name not in expected:
+            wanted = " or ".join(map(repr, expected))
+            text = f"its method_name is {method_name!r}, {request} wants {wanted}"
+            self._method_names.setdefault(key, {})[text] = None
+
+    def lines(self, facts: Mapping[str, GraphFacts]) -> Iterator[str]:
+        """The notes, grouped by what they depend on; `facts` holds the graph's facts of each signature."""
+        for key, fact in facts.items():
+            if fact.compiles:
+                yield (
+                    f"Signature {key!r} must be compiled by XLA: a server needs --xla_cpu_compilation_enabled (or "
+                    "--xla_gpu_compilation_enabled on a GPU) to run it"
+                    + ("; without the flag its records keep the model from loading." if key in self.asked else ".")
+                )
+        foreign = sorted({op for fact in facts.values() for op in fact.foreign_ops})
+        if foreign:
+            yield f"Ops outside core TensorFlow, which the server must be built with: {', '.join(foreign)}."
+        for key, reasons in self._unbatchable.items():
+            yield f"Signature {key!r} does not work with --enable_batching: {'; '.join(reasons)}."
+        for key, fact in facts.items():
+            if fact.writes_state and key in self.asked:
+                yield f"Signature {key!r} writes state: it has counted the warmup requests when the first client comes."
+        for key, reasons in self._method_names.items():
+            yield (
+                f"With --enable_signature_method_name_check the records of signature {key!r} keep the model from "
+                f"loading: {'; '.join(reasons)}. "
+                "tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater changes it."
+            )
