@@ -1,0 +1,327 @@
+"""What `data=` may be: arrays, structures of them, DataFrames, tf.data, PyDataset, DataLoader, generators -> Batches.
+
+Data is read as `Model.fit` reads it. Libraries that may not be installed (pandas, torch, scipy) are recognised by the
+names of their classes and never imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.batch import Batch, Source, describe, is_sequence, map_leaves, render_path, slice_rows, walk
+from keras_warmup.errors import DataError
+
+DEFAULT_BATCH_SIZE = 32
+
+_ACCEPTED = (
+    "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a tf.data.Dataset, a PyDataset, a "
+    "torch DataLoader, a generator or a function that returns one."
+)
+
+
+def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[Batch]:
+    """Reads data as batches of model input.
+
+    Args:
+        data: Bare arrays, DataFrames, and lists, tuples and dicts of arrays are x, with rows first. A list of `bytes`
+            or `str` is one string array. Elements of a `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`
+            or generator are `(x[, y[, sample_weight]])`, of which x is kept, or x itself where they are no tuple or
+            list.
+            A dataset of scalar strings (`TFRecordDataset`) is batched. A function without arguments is called for the
+            data. A DataFrame of numbers is one 2-D array, as in `fit`; one of mixed or string columns is a dict
+            of its columns, each of shape `[rows, 1]`, as `fit(dict(frame))` reads it. An iterator is one-shot: what is
+            read from it is gone, which a `UserWarning` says.
+        batch_size: rows of each batch made of arrays, and of a dataset of scalar strings.
+
+    Returns:
+        An iterator over batches. It is infinite where the data is, and reads no further than it is asked to.
+
+    Raises:
+        DataError: the data cannot be read. For arrays at once, for all else when the bad element is read.
+    """
+    if _is_class_of(data, "tensorflow", "DistributedDataset", "DistributedDatasetsFromFunction"):
+        raise DataError(
+            f"Cannot read data: {type(data).__name__} is spread over replicas. "
+            "Pass the tf.data.Dataset it was made from."
+        )
+    if isinstance(data, tf.data.Dataset):
+        return _read_elements(_batch_strings(data, batch_size), "the tf.data.Dataset")
+    if _is_class_of(data, "keras", "PyDataset") or _is_class_of(data, "tf_keras", "Sequence"):
+        return _read_elements(_iterate_py_dataset(data), "the PyDataset")
+    if _is_class_of(data, "torch", "DataLoader"):
+        return _read_elements(data, "the DataLoader")
+    if isinstance(data, types.GeneratorType) or (hasattr(data, "__next__") and not isinstance(data, Mapping)):
+        warnings.warn(
+            f"data= is a {type(data).__name__}, which can be read once: the batches read from it for warmup records "
+            "are gone for whatever reads it next. Pass a function that returns a new one to keep it.",
+            UserWarning,
+            stacklevel=2,
+        )
+        return _read_elements(data, f"the {type(data).__name__}")
+    if callable(data) and not hasattr(data, "__array__"):
+        return _read_made(data, batch_size)
+    return _read_arrays(data, batch_size)
+
+
+def read_element(element: Any, where: str, source: Source = "data") -> Batch:
+    """Reads one element `(x[, y[, sample_weight]])` of a stream as a batch of its x.
+
+    Args:
+        element: what the stream yields; x itself where it is neither tuple nor list.
+        where: what the element is, for messages.
+        source: where its rows come from.
+
+    Raises:
+        DataError: it is a tuple of another length, or its x cannot be read.
+    """
+    return read_x(x_of(element, where), where, source)
+
+
+def x_of(element: Any, where: str) -> Any:
+    """The x of an element `(x[, y[, sample_weight]])`, or of a structure of its specs.
+
+    Raises:
+        DataError: it is a tuple or list of another length.
+    """
+    # Keras' own error for these prints the element, which is training data.
+    if isinstance(element, (tuple, list)) and not 1 <= len(element) <= 3:
+        raise DataError(
+            f"Cannot read {where}: expected x, (x,), (x, y) or (x, y, sample_weight), got a {type(element).__name__} "
+            f"of {len(element)} parts."
+        )
+    return keras.utils.unpack_x_y_sample_weight(element)[0]
+
+
+def read_x(x: Any, where: str, source: Source = "data") -> Batch:
+    """Reads a structure of array-likes as a batch on the host.
+
+    Args:
+        x: nested dicts, lists and tuples of array-likes with equal first dimensions.
+        where: what x belongs to, for messages.
+        source: where its rows come from.
+
+    Raises:
+        DataError: a leaf is no array of a TensorFlow dtype, has no rows, or another number of rows than the others.
+    """
+    x = _join_string_lists(x)
+    host = map_leaves(lambda path, leaf: read_leaf(leaf, f"{render_path(path)} of {where}"), x)
+    return Batch(host, count_rows(host, where), source)
+
+
+def count_rows(x: Any, where: str) -> int:
+    """The first dimension that all leaves of `x` share; leaves may still be on a device.
+
+    Raises:
+        DataError: there is no leaf, a leaf is a scalar, or their first dimensions differ.
+    """
+    rows: dict[str, int] = {}
+    for path, leaf in walk(x):
+        if leaf is None:
+            continue
+        if len(leaf.shape) == 0:
+            raise DataError(
+                f"Cannot read {render_path(path)} of {where}: expected rows in the first dimension, "
+                f"got {describe(leaf)}. Batch the data, as for fit."
+            )
+        rows[render_path(path)] = _rows_of_leaf(leaf)
+    if not rows:
+        raise DataError(f"Cannot read {where}: x holds no array. {_ACCEPTED}")
+    if len(set(rows.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
+        raise DataError(f"Cannot read {where}: its arrays differ in rows: {listed}. Pass arrays of the same rows.")
+    return next(iter(rows.values()))
+
+
+def read_leaf(leaf: Any, where: str) -> Any:
+    """Brings one leaf to the host.
+
+    Args:
+        leaf: array, tensor, pandas Series or DataFrame, scipy sparse matrix, optional or `None`.
+        where: which leaf it is, for messages.
+
+    Returns:
+        `np.ndarray` (strings as objects of type `bytes`; float16-like dtypes keep theirs), `tf.RaggedTensor`,
+        `tf.SparseTensor` or `None`. Arrays may share memory with `leaf`.
+
+    Raises:
+        DataError: it is none of these, or its dtype is not one of TensorFlow's.
+    """
+    if isinstance(leaf, tf.experimental.Optional):
+        leaf = leaf.get_value() if leaf.has_value() else None
+    if leaf is None or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+        return leaf
+    if _is_class_of(leaf, "scipy.sparse", "sparray", "spmatrix", "_spbase"):
+        # csr sorts by row and column, the order tf.SparseTensor asks for; scipy's coo may hold a place twice.
+        coo = leaf.tocsr().sorted_indices().tocoo()
+        return tf.SparseTensor(np.stack([coo.row, coo.col], axis=1).astype(np.int64), coo.data, coo.shape)
+    if _is_class_of(leaf, "pandas", "DataFrame"):
+        return _read_numbers(leaf, where)
+    if _is_class_of(leaf, "pandas", "Series"):
+        return _check_dtype(np.expand_dims(leaf.to_numpy(), -1), where)
+    if _is_class_of(leaf, "torch", "Tensor"):
+        return _check_dtype(leaf.detach().cpu().numpy(), where)
+    if isinstance(leaf, np.ndarray):
+        return _check_dtype(leaf, where)
+    if hasattr(leaf, "__array__") and not keras.backend.is_keras_tensor(leaf) and not _is_symbolic(leaf):
+        return _check_dtype(np.asarray(leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf), where)
+    advice = " Make an array of it with numpy.asarray." if isinstance(leaf, (bool, int, float, complex)) else ""
+    raise DataError(f"Cannot read {where}: expected an array, got {type(leaf).__name__}.{advice or ' ' + _ACCEPTED}")
+
+
+def _is_class_of(value: Any, library: str, *names: str) -> bool:
+    """Whether a class of that name, defined in that library, is among the classes of `value`."""
+    return any(
+        parent.__name__ in names and f"{parent.__module__}.".startswith(f"{library}.") for parent in type(value).__mro__
+    )
+
+
+def _is_symbolic(leaf: Any) -> bool:
+    return isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy")
+
+
+def _rows_of_leaf(leaf: Any) -> int:
+    if isinstance(leaf, tf.RaggedTensor):
+        return int(leaf.nrows())
+    return int(leaf.dense_shape[0]) if isinstance(leaf, tf.SparseTensor) else int(leaf.shape[0])
+
+
+def _read_elements(elements: Iterable[Any], where: str) -> Iterator[Batch]:
+    count = 0
+    for index, element in enumerate(elements):
+        batch = read_element(element, f"element {index} of {where}")
+        # fit trains on such an element too; there is no row in it to keep.
+        if batch.size:
+            count += 1
+            yield batch
+    if not count:
+        raise DataError(f"Cannot read {where}: it is empty. Pass data with at least one row.")
+
+
+def _batch_strings(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    spec = dataset.element_spec
+    if isinstance(spec, tf.TensorSpec) and spec.dtype == tf.string and spec.shape.rank == 0:
+        return dataset.batch(batch_size)
+    return dataset
+
+
+def _iterate_py_dataset(data: Any) -> Iterator[Any]:
+    count = data.num_batches if hasattr(data, "num_batches") else len(data)
+    for index in itertools.count() if count is None else range(count):
+        yield data[index]
+
+
+def _read_made(function: Callable[[], Any], batch_size: int) -> Iterator[Batch]:
+    name = getattr(function, "__name__", type(function).__name__)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # Builtins tell no signature; the call itself then says what is wrong.
+        parameters = ()  # type: ignore[assignment]
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise DataError(
+            f"Cannot read data: the function {name!r} needs arguments {needed}. Pass one that is called without any."
+        )
+    made = function()
+    # Made for us alone, so that nobody misses what is read from it: no warning.
+    if hasattr(made, "__next__"):
+        return _read_elements(made, f"what the function {name!r} returns")
+    if made is None:
+        raise DataError(
+            f"Cannot read data: the function {name!r} returned None. Return a generator, dataset or arrays."
+        )
+    return read_batches(made, batch_size=batch_size)
+
+
+def _read_arrays(data: Any, batch_size: int) -> Iterator[Batch]:
+    if _is_class_of(data, "pandas", "DataFrame") and not _numeric_columns(data):
+        data = _columns_of(data)
+    whole = read_x(data, "data")
+    if not whole.size:
+        shapes = ", ".join(
+            f"{render_path(path)} is {describe(leaf)}" for path, leaf in walk(whole.x) if leaf is not None
+        )
+        raise DataError(f"Cannot read data: it has no rows: {shapes}. Pass data with at least one row.")
+    return (slice_rows(whole, start, min(start + batch_size, whole.size)) for start in range(0, whole.size, batch_size))
+
+
+def _join_string_lists(x: Any) -> Any:
+    """Makes one array of each list of strings, wherever it is in the structure."""
+    if is_sequence(x) and len(x) and all(isinstance(item, (bytes, str)) for item in x):
+        joined = np.empty(len(x), object)
+        joined[:] = x
+        return joined
+    if isinstance(x, Mapping):
+        return {key: _join_string_lists(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
+        return type(x)(_join_string_lists(item) for item in x)
+    return x
+
+
+def _numeric_columns(frame: Any) -> bool:
+    return all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes)
+
+
+def _read_numbers(frame: Any, where: str) -> np.ndarray[Any, Any]:
+    if not _numeric_columns(frame):
+        listed = ", ".join(f"{name!r} {dtype}" for name, dtype in zip(frame.columns, frame.dtypes, strict=True))
+        raise DataError(
+            f"Cannot read {where}: its columns are not all numbers: {listed}. "
+            "Pass dict(frame) to give each column to an input of its own."
+        )
+    if not len(frame.columns):
+        raise DataError(f"Cannot read {where}: the DataFrame has no columns. Pass one with the features of the model.")
+    numbers: np.ndarray[Any, Any] = frame.to_numpy(dtype=np.result_type(*frame.dtypes))
+    return numbers
+
+
+def _columns_of(frame: Any) -> dict[Any, Any]:
+    names = list(frame.columns)
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f"Cannot read data: the DataFrame has columns {twice} more than once, and a DataFrame of mixed columns is "
+            "read by name. Rename them."
+        )
+    return {name: frame[name] for name in names}
+
+
+def _check_dtype(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    if array.dtype.kind in "UST":
+        array = array.astype(object)
+    if array.dtype.kind == "O":
+        return _encode_strings(array, where)
+    try:
+        tf.as_dtype(array.dtype)
+    except TypeError as error:
+        raise DataError(
+            f"Cannot read {where}: {array.dtype} is no dtype of TensorFlow, got {describe(array)}. "
+            "Convert it to numbers or strings first."
+        ) from error
+    return array
+
+
+def _encode_strings(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    kinds = sorted({type(value).__name__ for value in array.ravel() if not isinstance(value, (bytes, str))})
+    if kinds:
+        raise DataError(
+            f"Cannot read {where}: expected strings in an object array of shape {list(array.shape)}, got values of "
+            f"type {', '.join(kinds)}. Fill missing values and make it an array of numbers or of strings."
+        )
+    encoded = np.empty(array.shape, object)
+    for index, value in np.ndenumerate(array):
+        encoded[index] = value.encode("utf-8") if isinstance(value, str) else bytes(value)
+    return encoded
