@@ -1,0 +1,253 @@
+"""Where to publish: reads paths and `filepath` templates, and numbers versions as TensorFlow Serving does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import string
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from keras_warmup.errors import OptionsError, PublishError
+
+# The server reads versions as int64.
+_MAX_VERSION = 2**63 - 1
+_VERSION_FIELD = re.compile(r"\{version(?::(?P<spec>[^{}]*))?\}")
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+def as_path(path: str | os.PathLike[str]) -> str:
+    """Reads a path argument: `str`, without `file://` and trailing slashes.
+
+    Args:
+        path: a local path, or a URL that `tf.io.gfile` takes, such as `gs://bucket/models/1`.
+
+    Raises:
+        OptionsError: it is not a path, is empty, or is a `pathlib.Path` made of a URL (which has lost a slash).
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionsError(f"A path must be a str or os.PathLike, got {type(path).__name__}.")
+    text = os.fsdecode(path)
+    if not isinstance(path, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
+        raise OptionsError(f"The path {text!r} was a URL before pathlib folded its slashes. Pass it as a str.")
+    text = text.removeprefix("file://")
+    if not text:
+        raise OptionsError("A path must not be empty.")
+    return text.rstrip("/") or "/"
+
+
+def next_version(base: str | os.PathLike[str]) -> int:
+    """The version after the highest one under `base`; 1 where there is none.
+
+    Names are read as the server reads them: decimal integers up to 2^63 - 1, leading zeros allowed (`00000123` is 123),
+    files too; hidden and other names are ignored.
+
+    Args:
+        base: the model's base path; it may not exist.
+
+    Raises:
+        PublishError: the highest version is the last there can be.
+    """
+    return _next_number(as_path(base), re.compile(r"(\d+)", re.ASCII))
+
+
+def resolve_version(path: str | os.PathLike[str]) -> str:
+    """Fills in `{version}` (or `{version:08d}`): the highest integer under the base path + 1, starting at 1.
+
+    The base path is what stands before the component with the field. In a component such as `v{version}` the integers
+    are those of its siblings with the same rest of the name.
+
+    Args:
+        path: a path with or without `{version}`; other braces are taken literally.
+
+    Raises:
+        OptionsError: the format specification does not format an integer.
+    """
+    template = as_path(path)
+    first = _VERSION_FIELD.search(template)
+    if first is None:
+        return template
+    start = template.rfind("/", 0, first.start()) + 1
+    end = template.find("/", first.end())
+    component = template[start : len(template) if end < 0 else end]
+    literals = [re.escape(part) for part in re.split(r"\{version(?::[^{}]*)?\}", component)]
+    pattern = re.compile(literals[0] + r"(\d+)" + r"\d+".join(literals[1:]), re.ASCII)
+    version = _next_number(template[:start] or ".", pattern)
+    try:
+        return _VERSION_FIELD.sub(lambda field: format(version, field["spec"] or ""), template)
+    except ValueError as error:
+        raise OptionsError(
+            f"Bad path {template!r}: {first[0]!r} cannot format an integer ({error}). Use {{version}} or "
+            "{version:08d}."
+        ) from error
+
+
+def has_version(path: str) -> bool:
+    """Whether `path` holds `{version}`."""
+    return _VERSION_FIELD.search(path) is not None
+
+
+def fields_of(filepath: str) -> tuple[str, ...]:
+    """The fields of a `filepath` template, each once, in order, such as `("epoch", "version", "val_loss")`.
+
+    Args:
+        filepath: a template for `str.format`, as `keras.callbacks.ModelCheckpoint` takes it.
+
+    Raises:
+        OptionsError: braces do not match, a field is not a plain name, or the format of `{version}` or `{epoch}` is not
+            one of an integer.
+    """
+    try:
+        parsed = [(field, spec or "") for _, field, spec, _ in string.Formatter().parse(filepath) if field is not None]
+        for spec in [spec for field, spec in parsed if field in ("version", "epoch")]:
+            format(1, spec)
+    except ValueError as error:
+        raise OptionsError(
+            f"Bad filepath {filepath!r}: {error}. Write fields as {{version}}, {{epoch:02d}} or {{val_loss:.2f}}, and "
+            "a literal brace as {{ or }}."
+        ) from error
+    fields = [field for field, _ in parsed]
+    wrong = [field for field in fields if not re.fullmatch(r"[^\W\d][^.\[\]]*", field)]
+    if wrong:
+        raise OptionsError(
+            f"Bad filepath {filepath!r}: unknown fields {_braced(wrong)}. Known fields: {{version}}, {{epoch}} and the "
+            "names of the metrics, such as {val_loss:.2f}."
+        )
+    return tuple(dict.fromkeys(fields))
+
+
+def format_filepath(filepath: str, epoch: int | None = None, logs: Mapping[str, Any] | None = None) -> str:
+    """Fills in `{epoch}` and metrics; `{version}` stays, for `resolve_version`.
+
+    Args:
+        filepath: the template.
+        epoch: the epoch as users count, from 1; `None` where no epoch ran.
+        logs: metric name -> value at the end of that epoch.
+
+    Raises:
+        OptionsError: a field is unknown, or its format does not fit its value.
+    """
+    values = {**(logs or {}), **({} if epoch is None else {"epoch": epoch})}
+    unknown = [field for field in fields_of(filepath) if field != "version" and field not in values]
+    if unknown:
+        raise OptionsError(
+            f"Cannot fill in filepath {filepath!r}: unknown fields {_braced(unknown)}. Known fields: "
+            f"{_braced(['version', *sorted(values)])}."
+        )
+    parts = []
+    for literal, field, format_spec, conversion in string.Formatter().parse(filepath):
+        parts.append(literal)
+        if field is None:
+            continue
+        spec = f":{format_spec}" if format_spec else ""
+        if field == "version":
+            parts.append("{version" + spec + "}")
+            continue
+        replacement = "{" + field + (f"!{conversion}" if conversion else "") + spec + "}"
+        try:
+            parts.append(replacement.format(**{field: values[field]}))
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise OptionsError(
+                f"Cannot fill in filepath {filepath!r}: {replacement!r} does not format a "
+                f"{type(values[field]).__name__} ({error})."
+            ) from error
+    return "".join(parts)
+
+
+def version_hint(path: str | os.PathLike[str]) -> str | None:
+    """A hint for a path whose last component no TensorFlow Serving server takes for a version; else `None`.
+
+    Args:
+        path: a path, or a template with `{version}`, `{epoch}` and metrics.
+    """
+    template = as_path(path)
+    name = re.sub(r"\{(?:version|epoch)(?::[^{}]*)?\}", "1", name_of(template))
+    if read_version(name) is not None:
+        return None
+    return (
+        f"No TensorFlow Serving server loads {template!r}: its last component is not an integer. Publish to "
+        f"{join(template, '1')!r} or {join(template, '{version}')!r}."
+    )
+
+
+def model_name_of(path: str | os.PathLike[str]) -> str:
+    """The name a server gives a model published at `path`: that of its base path, or of `path` itself if it is no version.
+
+    Args:
+        path: a version directory, or a template of one.
+    """
+    template = as_path(path)
+    absolute = template if scheme_of(template) else os.path.abspath(template)
+    return name_of(absolute if version_hint(absolute) else parent_of(absolute))
+
+
+def _braced(names: Iterable[str]) -> str:
+    return ", ".join("{" + name + "}" for name in names)
+
+
+def _next_number(base: str, pattern: re.Pattern[str]) -> int:
+    with explained(base):
+        entries = tf.io.gfile.listdir(base) if tf.io.gfile.isdir(base) else []
+    matches = [pattern.fullmatch(entry.rstrip("/")) for entry in entries]
+    versions = [int(match[1]) for match in matches if match and int(match[1]) <= _MAX_VERSION]
+    version = max(versions, default=0) + 1
+    if version > _MAX_VERSION:
+        raise PublishError(
+            f"Cannot take the next version under {base!r}: {version - 1} is the last one a server reads."
+        )
+    return version
+
+
+def read_version(name: str) -> int | None:
+    """The version that the server reads in the name of a directory; `None` where it reads none."""
+    if not re.fullmatch(r"\d+", name, re.ASCII) or int(name) > _MAX_VERSION:
+        return None
+    return int(name)
+
+
+def scheme_of(path: str) -> str:
+    """`gs` of `gs://bucket/m`; empty for a local path."""
+    match = _SCHEME.match(path)
+    return match[1].lower() if match else ""
+
+
+def name_of(path: str) -> str:
+    """The last component; empty for a root, a bucket or a host, as which nothing can be published."""
+    match = _SCHEME.match(path)
+    rest = path[match.end() :] if match else path
+    return rest.rpartition("/")[2] if not match or "/" in rest else ""
+
+
+def parent_of(path: str) -> str:
+    """The directory above; `.` above a relative name, and the root or bucket itself above them."""
+    match = _SCHEME.match(path)
+    if match and "/" not in path[match.end() :]:
+        return path
+    head, _, _ = path.rpartition("/")
+    if head:
+        return head
+    return "/" if path.startswith("/") else "."
+
+
+def join(directory: str, name: str) -> str:
+    """Joins with one `/`, which `tf.io.gfile` takes everywhere."""
+    return f"{directory.rstrip('/')}/{name}"
+
+
+@contextlib.contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turns the file system's errors into a `PublishError` with the path and the reason."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise PublishError(f"Cannot publish to {path!r}: {reason_of(error)}.") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason alone, without paths, which may be those of a probe or of a hidden directory."""
+    if isinstance(error, tf.errors.OpError):
+        return str(error.message).rpartition("; ")[2].rstrip(".")
+    return getattr(error, "strerror", None) or type(error).__name__
