@@ -73,14 +73,14 @@ def render_path(path: Path, root: str = "x") -> str:
 
 
 def describe(leaf: Any) -> str:
-    """dtype and shape of a leaf, for messages: `float32 [32, 224, 224, 3]`. Never a value."""
+    """Dtype and shape of a leaf, for messages: `float32 [32, 224, 224, 3]`. Never a value."""
     if leaf is None:
         return "None"
     shape = getattr(leaf, "shape", None)
     dtype = getattr(leaf, "dtype", None)
     if shape is None or dtype is None:
         return type(leaf).__name__
-    name = "string" if getattr(dtype, "kind", "") in "OSUT" else getattr(dtype, "name", str(dtype))
+    name = "string" if getattr(dtype, "kind", "?") in "OSUT" else getattr(dtype, "name", str(dtype))
     kind = {"RaggedTensor": "ragged ", "SparseTensor": "sparse "}.get(type(leaf).__name__, "")
     return f"{kind}{name} {render_shape(tuple(shape))}"
 

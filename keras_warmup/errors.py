@@ -42,3 +42,7 @@ class ProofError(WarmupError, RuntimeError):
 
 class PublishError(WarmupError, OSError):
     """A directory cannot be published: it exists, cannot be written, or its name cannot be made."""
+
+
+class ServerError(WarmupError, ConnectionError):
+    """A model server cannot be found, started or reached."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from keras_warmup.errors import OptionsError
+from keras_warmup.report import KINDS, Kind
 
 # TensorFlow Serving fails the load on record 1001 (saved_model_warmup_util.h, kMaxNumRecords).
 MAX_RECORDS = 1000
@@ -51,11 +52,14 @@ class WarmupOptions:
         output_filters: sets of output aliases that clients ask for in `PredictRequest.output_filter`, *in addition* to
             all outputs. A list of lists applies to each signature that has those aliases; a dict keyed by
             signature_key restricts them.
+        kinds: request kinds to write, among `predict`, `classify`, `regress` and `multi_inference`, for each signature that can
+            serve them. Defaults to `None`: Classify or Regress where the signature has their shape, else Predict.
         transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the model was fed it.
         xla: also write a record for each exact batch size of signatures that compile with XLA. The server must
             run with `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`, else it refuses the model.
         max_records: most records to write, 1 to 1000 (TensorFlow Serving fails the load on the 1001st).
         max_bytes: most bytes for the whole warmup file.
+        model_name: `model_spec.name` of the requests; MultiInference needs one. Defaults to `None`: the base path's name.
         seed: seed of every random choice; same seed, same data, same file.
         verify: replay the records in a Session before publishing.
         on_no_data: `"synthesize"` makes rows up from the signature with a warning, `"error"` refuses.
@@ -67,10 +71,12 @@ class WarmupOptions:
     signatures: Sequence[str] | None = None
     batch_sizes: Sequence[int] | None = None
     output_filters: OutputFilters | None = None
+    kinds: Sequence[Kind] | None = None
     transform: Transform | None = None
     xla: bool = False
     max_records: int = MAX_RECORDS
     max_bytes: int = DEFAULT_MAX_BYTES
+    model_name: str | None = None
     seed: int = 0
     verify: bool = True
     on_no_data: Literal["synthesize", "error"] = "synthesize"
@@ -84,6 +90,12 @@ class WarmupOptions:
             if isinstance(sizes, int) or not sizes or any(not _is_int(size) or size < 1 for size in sizes):
                 problems.append(f"batch_sizes must be a non-empty sequence of integers >= 1, got {sizes!r}")
         problems += _problems_of_filters(self.output_filters)
+        if self.kinds is not None and (
+            isinstance(self.kinds, str) or not self.kinds or any(kind not in KINDS for kind in self.kinds)
+        ):
+            problems.append(f"kinds must be a non-empty sequence of {', '.join(map(repr, KINDS))}, got {self.kinds!r}")
+        if self.model_name is not None and (not isinstance(self.model_name, str) or not self.model_name):
+            problems.append(f"model_name must be a non-empty str, got {self.model_name!r}")
         if self.transform is not None and not callable(self.transform):
             problems.append(f"transform must be callable, got {type(self.transform).__name__}")
         if not _is_int(self.max_records) or not 1 <= self.max_records <= MAX_RECORDS:
@@ -141,7 +153,9 @@ def as_options(warmup: WarmupOptions | Mapping[str, Any] | None) -> WarmupOption
         return warmup
     if isinstance(warmup, Mapping):
         return WarmupOptions(**warmup)
-    raise OptionsError(f"warmup must be a WarmupOptions, a mapping of its options or None, got {type(warmup).__name__}.")
+    raise OptionsError(
+        f"warmup must be a WarmupOptions, a mapping of its options or None, got {type(warmup).__name__}."
+    )
 
 
 def _is_int(value: object) -> bool:
@@ -154,7 +168,9 @@ def _problems_of_filters(filters: OutputFilters | None) -> list[str]:
     groups = list(filters.values()) if isinstance(filters, Mapping) else [filters]
     for group in groups:
         if isinstance(group, str) or any(isinstance(filter_, str) or not filter_ for filter_ in group):
-            return [f"output_filters must hold non-empty lists of output aliases, such as [['scores']], got {filters!r}"]
+            return [
+                f"output_filters must hold non-empty lists of output aliases, such as [['scores']], got {filters!r}"
+            ]
         for filter_ in group:
             if len(set(filter_)) != len(filter_):
                 return [f"output_filters must not name an output twice, got {filter_!r}"]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
 
 Kind = Literal["predict", "classify", "regress", "multi_inference"]
 KINDS: tuple[Kind, ...] = ("predict", "classify", "regress", "multi_inference")
@@ -74,7 +78,78 @@ class WarmupReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
-        return to_plain(self)
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        lines = [records_table(self.records, f"warmup records of {self.export_dir}")] if self.records else []
+        texts = [] if self.records else [f"no warmup records in {self.export_dir}"]
+        texts += [f"proof {key}: {proof}" for key, proof in self.proofs.items()]
+        texts += [f"cold {key}: {why}" for key, why in self.skipped.items()]
+        texts += [f"cast {name}: {cast}" for name, cast in self.casts.items()]
+        texts += [f"shapes {key}: {share:.0%} of those seen are covered" for key, share in self.shape_coverage.items()]
+        texts += [f"note: {note}" for note in self.notes]
+        return Group(*lines, *(Text(text) for text in texts))
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordList:
+    """The records of a warmup file, without their values.
+
+    Attributes:
+        warmup_path: the file.
+        records: in the order the server replays them; what the file does not tell (`source`, `replay_ms`, `warms`) is empty.
+    """
+
+    warmup_path: str
+    records: tuple[RecordReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The list as JSON-ready values."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def __rich__(self) -> RenderableType:
+        return records_table(self.records, self.warmup_path)
+
+
+def _lines_of(signature_key: str) -> list[str]:
+    """The tasks of a MultiInference on lines of their own."""
+    first, *others = signature_key.split("+")
+    return [first, *(f"+ {key}" for key in others)]
+
+
+def records_table(records: Sequence[RecordReport], title: str) -> Table:
+    """A table with a row for each record."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    filtered = any(record.output_filter for record in records)
+    names = ["signature", "kind", "batch", "inputs", *(["outputs"] if filtered else []), "rows", "bytes", "replay ms"]
+    for name in names:
+        # The table must stay readable in 80 columns: only names and shapes fold.
+        table.add_column(
+            name,
+            justify="right" if name in ("batch", "bytes", "replay ms") else "left",
+            no_wrap=name not in ("signature", "inputs", "outputs"),
+        )
+    for record in records:
+        also = [key for key in record.warms if key != record.signature_key]
+        table.add_row(
+            "\n".join([*_lines_of(record.signature_key), *(f"also {key}" for key in also)]),
+            record.kind,
+            "-" if record.batch_size is None else str(record.batch_size),
+            "\n".join(f"{name} {list(shape)}" for name, shape in record.shapes.items()),
+            *([", ".join(record.output_filter) or "all"] if filtered else []),
+            record.source or "-",
+            str(record.bytes),
+            "-" if record.replay_ms is None else f"{record.replay_ms:.1f}",
+        )
+    return table
 
 
 def to_plain(report: Any) -> Any:

@@ -1,0 +1,274 @@
+"""What reads a string input: a tf.Example parser (with its feature spec), an image decoder, text ops, ...
+
+A string placeholder says nothing of the bytes it wants. Tracing it forwards through the graph and its function library
+does: the first op that looks into the bytes names their format. Nothing is run, and nothing is guessed: what cannot be
+read becomes `Unknown` with its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.bodies import Frame, attribute, output_index, source_of
+from keras_warmup.formats import (
+    Base64,
+    Compressed,
+    Consumer,
+    CsvDecoder,
+    ExampleParser,
+    FeatureSpec,
+    ImageDecoder,
+    PlainText,
+    RawDecoder,
+    SequenceExampleParser,
+    TensorParser,
+    Unknown,
+)
+from keras_warmup.graph import LOOPS, SAME_VALUE, ModelGraph, SignatureLike
+
+# Ops whose output holds the same strings, perhaps fewer or shaped otherwise -> which inputs hold them; None for all.
+_PASSES: Mapping[str, tuple[int, ...] | None] = {
+    **dict.fromkeys(SAME_VALUE, (0,)),
+    **dict.fromkeys(
+        ("Reshape", "ExpandDims", "Squeeze", "StridedSlice", "Slice", "Gather", "GatherV2", "GatherNd"), (0,)
+    ),
+    **dict.fromkeys(("Unpack", "SplitV", "Tile", "Transpose", "BroadcastTo", "ReverseV2", "RandomShuffle"), (0,)),
+    **dict.fromkeys(("TensorListFromTensor", "TensorListGetItem", "TensorListStack", "TensorListGather"), (0,)),
+    **dict.fromkeys(("TensorListConcatV2", "TensorListPopBack", "BooleanMask", "DynamicPartition"), (0,)),
+    **dict.fromkeys(("RaggedTensorToVariant", "RaggedTensorFromVariant", "RaggedTensorToTensor", "RaggedGather"), None),
+    **dict.fromkeys(("IdentityN", "Pack", "ConcatV2", "Merge", "RefMerge", "Select", "SelectV2"), None),
+    **dict.fromkeys(("TensorListSetItem", "SparseToDense"), (2,)),
+    **dict.fromkeys(("TensorArrayReadV3", "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArrayWriteV3"), None),
+    **dict.fromkeys(("TensorListPushBack", "Split", "Concat", "PadV2"), None),
+}
+# Ops that look at shapes, print, or check: they tell nothing of the format.
+_BLIND = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "Print", "PrintV2", "Assert", "NoOp"})
+_IMAGE_FORMATS: Mapping[str, tuple[str, ...]] = {
+    "DecodeJpeg": ("jpeg",),
+    "DecodeAndCropJpeg": ("jpeg",),
+    "ExtractJpegShape": ("jpeg",),
+    "DecodePng": ("png",),
+    "DecodeGif": ("gif",),
+    "DecodeBmp": ("bmp",),
+    "DecodeWebP": ("webp",),
+    "DecodeImage": ("png", "jpeg", "gif", "bmp"),
+}
+_FORMAT_ORDER = ("png", "jpeg", "gif", "bmp", "webp")
+_EXAMPLE_OPS = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
+_SEQUENCE_EXAMPLE_OPS = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
+_TEXT_PREFIXES = ("String", "Unicode", "Regex", "StaticRegex", "LookupTable", "HashTable", "Substr")
+_TEXT_OPS = frozenset({"Equal", "NotEqual", "AsString", "Unique", "UniqueV2", "UniqueWithCounts", "Fingerprint"})
+
+
+def find_consumers(meta_graph: Any, signature: SignatureLike) -> dict[str, Consumer]:
+    """Finds what reads each string input of a signature.
+
+    Only nodes that the signature runs count: other readers of the same placeholder belong to other signatures.
+
+    Args:
+        meta_graph: the MetaGraphDef, or a `ModelGraph` of it (build that once for several signatures).
+        signature: the signature, or anything with its `inputs` and `outputs`; a spec without `dtype` counts as string.
+
+    Returns:
+        Input name -> consumer, for the string inputs that have a tensor.
+    """
+    graph = meta_graph if isinstance(meta_graph, ModelGraph) else ModelGraph(meta_graph)
+    found: dict[str, Consumer] = {}
+    for name, spec in signature.inputs.items():
+        if spec.tensor and getattr(spec, "dtype", "string") == "string":
+            found[name] = _Trace(graph, signature).consumer(Frame(graph.main), spec.tensor)
+    return found
+
+
+class _Trace:
+    """Follows one string tensor to every op that looks into it."""
+
+    def __init__(self, graph: ModelGraph, signature: SignatureLike) -> None:
+        self._graph = graph
+        self._signature = signature
+        self._seen: set[tuple[tuple[str, ...], str, int]] = set()
+
+    def consumer(self, frame: Frame, tensor: str) -> Consumer:
+        """What all readers of a tensor of `frame`, together, want its strings to be."""
+        return _agree(list(self._follow(frame, source_of(tensor), output_index(tensor))))
+
+    def _follow(self, frame: Frame, name: str, index: int) -> Iterator[tuple[str, Consumer]]:
+        stack = [(frame, name, index)]
+        while stack:
+            frame, name, index = stack.pop()
+            if (frame.path, name, index) in self._seen:
+                continue
+            self._seen.add((frame.path, name, index))
+            body = frame.body
+            needed = self._graph.needed(body, self._signature)
+            for node, position in body.readers.get(name, ()):
+                if node.name not in needed or output_index(node.input[position]) != index:
+                    continue
+                calls = list(self._graph.calls(node))
+                if calls:
+                    for call in calls:
+                        inner = self._graph.enter(frame, node, call)
+                        if inner is None or call.offset is None:
+                            yield node.op, Unknown(f"{node.op} reads it, whose function cannot be followed")
+                        elif 0 <= position - call.offset < len(inner.body.args):
+                            stack.append((inner, inner.body.args[position - call.offset], 0))
+                elif node.op in _PASSES:
+                    values = _PASSES[node.op]
+                    if values is None or position in values:
+                        stack += [(frame, node.name, output) for output in _outputs_for(node, position)]
+                elif node.op not in _BLIND:
+                    yield node.op, self._read_by(frame, node, position)
+            for position in body.returned.get(name, ()):
+                if frame.caller is None or output_index(body.returns[position]) != index:
+                    continue
+                stack.append((frame.caller, frame.node.name, position))
+                if frame.node.op in LOOPS:  # what a loop's body returns is what its next turn reads
+                    loops = (
+                        self._graph.enter(frame.caller, frame.node, call) for call in self._graph.calls(frame.node)
+                    )
+                    stack += [(loop, loop.body.args[position], 0) for loop in loops if loop is not None]
+
+    def _read_by(self, frame: Frame, node: Any, position: int) -> Consumer:
+        op = node.op
+        if op in _EXAMPLE_OPS:
+            return _example_parser(self._graph, frame, node) if position == 0 else Unknown(f"it is no data of {op}")
+        if op in _SEQUENCE_EXAMPLE_OPS:
+            return SequenceExampleParser()
+        if op in _IMAGE_FORMATS:
+            dtype = _dtypes([attribute(node, "dtype").type or tf.uint8.as_datatype_enum])[0]
+            return ImageDecoder(_IMAGE_FORMATS[op], int(attribute(node, "channels").i), dtype)
+        if op == "DecodeBase64":
+            return Base64(_Trace(self._graph, self._signature).consumer(frame, f"{node.name}:output:0"))
+        if op == "ParseTensor":
+            return TensorParser(_dtypes([attribute(node, "out_type").type])[0])
+        if op in ("DecodeRaw", "DecodePaddedRaw"):
+            little_endian = "little_endian" not in node.attr or node.attr["little_endian"].b
+            return RawDecoder(_dtypes([attribute(node, "out_type").type])[0], little_endian)
+        if op == "DecodeCSV":
+            delimiter = attribute(node, "field_delim").s.decode() or ","
+            return CsvDecoder(tuple(_dtypes(attribute(node, "OUT_TYPE").list.type)), delimiter)
+        if op == "DecodeCompressed":
+            return Compressed(attribute(node, "compression_type").s.decode())
+        if op in _TEXT_OPS or op.startswith(_TEXT_PREFIXES):
+            return PlainText()
+        return Unknown(f"{op} reads it, whose input format is not known")
+
+
+def _outputs_for(node: Any, position: int) -> range:
+    """Which outputs of a pass-through node hold the strings that its input `position` holds."""
+    if node.op == "IdentityN":
+        return range(position, position + 1)
+    if node.op in ("Switch", "RefSwitch"):
+        return range(2)
+    count = next((name for name in ("num", "num_split", "num_partitions") if name in node.attr), None)
+    return range(int(node.attr[count].i)) if count else range(1)
+
+
+def _agree(found: list[tuple[str, Consumer]]) -> Consumer:
+    """One consumer for all readers. A parser decides against text ops, which only peek at the bytes (magic numbers)."""
+    if not found:
+        return Unknown("no op reads it on the way to the outputs")
+    consumers = [consumer for _, consumer in found]
+    formats = [consumer for consumer in consumers if not isinstance(consumer, (PlainText, Unknown))]
+    if not formats:
+        unknown = [consumer for consumer in consumers if isinstance(consumer, Unknown)]
+        return unknown[0] if unknown else PlainText()
+    if len({type(consumer) for consumer in formats}) > 1:
+        ops = sorted({op for op, consumer in found if consumer in formats})
+        return Unknown(f"{' and '.join(ops)} read it, which want different formats")
+    examples = [consumer for consumer in formats if isinstance(consumer, ExampleParser)]
+    if examples:
+        return _merge_examples(examples)
+    images = [consumer for consumer in formats if isinstance(consumer, ImageDecoder)]
+    if images:
+        every = {format_ for image in images for format_ in image.formats}
+        return dataclasses.replace(images[0], formats=tuple(sorted(every, key=_FORMAT_ORDER.index)))
+    if any(consumer != formats[0] for consumer in formats):
+        return Unknown(f"{found[0][0]} reads it twice, with different attributes")
+    return formats[0]
+
+
+def _merge_examples(parsers: list[ExampleParser]) -> Consumer:
+    merged: dict[str, FeatureSpec] = {}
+    for parser in parsers:
+        for key, spec in parser.spec.items():
+            known = merged.setdefault(key, spec)
+            if dataclasses.replace(known, default=None) != dataclasses.replace(spec, default=None):
+                return Unknown(f"two parsers read feature {key!r} of it in different ways")
+            if spec.required:  # one of them fails without it
+                merged[key] = spec
+    return ExampleParser(merged)
+
+
+def _example_parser(graph: ModelGraph, frame: Frame, node: Any) -> Consumer:
+    """Reads the feature spec off a parser node; argument layouts as in TensorFlow's core/ops/parsing_ops.cc."""
+    inputs = [tensor for tensor in node.input if not tensor.startswith("^")]
+    sparse_types, dense_types, ragged_types, split_types = (
+        _dtypes(attribute(node, name).list.type)
+        for name in ("sparse_types", "Tdense", "ragged_value_types", "ragged_split_types")
+    )
+    ragged_keys: list[str] | None = []
+    if node.op == "ParseExampleV2":
+        sparse_keys, dense_keys, ragged_keys = (_strings(graph, frame, tensor) for tensor in inputs[2:5])
+        defaults = inputs[5:]
+    elif node.op == "ParseExample":
+        # serialized, names, Nsparse scalar keys, Ndense scalar keys, defaults
+        count = len(sparse_types)
+        sparse_keys = _joined(_strings(graph, frame, tensor) for tensor in inputs[2 : 2 + count])
+        dense_keys = _joined(
+            _strings(graph, frame, tensor) for tensor in inputs[2 + count : 2 + count + len(dense_types)]
+        )
+        defaults = inputs[2 + count + len(dense_types) :]
+    else:
+        sparse_keys = [key.decode() for key in attribute(node, "sparse_keys").list.s]
+        dense_keys = [key.decode() for key in attribute(node, "dense_keys").list.s]
+        defaults = inputs[1:]
+    if sparse_keys is None or dense_keys is None or ragged_keys is None:
+        return Unknown(f"{node.op} reads it with feature keys that are no constants")
+    spec: dict[str, FeatureSpec] = {}
+    for key, dtype in zip(sparse_keys, sparse_types, strict=True):
+        spec[key] = FeatureSpec("sparse", dtype)
+    shapes = attribute(node, "dense_shapes").list.shape
+    for key, dtype, shape, default in zip(dense_keys, dense_types, shapes, defaults, strict=True):
+        sizes = tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
+        spec[key] = FeatureSpec("dense", dtype, sizes, _default(graph, frame, default))
+    for key, dtype, split in zip(ragged_keys, ragged_types, split_types, strict=True):
+        spec[key] = FeatureSpec("ragged", dtype, row_splits=split)
+    return ExampleParser(spec)
+
+
+def _dtypes(enums: Iterable[int]) -> list[str]:
+    return [tf.as_dtype(enum).name for enum in enums]
+
+
+def _joined(parts: Iterator[list[str] | None]) -> list[str] | None:
+    keys = list(parts)
+    return None if any(part is None for part in keys) else [key for part in keys for key in part or ()]
+
+
+def _strings(graph: ModelGraph, frame: Frame, tensor: str) -> list[str] | None:
+    value = _constant(graph, frame, tensor)
+    return None if value is None else [key.decode() for key in value.reshape(-1)]
+
+
+def _default(graph: ModelGraph, frame: Frame, tensor: str) -> tuple[Any, ...] | None:
+    """Flat default values; `None` for an empty default (the feature is required) and for one that is no constant."""
+    value = _constant(graph, frame, tensor)
+    return None if value is None or value.size == 0 else tuple(value.reshape(-1).tolist())
+
+
+def _constant(graph: ModelGraph, frame: Frame, tensor: str) -> np.ndarray[Any, Any] | None:
+    at = graph.origin(frame, tensor)
+    if at is None:
+        return None
+    frame, node = at
+    if node.op == "Const":
+        value: np.ndarray[Any, Any] = tf.make_ndarray(node.attr["value"].tensor)
+        return value
+    # tf.io.parse_example reshapes its defaults; only the values matter here, the parser's attributes hold the shape.
+    return _constant(graph, frame, node.input[0]) if node.op in ("Reshape", "ExpandDims", "Squeeze") else None

@@ -1,0 +1,247 @@
+"""The public ways to a warm SavedModel: `export_with_warmup`, `save`, `add_warmup`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_warmup.batch import Batch, Path, map_leaves, walk
+from keras_warmup.candidates import Rows
+from keras_warmup.capture import captured_batches
+from keras_warmup.errors import OptionsError, WarmupError
+from keras_warmup.keras_model import arrange_batch, captured_signature, is_subclassed, require_built
+from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.publish import staged
+from keras_warmup.records import warmup_path
+from keras_warmup.report import WarmupReport
+from keras_warmup.sampling import select_batches
+from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
+from keras_warmup.sources import read_batches
+from keras_warmup.versions import as_path, model_name_of, version_hint
+from keras_warmup.warming import warm_saved_model
+
+ExportFn = Callable[[Any, str], Any]
+
+# Batches kept of `data=`, and read of it to choose them: a request needs a handful of rows, not a pass over the dataset.
+NUM_BATCHES = 8
+MAX_READ_BATCHES = 64
+_MIN_ROWS = 2
+
+
+def export_with_warmup(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    data: Any = None,
+    warmup: WarmupOptions | Mapping[str, Any] | None = None,
+    export_fn: ExportFn | None = None,
+    overwrite: bool = False,
+) -> WarmupReport:
+    """Exports a Keras model with the warmup file TensorFlow Serving replays when it loads it.
+
+    The SavedModel is built in a hidden directory beside `path`, its records are replayed through a Session as the server does,
+    their outputs are compared with the model's own, and only then it appears under its name.
+
+    Args:
+        model: a built Keras model.
+        path: the version directory to publish, such as `"./digits/1"`; `{version}` takes the next free version.
+        data: rows to warm with: arrays, dicts, lists or tuples of arrays and DataFrames are x; elements of a `tf.data.Dataset`, a
+            `PyDataset`, a generator (or a function that returns one) are `(x[, y[, sample_weight]])`, as in `fit`. Defaults to
+            the batches captured while the model was trained.
+        warmup: `WarmupOptions`, or a mapping of them.
+        export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
+        overwrite: replace what is at `path`.
+
+    Returns:
+        A `WarmupReport`: the records, what was proved, what stays cold and why.
+
+    Raises:
+        WarmupError: a child of it, by what failed. Nothing is published then.
+
+    Example:
+    ```python
+    model.fit(x, y, callbacks=[keras_warmup.BatchCapture()])
+    report = keras_warmup.export_with_warmup(model, "./digits/{version}")
+    ```
+    """
+    options = as_options(warmup)
+    if not isinstance(model, keras.Model):
+        raise OptionsError(
+            f"export_with_warmup takes a keras.Model, got {type(model).__name__}. For a tf.Module use keras_warmup.save."
+        )
+    require_built(model)
+    if export_fn is not None and not callable(export_fn):
+        raise OptionsError(f"export_fn must be callable, got {type(export_fn).__name__}.")
+    batches = _batches_for(model, data, options)
+    own_calls = frozenset({"serve", "serving_default"}) if export_fn is None else frozenset()
+    with staged(path, overwrite=overwrite) as staging:
+        directory = os.fspath(staging)
+        rows = _rows(model, batches, options, own_calls)
+        if export_fn is None:
+            _export_model(model, directory, rows.batches)
+        else:
+            with one_copy_of_each_variable():
+                export_fn(model, directory)
+            _require_saved_model(directory)
+        report = warm_saved_model(directory, rows, options, model_name=model_name_of(path))
+    return _published(report, staging.published, path)
+
+
+def save(
+    obj: Any,
+    export_dir: str | os.PathLike[str],
+    signatures: Any = None,
+    options: Any = None,
+    *,
+    data: Any = None,
+    warmup: WarmupOptions | Mapping[str, Any] | None = None,
+) -> WarmupReport:
+    """Drop-in for `tf.saved_model.save` that leaves a warm SavedModel a server can run.
+
+    `tf.saved_model.save` of a Keras 3 model, or of a module that holds one, gives a SavedModel that `tf.saved_model.load` can
+    run and TensorFlow Serving cannot; this one both can.
+
+    Args:
+        obj: a Keras model, `tf.Module` or other trackable.
+        export_dir: where to save; what is there is replaced, as `tf.saved_model.save` does. `{version}` takes the next
+            free version.
+        signatures: as `tf.saved_model.save` takes them. Defaults to those of `obj`.
+        options: `tf.saved_model.SaveOptions`.
+        data: rows to warm with, as `export_with_warmup` takes them.
+        warmup: `WarmupOptions`, or a mapping of them.
+
+    Returns:
+        A `WarmupReport`.
+
+    Raises:
+        WarmupError: a child of it, by what failed. What was at `export_dir` is as it was then.
+    """
+    asked = as_options(warmup)
+    is_model = isinstance(obj, keras.Model)
+    if is_model:
+        require_built(obj)
+    batches = _batches_for(obj, data, asked)
+    own_calls = frozenset({"serving_default"}) if is_model and signatures is None else frozenset()
+    with staged(export_dir, overwrite=True) as staging:
+        directory = os.fspath(staging)
+        rows = _rows(obj if is_model else None, batches, asked, own_calls)
+        if is_model and signatures is None and is_subclassed(obj) and rows.batches:
+            signatures, structure = _default_signature(obj, rows.batches)
+            rows = dataclasses.replace(rows, structures={"serving_default": structure})
+        save_saved_model(obj, directory, signatures, options)
+        report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir))
+    return _published(report, staging.published, export_dir)
+
+
+def add_warmup(
+    export_dir: str | os.PathLike[str],
+    data: Any = None,
+    *,
+    warmup: WarmupOptions | Mapping[str, Any] | None = None,
+    append: bool = False,
+) -> WarmupReport:
+    """Writes the warmup file of a SavedModel that exists; other files in `assets.extra` stay as they are.
+
+    A server that has already loaded the model does not read it again: add the file before the directory gets its numeric name.
+
+    Args:
+        export_dir: a SavedModel (version directory), made by anything.
+        data: rows to warm with, as `export_with_warmup` takes them. Defaults to rows made up from the signatures, with a warning.
+        warmup: `WarmupOptions`, or a mapping of them.
+        append: keep the records that are there, in front of the new ones; they are replayed too.
+
+    Returns:
+        A `WarmupReport`.
+
+    Raises:
+        WarmupError: a child of it, by what failed. The old warmup file is as it was then.
+    """
+    options = as_options(warmup)
+    directory = as_path(export_dir)
+    _require_saved_model(directory)
+    rows = _rows(None, _batches_for(None, data, options), options, frozenset())
+    report = warm_saved_model(directory, rows, options, model_name=model_name_of(directory), append=append)
+    if not report.records:
+        cold = "; ".join(f"{key!r}: {why}" for key, why in report.skipped.items()) or "it has no signature"
+        raise WarmupError(f"No warmup record can be written for {directory!r}: {cold}")
+    return _published(report, directory, directory)
+
+
+def _batches_for(model: Any, data: Any, options: WarmupOptions) -> list[Batch]:
+    """`data=` given, else captured in `fit`, else none: rows are made up then."""
+    if data is None:
+        return captured_batches(model) if model is not None else []
+    rows = max(_MIN_ROWS, *(options.batch_sizes or (_MIN_ROWS,)))
+    return select_batches(
+        read_batches(data), num_batches=NUM_BATCHES, rows=rows, seed=options.seed, max_read=MAX_READ_BATCHES
+    )
+
+
+def _rows(
+    model: keras.Model | None, batches: Sequence[Batch], options: WarmupOptions, own_calls: frozenset[str]
+) -> Rows:
+    if model is None or options.transform is not None:
+        return Rows(batches, model, own_calls)
+    arranged = [arrange_batch(model, batch) for batch in batches]
+    ignored = tuple(dict.fromkeys(path for _, paths in arranged for path in paths))
+    return Rows([batch for batch, _ in arranged], model, own_calls, ignored)
+
+
+def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
+    if is_subclassed(model) and batches:
+        model.export(directory, verbose=False, input_signature=captured_signature(model, batches))
+    else:
+        model.export(directory, verbose=False)
+
+
+def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[Any, Any]:
+    """The default signature with the dtypes and shapes that were captured, and the structure of its arguments.
+
+    The function is not tracked by the model, so the SavedModel does not tell its structure: every input gets a name here.
+    """
+    specs = captured_signature(model, batches)
+    # In flatten order and with the names TensorFlow would give.
+    numbered = (
+        (path, spec, "inputs" if index == 0 else f"inputs_{index}") for index, (path, spec) in enumerate(walk(specs))
+    )
+    names = {path: spec.name or name for path, spec, name in numbered if spec is not None}
+
+    def name_spec(path: Path, spec: Any) -> Any:
+        return None if spec is None else tf.TensorSpec(spec.shape, spec.dtype, names[path])
+
+    def serving_default(inputs: Any) -> Any:
+        return model(inputs)
+
+    function = tf.function(serving_default, input_signature=map_leaves(name_spec, specs), autograph=False)
+    return function, tuple(map_leaves(lambda path, _: names.get(path), specs))
+
+
+def _require_saved_model(directory: str) -> None:
+    names = ("saved_model.pb", "saved_model.pbtxt")
+    if not any(tf.io.gfile.exists(f"{directory}/{name}") for name in names):
+        raise WarmupError(
+            f"No SavedModel in {directory!r}: it has no saved_model.pb. Give the version directory itself; an export_fn must write "
+            "into the directory it is given."
+        )
+
+
+def _published(report: WarmupReport, published: str | None, asked: str | os.PathLike[str]) -> WarmupReport:
+    where = published or as_path(asked)
+    hint = version_hint(where)
+    notes = (*report.notes, hint) if hint else report.notes
+    if report.synthetic:
+        warnings.warn(
+            f"The warmup records of {where!r} hold made-up rows, since no data was given or captured. Pass data=, or train with "
+            "keras_warmup.WarmupExport or BatchCapture in callbacks=.",
+            stacklevel=3,
+        )
+    for key, why in report.skipped.items():
+        warnings.warn(f"Signature {key!r} of {where!r} stays cold: {why}", stacklevel=3)
+    path = warmup_path(where) if report.warmup_path else None
+    return dataclasses.replace(report, export_dir=where, warmup_path=path, notes=notes)

@@ -1,0 +1,320 @@
+"""Which requests make this model warm: the fewest, from what TensorFlow Serving does lazily.
+
+Measured with TensorFlow Serving's own warmup code: one executor is built for each *set* of feeds and fetches, so every
+signature over tensors of its own and every set of outputs needs a record. The first matrix product with more than one row
+costs 50 to 100 ms once, so a lone record has 2 rows, never 1. XLA compiles for every exact shape, and convolutions keep
+primitives per shape; nothing else depends on shapes, iterations or order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from keras_warmup.batch import Path, leaf_nbytes, map_leaves, walk
+from keras_warmup.binding import BoundBatch
+from keras_warmup.errors import OptionsError
+from keras_warmup.graph import GraphFacts
+from keras_warmup.options import WarmupOptions
+from keras_warmup.report import Kind
+from keras_warmup.signatures import Signature
+
+DEFAULT_BATCH_SIZE = 2
+# XLA compiles per exact size and clients of an online model send single rows.
+DEFAULT_XLA_BATCH_SIZES = (1, 2)
+# One record per shape lengthens the load by a compilation or a convolution each; shapes beyond these stay cold.
+MAX_SHAPES = 32
+XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A signature with what the planner must know of it.
+
+    Attributes:
+        signature: the signature.
+        facts: what its graph does.
+        bound: rows bound to its inputs; at least one.
+        kinds: request kinds to write for it, the first one preferred; none where it is only a task.
+        task: kind of the MultiInference task it can be; `None` where it cannot, or MultiInference is not asked for.
+    """
+
+    signature: Signature
+    facts: GraphFacts
+    bound: Sequence[BoundBatch]
+    kinds: Sequence[Kind] = ("predict",)
+    task: Kind | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRequest:
+    """One request to write. Its rows are gathered when they are asked for, so that a plan holds no second copy of them.
+
+    Attributes:
+        signature_key: the signature it runs.
+        kind: the request kind.
+        pool: bound batches with rows of one shape.
+        picks: `(batch in pool, row)` of each row; `None` where the inputs have no batch dimension.
+        output_filter: aliases asked for; empty means all.
+        warms: keys of the signatures over the same tensors.
+        tasks: signature_key and kind of each task of a MultiInference; else empty.
+    """
+
+    signature_key: str
+    kind: Kind
+    pool: tuple[BoundBatch, ...]
+    picks: tuple[tuple[int, int], ...] | None
+    output_filter: tuple[str, ...]
+    warms: tuple[str, ...]
+    tasks: tuple[tuple[str, Kind], ...] = ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows; `None` where no input has a batch dimension."""
+        return None if self.picks is None else len(self.picks)
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from."""
+        return self.pool[0].source
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of the tensors' values; strings count their own lengths."""
+        return sum(self._bytes_of(name) for name in self.pool[0].arrays)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Input name -> array of the request, gathered anew at each call."""
+        return {name: self._gather(name) for name in self.pool[0].arrays}
+
+    def x(self) -> Any:
+        """The same rows in the model's own structure; `None` where they cannot be given back to the model."""
+        if self.pool[0].x is None or self.picks is None:
+            return self.pool[0].x
+        leaves = [dict(walk(bound.x)) for bound in self.pool]
+
+        def take(path: Path, leaf: Any) -> Any:
+            if leaf is None or leaf.ndim == 0:
+                return leaf
+            return np.stack([leaves[index][path][row] for index, row in self.picks or ()])
+
+        return map_leaves(take, self.pool[0].x)
+
+    def _gather(self, name: str) -> np.ndarray:
+        first = self.pool[0]
+        if self.picks is None or name not in first.row_inputs:
+            return first.arrays[name]
+        rows = [row for _, row in self.picks]
+        if len({index for index, _ in self.picks}) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
+            # Consecutive rows of one batch are a view.
+            return self.pool[self.picks[0][0]].arrays[name][rows[0] : rows[0] + len(rows)]
+        return np.stack([self.pool[index].arrays[name][row] for index, row in self.picks])
+
+    def _bytes_of(self, name: str) -> int:
+        array = self.pool[0].arrays[name]
+        if self.picks is None or name not in self.pool[0].row_inputs:
+            return leaf_nbytes(array)
+        return sum(leaf_nbytes(self.pool[index].arrays[name][row : row + 1]) for index, row in self.picks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The requests, and what they leave cold.
+
+    Attributes:
+        requests: in the order they should be replayed.
+        skipped: signature_key -> why no request warms it.
+        shape_coverage: signature_key -> share of the sampled rows' shapes that have a record.
+        notes: sentences for the report.
+    """
+
+    requests: tuple[PlannedRequest, ...]
+    skipped: Mapping[str, str]
+    shape_coverage: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+def plan_requests(candidates: Sequence[Candidate], options: WarmupOptions, *, taken: int = 0) -> Plan:
+    """Plans the fewest requests that warm each signature, output set, batch size and shape asked for.
+
+    Args:
+        candidates: signatures with rows bound to their inputs.
+        options: what is asked for.
+        taken: records the file already holds.
+
+    Returns:
+        The plan; the same candidates and options give the same plan.
+
+    Raises:
+        OptionsError: what is asked for does not fit `max_records` or `max_bytes`, or an output filter is unknown.
+    """
+    requests: list[PlannedRequest] = []
+    skipped: dict[str, str] = {}
+    coverage: dict[str, float] = {}
+    notes: list[str] = []
+    for group in _share_tensors(candidates):
+        lead = group[0]
+        keys = tuple(candidate.signature.key for candidate in group)
+        if lead.facts.compiles and not options.xla:
+            why = (
+                f"it compiles with XLA, which a stock server has switched off: a record for it would keep the model from "
+                f"loading. Start the server with {XLA_FLAGS} and pass xla=True."
+            )
+            skipped.update(dict.fromkeys(keys, why))
+            continue
+        if lead.facts.compiles:
+            notes.append(
+                f"Signature {lead.signature.key!r} compiles with XLA: the server needs {XLA_FLAGS}, else the model does not load."
+            )
+        shapes = _shapes_of(lead)
+        kept = _shapes_to_warm(lead, shapes)
+        if len(kept) > 1 or len(shapes) > 1:
+            coverage[lead.signature.key] = round(len(kept) / len(shapes), 4) if _shape_matters(lead.facts) else 1.0
+        for kind, asked in _executors(group, options):
+            for size in _batch_sizes(lead, options):
+                requests += [_request(lead, keys, shape, size, asked, options, kind) for shape in kept]
+    requests += _missing_kinds(candidates, requests, options)
+    requests += _multi_inferences(candidates, options)
+    _check_limits(requests, options, taken)
+    return Plan(tuple(requests), skipped, coverage, tuple(notes))
+
+
+def _share_tensors(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """Groups signatures over the same tensors, `serving_default` first: they share one executor."""
+    groups: dict[frozenset[str], list[Candidate]] = {}
+    for candidate in sorted(candidates, key=lambda one: (one.signature.key != "serving_default", one.signature.key)):
+        groups.setdefault(candidate.signature.tensors, []).append(candidate)
+    return list(groups.values())
+
+
+def _executors(group: Sequence[Candidate], options: WarmupOptions) -> list[tuple[Kind, tuple[str, ...]]]:
+    """`(kind, output filter)` of each set of tensors that is fetched: a request of another kind over the same set, or a
+    filter that names every output, runs the same executor and warms nothing new.
+    """
+    lead = group[0].signature
+    alias_of = {spec.tensor: alias for alias, spec in lead.outputs.items()}
+    found: dict[frozenset[str], tuple[Kind, tuple[str, ...]]] = {}
+    for kind in group[0].kinds:
+        found.setdefault(fetched_aliases(lead, kind), (kind, ()))
+    if any("predict" in candidate.kinds for candidate in group):
+        for candidate in group:
+            outputs = candidate.signature.outputs
+            for asked in options.filters_for(candidate.signature.key, list(outputs)):
+                # The request names the lead's aliases; the others may call the same tensors otherwise.
+                aliases = tuple(alias_of[outputs[alias].tensor] for alias in asked)
+                found.setdefault(frozenset(aliases), ("predict", aliases))
+    return list(found.values())
+
+
+def fetched_aliases(signature: Signature, kind: Kind) -> frozenset[str]:
+    """Aliases of the outputs that a request of this kind, without an output filter, fetches (classifier.cc, regressor.cc)."""
+    if kind == "classify":
+        return frozenset(signature.outputs) & {"classes", "scores"}
+    return frozenset({"outputs"}) if kind == "regress" else frozenset(signature.outputs)
+
+
+def _missing_kinds(
+    candidates: Sequence[Candidate], requests: Sequence[PlannedRequest], options: WarmupOptions
+) -> list[PlannedRequest]:
+    """A kind asked for by name is written at least once, even where another kind has warmed its set already."""
+    added = []
+    for kind in dict.fromkeys(options.kinds or ()):
+        able = [candidate for candidate in candidates if kind in candidate.kinds]
+        if able and kind not in {request.kind for request in requests} and not able[0].facts.compiles:
+            shape, size = _shapes_of(able[0])[0], _batch_sizes(able[0], options)[0]
+            added.append(_request(able[0], (able[0].signature.key,), shape, size, (), options, kind))
+    return added
+
+
+def _multi_inferences(candidates: Sequence[Candidate], options: WarmupOptions) -> list[PlannedRequest]:
+    """One MultiInference over all Classify and Regress signatures that share an input tensor, which the server demands;
+    signatures over the same tensors are one task.
+    """
+    by_input: dict[str, list[Candidate]] = {}
+    for group in _share_tensors(candidates):
+        lead = group[0]
+        if lead.task is not None and not lead.facts.compiles:
+            (spec,) = lead.signature.inputs.values()
+            by_input.setdefault(spec.tensor, []).append(lead)
+    made = []
+    for tasks in by_input.values():
+        lead = tasks[0]
+        named = tuple((candidate.signature.key, candidate.task) for candidate in tasks if candidate.task)
+        key = "+".join(key for key, _ in named)
+        for size in _batch_sizes(lead, options):
+            request = _request(lead, (), _shapes_of(lead)[0], size, (), options, "multi_inference")
+            made.append(dataclasses.replace(request, signature_key=key, tasks=named))
+    return made
+
+
+def _batch_sizes(candidate: Candidate, options: WarmupOptions) -> list[int | None]:
+    if not any(bound.row_inputs for bound in candidate.bound):
+        return [None]
+    fixed = fixed_batch_size(candidate.signature)
+    if fixed is not None:
+        return [fixed]
+    if options.batch_sizes is not None:
+        return list(dict.fromkeys(options.batch_sizes))
+    return list(DEFAULT_XLA_BATCH_SIZES) if candidate.facts.compiles else [DEFAULT_BATCH_SIZE]
+
+
+def fixed_batch_size(signature: Signature) -> int | None:
+    """The batch a signature fixes, such as 1 for inputs of shape `[1]`; `None` where it is free."""
+    sizes = {spec.shape[0] for spec in signature.inputs.values() if spec.shape and spec.shape[0] is not None}
+    return max(sizes) if sizes else None
+
+
+def _shape_matters(facts: GraphFacts) -> bool:
+    return facts.compiles or facts.convolves
+
+
+def _shapes_of(candidate: Candidate) -> list[tuple[Any, ...]]:
+    """Shapes of the sampled rows, the most frequent first."""
+    counts: dict[tuple[Any, ...], int] = {}
+    for bound in candidate.bound:
+        counts[bound.shapes] = counts.get(bound.shapes, 0) + bound.size
+    return sorted(counts, key=lambda shape: (-counts[shape], shape))
+
+
+def _shapes_to_warm(candidate: Candidate, shapes: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    return shapes[:MAX_SHAPES] if _shape_matters(candidate.facts) else shapes[:1]
+
+
+def _request(
+    candidate: Candidate,
+    keys: tuple[str, ...],
+    shape: tuple[Any, ...],
+    size: int | None,
+    output_filter: tuple[str, ...],
+    options: WarmupOptions,
+    kind: Kind,
+) -> PlannedRequest:
+    pool = [bound for bound in candidate.bound if bound.shapes == shape]
+    pool = [pool[index] for index in np.random.default_rng(options.seed).permutation(len(pool))]
+    picks = None if size is None else tuple(_pick_rows(pool, size))
+    return PlannedRequest(candidate.signature.key, kind, tuple(pool), picks, output_filter, keys)
+
+
+def _pick_rows(pool: Sequence[BoundBatch], size: int) -> list[tuple[int, int]]:
+    """`(batch, row)` of each row: whole batches first, so that rows stay views; repeated where there are too few."""
+    picks = [(index, row) for index, bound in enumerate(pool) for row in range(bound.size)]
+    return [picks[index % len(picks)] for index in range(size)]
+
+
+def _check_limits(requests: Sequence[PlannedRequest], options: WarmupOptions, taken: int) -> None:
+    total = len(requests) + taken
+    if total > options.max_records:
+        held = f" beside the {taken} already in the file" if taken else ""
+        raise OptionsError(
+            f"What is asked for needs {len(requests)} warmup records{held}, over max_records={options.max_records}. Ask for "
+            "fewer batch_sizes, output_filters or signatures."
+        )
+    size = sum(request.wire_bytes for request in requests)
+    if size > options.max_bytes:
+        raise OptionsError(
+            f"What is asked for needs at least {size} bytes of warmup records, over max_bytes={options.max_bytes}. Ask for "
+            "smaller or fewer batch_sizes, or raise max_bytes."
+        )

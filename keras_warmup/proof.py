@@ -1,0 +1,93 @@
+"""The proof that a binding is right: the replayed signature gives what the model itself gives on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_warmup.batch import walk
+from keras_warmup.errors import ProofError
+from keras_warmup.keras_model import call_model
+
+PROVED = "proved"
+NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the same rows)"
+# A Session fuses and reorders what the eager call computes step by step: digits lost, by bytes of the float.
+_RELATIVE_TOLERANCE = {2: 5e-2, 4: 2e-3, 8: 1e-6}
+
+
+def prove_signature(
+    model: keras.Model,
+    signature_key: str,
+    x: Any,
+    outputs: Mapping[str, np.ndarray],
+    *,
+    replay_again: Callable[[], Mapping[str, np.ndarray]],
+    own_call: bool,
+) -> str:
+    """Compares a replayed signature with the model's own call on the same rows.
+
+    Args:
+        model: a built Keras model.
+        signature_key: the signature that was replayed with all its outputs.
+        x: the request's rows in the model's own structure.
+        outputs: output alias -> replayed array.
+        replay_again: replays the same request once more; asked only where the two differ.
+        own_call: whether the signature is known to be the model's own call; else a difference may be the endpoint's own.
+
+    Returns:
+        `"proved"`, or a sentence that begins with `unproved:` and says why.
+
+    Raises:
+        ProofError: the signature is the model's own call, the model agrees with itself, and the two differ.
+    """
+    mine = call_model(model, x)
+    pairs = _pair_outputs(mine, outputs)
+    if pairs is None:
+        return "unproved: bound by name (the signature's outputs are not those of the model's own call)"
+    differ = [name for name, (ours, theirs) in pairs.items() if not _same(ours, theirs)]
+    if not differ:
+        return PROVED
+    # Dropout left on draws from a seed that the stateless call leaves where it was, and that a Session moves on.
+    again = _pair_outputs(call_model(model, x), replay_again())
+    if again is None or any(not _same(*both) for name in pairs for both in zip(pairs[name], again[name], strict=True)):
+        return NOT_DETERMINISTIC
+    if not own_call:
+        return "unproved: bound by name (a custom endpoint, whose outputs differ from the model's own call)"
+    raise ProofError(
+        f"Signature {signature_key!r} does not give what model {model.name!r} gives on the same rows: output"
+        f"{'s' * (len(differ) > 1)} {', '.join(repr(name) for name in differ)} differ"
+        f"{'s' * (len(differ) == 1)} (shapes {', '.join(str(list(pairs[name][1].shape)) for name in differ)}). Inputs may be "
+        "swapped, or the export does not hold the model's weights; nothing was published. Pass transform= to name the inputs, "
+        "or export with export_fn=."
+    )
+
+
+def _pair_outputs(mine: Any, outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Output alias -> (the model's, the signature's): by key, else by the number `tf.function` gave them."""
+    if isinstance(mine, Mapping) and set(mine) == set(outputs):
+        return {name: (mine[name], outputs[name]) for name in sorted(outputs) if isinstance(mine[name], np.ndarray)}
+    leaves = [leaf for _, leaf in walk(mine) if leaf is not None]
+    if set(outputs) == {f"output_{index}" for index in range(len(leaves))}:
+        return {f"output_{index}": (leaf, outputs[f"output_{index}"]) for index, leaf in enumerate(leaves)}
+    if len(leaves) == len(outputs) == 1:
+        name = next(iter(outputs))
+        return {name: (leaves[0], outputs[name])}
+    return None
+
+
+def _same(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    if ours.dtype.kind in "OSUbiu" or theirs.dtype.kind in "OSUbiu":
+        return bool(np.array_equal(ours, theirs))
+    width = min(ours.dtype.itemsize, theirs.dtype.itemsize) // (2 if ours.dtype.kind == "c" else 1)
+    relative = _RELATIVE_TOLERANCE.get(width, 5e-2)
+    wide = np.complex128 if ours.dtype.kind == "c" else np.float64
+    left, right = ours.astype(wide), theirs.astype(wide)
+    finite = np.abs(left[np.isfinite(left)])
+    # Small values beside large ones carry the large ones' rounding.
+    absolute = relative * 1e-2 * float(finite.max()) if finite.size else 0.0
+    return bool(np.allclose(left, right, rtol=relative, atol=absolute, equal_nan=True))

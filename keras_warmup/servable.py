@@ -1,0 +1,62 @@
+"""SavedModels of Keras 3 objects that a server can run.
+
+`tf.saved_model.save` of a Keras 3 model, or of a `tf.Module` that holds one, writes a restore op that fills other variables
+than the signatures read: `tf.saved_model.load` works, a Session - and so TensorFlow Serving - fails with
+`Could not find variable`. The cause is one line: `keras.Variable._export_to_saved_model_graph` (keras/src/backend/tensorflow/
+core.py) maps itself to a *new* variable instead of the exported copy of its value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+_lock = threading.Lock()
+
+
+def _export_to_saved_model_graph(variable: Any, object_map: Any, tensor_map: Any, options: Any, **kwargs: Any) -> Any:
+    resources = variable.value._export_to_saved_model_graph(object_map, tensor_map, options, **kwargs)
+    object_map[variable] = object_map[variable.value]
+    return resources
+
+
+@contextlib.contextmanager
+def one_copy_of_each_variable() -> Iterator[None]:
+    """While open, `tf.saved_model.save` exports each Keras variable once: the restored one is the one signatures read.
+
+    The objects and the file keep their size and structure, so `tf.saved_model.load` gives what it gave. Where this Keras
+    has no such method (another backend) nothing is changed; the Session replay still decides what may be published.
+    """
+    cls: Any = keras.Variable
+    with _lock:
+        if not hasattr(cls, "_export_to_saved_model_graph"):
+            yield
+            return
+        # The method is inherited: shadowed on the public class, and uncovered again.
+        shadowed = vars(cls).get("_export_to_saved_model_graph")
+        cls._export_to_saved_model_graph = _export_to_saved_model_graph
+        try:
+            yield
+        finally:
+            if shadowed is None:
+                del cls._export_to_saved_model_graph
+            else:
+                cls._export_to_saved_model_graph = shadowed
+
+
+def save_saved_model(obj: Any, export_dir: str, signatures: Any = None, options: Any = None) -> None:
+    """`tf.saved_model.save` whose result a Session can run.
+
+    Args:
+        obj: a Keras model, `tf.Module` or other trackable.
+        export_dir: where to write.
+        signatures: as `tf.saved_model.save` takes them.
+        options: `tf.saved_model.SaveOptions` or `None`.
+    """
+    with one_copy_of_each_variable():
+        tf.saved_model.save(obj, export_dir, signatures=signatures, options=options)

@@ -1,0 +1,220 @@
+"""A SavedModel and rows -> a warmup file that was read back and replayed, and its report.
+
+The stages in their order: read the signatures, bind the rows, plan, build, write, read back, replay, prove. Everything that can
+refuse does so before the file gets its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from keras_warmup.candidates import Rows, choose_signatures, find_candidates
+from keras_warmup.errors import ReplayError
+from keras_warmup.options import WarmupOptions
+from keras_warmup.plan import Candidate, PlannedRequest, plan_requests
+from keras_warmup.proof import prove_signature
+from keras_warmup.records import read_records, warmup_path, write_records
+from keras_warmup.replay import ServingSession, open_session
+from keras_warmup.report import RecordReport, WarmupReport
+from keras_warmup.requests import build_log, describe_log
+from keras_warmup.signatures import read_meta_graph, read_signatures
+
+
+def warm_saved_model(
+    export_dir: str, rows: Rows, options: WarmupOptions, *, model_name: str, append: bool = False
+) -> WarmupReport:
+    """Writes the warmup file of a SavedModel directory.
+
+    Args:
+        export_dir: a SavedModel that no server watches yet, or one whose file is replaced at once.
+        rows: what to send.
+        options: what to warm, within which limits.
+        model_name: the name the model will be served under; `options.model_name` wins.
+        append: keep the records the file already holds, in front of the new ones.
+
+    Returns:
+        The report; its `export_dir` is the directory given. Where no record could be written there is no new file.
+
+    Raises:
+        WarmupError: a child of it, by what failed; the old file is as it was.
+    """
+    meta_graph = read_meta_graph(export_dir)
+    signatures = choose_signatures(read_signatures(meta_graph), options)
+    candidates, cold = find_candidates(meta_graph, signatures, rows, options)
+    path = warmup_path(export_dir)
+    old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
+    plan = plan_requests(candidates, options, taken=len(old))
+    # Never publish a model that a server cannot run, warm or not.
+    _require_restorable(candidates, export_dir)
+    requests: list[PlannedRequest | None] = [*[None] * len(old), *plan.requests]
+    with _draft_of(path) as draft:
+        logs = _logs(old, requests, options.model_name or model_name)
+        sizes = write_records(draft, logs, max_records=options.max_records, max_bytes=options.max_bytes)
+        done = _replay(export_dir, draft, requests, rows, options)
+        if done.failed:
+            cold.update({key: why for index, why in done.failed.items() for key in _warms(requests[index])})
+            kept = [index for index in range(len(requests)) if index not in done.failed]
+            good = [log for index, log in enumerate(read_records(draft)) if index in kept]
+            sizes = write_records(draft, good, max_records=options.max_records, max_bytes=options.max_bytes)
+            requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
+        reports = [
+            _record_report(*one)
+            for one in zip(read_records(draft) if requests else (), requests, sizes, done.ms, strict=True)
+        ]
+        if requests:
+            tf.io.gfile.rename(draft, path, overwrite=True)
+    return WarmupReport(
+        export_dir=export_dir,
+        warmup_path=path if requests else None,
+        records=tuple(reports),
+        proofs=done.proofs,
+        skipped={**plan.skipped, **cold},
+        casts={name: cast for one in candidates for bound in one.bound for name, cast in bound.casts.items()},
+        ignored_features=_ignored(rows, candidates),
+        shape_coverage=plan.shape_coverage,
+        notes=(*plan.notes, *_notes(candidates, rows, reports)),
+        synthetic=any(report.source == "synthetic" for report in reports),
+        seed=options.seed,
+        verified=options.verify,
+        load_ms=done.load_ms,
+    )
+
+
+@contextlib.contextmanager
+def _draft_of(path: str) -> Iterator[str]:
+    """A hidden file beside `path`; what is left of it when the block ends is removed."""
+    draft = f"{os.path.dirname(path)}/.{os.path.basename(path)}.draft"
+    try:
+        yield draft
+    finally:
+        if tf.io.gfile.exists(draft):
+            tf.io.gfile.remove(draft)
+
+
+def _require_restorable(candidates: Sequence[Candidate], export_dir: str) -> None:
+    for candidate in candidates:
+        lost = candidate.facts.unrestored_variables
+        if lost:
+            raise ReplayError(
+                f"Signature {candidate.signature.key!r} in {export_dir!r} reads {len(lost)} variables that the SavedModel never "
+                f"restores (the first is {lost[0]!r}), so every request to a server fails with 'Could not find variable'. "
+                "tf.saved_model.save does this to Keras 3 models; export with model.export, keras_warmup.save or "
+                "export_with_warmup instead."
+            )
+
+
+def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_name: str) -> Iterator[Any]:
+    """One log at a time, so that a large file never stands in memory whole."""
+    yield from old
+    for request in requests:
+        if request is not None:
+            yield build_log(request, model_name)
+
+
+@dataclasses.dataclass
+class _Replays:
+    """What replaying the draft gave: milliseconds by record, proof by signature_key, errors of made-up rows by record."""
+
+    ms: list[float | None]
+    proofs: dict[str, str]
+    failed: dict[int, str] = dataclasses.field(default_factory=dict)
+    load_ms: float | None = None
+
+
+def _replay(
+    export_dir: str, draft: str, requests: Sequence[PlannedRequest | None], rows: Rows, options: WarmupOptions
+) -> _Replays:
+    if not options.verify:
+        keys = [key for request in requests for key in _warms(request)] if rows.model is not None else []
+        return _Replays([None] * len(requests), dict.fromkeys(keys, "unproved: verify=False"))
+    done = _Replays([], {})
+    # Without a record the Session is opened all the same: a model that cannot be loaded is never published.
+    with open_session(export_dir) as session:
+        done.load_ms = session.load_ms
+        logs = read_records(draft) if requests else iter(())
+        for index, (log, request) in enumerate(zip(logs, requests, strict=True)):
+            try:
+                replayed = session.replay(log)
+            except ReplayError as error:
+                # Made-up rows may be nonsense to the model: that is no fault of the export.
+                if request is None or request.source != "synthetic":
+                    raise
+                done.failed[index] = f"made-up rows do not run, pass data=. {error}"
+                done.ms.append(None)
+                continue
+            done.ms.append(replayed.ms)
+            if request is None or rows.model is None or request.output_filter or request.tasks:
+                continue
+            for key in request.warms:
+                if key not in done.proofs:
+                    again = partial(_outputs_of, session, log)
+                    own_call = not rows.own_calls.isdisjoint(request.warms)
+                    done.proofs[key] = _prove(request, key, replayed.outputs, rows.model, again, own_call)
+    return done
+
+
+def _outputs_of(session: ServingSession, log: Any) -> Mapping[str, Any]:
+    return session.replay(log).outputs
+
+
+def _prove(
+    request: PlannedRequest,
+    key: str,
+    outputs: Mapping[str, Any],
+    model: Any,
+    replay_again: Callable[[], Mapping[str, Any]],
+    own_call: bool,
+) -> str:
+    x = request.x()
+    if x is None:
+        made_up = request.source == "synthetic"
+        return "unproved: made-up rows" if made_up else "unproved: transform= names the inputs"
+    return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
+
+
+def _record_report(log: Any, request: PlannedRequest | None, size: int, ms: float | None) -> RecordReport:
+    source = "file" if request is None else request.source
+    warms = _warms(request)
+    return RecordReport(**describe_log(log), source=source, bytes=size, replay_ms=ms, warms=warms)
+
+
+def _warms(request: PlannedRequest | None) -> tuple[str, ...]:
+    return () if request is None else request.warms
+
+
+def _ignored(rows: Rows, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+    """Features that no signature takes."""
+    sets = [set(bound.ignored) for one in candidates for bound in one.bound]
+    unused = set.intersection(*sets) if sets else set()
+    return tuple(sorted({*rows.ignored, *unused}))
+
+
+def _notes(candidates: Sequence[Candidate], rows: Rows, reports: Sequence[RecordReport]) -> list[str]:
+    notes = []
+    real = sum(report.batch_size or 1 for report in reports if report.source in ("captured", "data"))
+    if real:
+        notes.append(f"{real} real rows of your data ship inside the model, readable by whoever has its files.")
+    if any(report.source == "synthetic" for report in reports):
+        notes.append("Rows were made up from the signatures: branches that depend on values may stay cold. Pass data=.")
+    for candidate in candidates:
+        if candidate.facts.writes_state:
+            notes.append(
+                f"Signature {candidate.signature.key!r} writes variables or tables: the warmup requests change its state before "
+                "the first client comes."
+            )
+        if candidate.facts.foreign_ops:
+            notes.append(
+                f"Signature {candidate.signature.key!r} needs ops outside core TensorFlow "
+                f"({', '.join(candidate.facts.foreign_ops)}): a stock server does not have them."
+            )
+    ignored = _ignored(rows, candidates)
+    if ignored:
+        notes.append(f"Features that no signature takes were left out: {', '.join(ignored)}.")
+    return notes

@@ -1,0 +1,74 @@
+"""The proof compares numbers, and calling the model for it changes nothing in the model."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from keras_warmup.errors import ProofError
+from keras_warmup.keras_model import call_model
+from keras_warmup.proof import PROVED, prove_signature
+
+
+@pytest.fixture(scope="module")
+def model():
+    x = keras.Input((3,), name="x")
+    h = keras.layers.BatchNormalization()(x)
+    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dropout(0.5)(h)))
+
+
+X = np.random.default_rng(0).random((4, 3), "float32")
+
+
+def prove(model, outputs, *, x=X, own_call=True, again=None):
+    return prove_signature(model, "serve", x, outputs, replay_again=lambda: again or outputs, own_call=own_call)
+
+
+def test_equal_outputs_prove(model):
+    assert prove(model, {"output_0": call_model(model, X)}) == PROVED
+    assert prove(model, {"any_name": call_model(model, X)}) == PROVED
+
+
+def test_another_order_of_rows_does_not_prove(model):
+    with pytest.raises(ProofError, match="output 'output_0' differs"):
+        prove(model, {"output_0": call_model(model, X)[::-1]})
+
+
+def test_rounding_of_another_kernel_proves(model):
+    outputs = call_model(model, X)
+    assert prove(model, {"output_0": outputs * np.float32(1 + 1e-5)}) == PROVED
+
+
+def test_a_custom_endpoint_is_told_and_not_refused(model):
+    assert prove(model, {"output_0": call_model(model, X) + 1}, own_call=False).startswith(
+        "unproved: bound by name (a custom"
+    )
+    assert prove(model, {"a": X, "b": X}).startswith("unproved: bound by name (the signature's outputs are not those")
+
+
+def test_a_replay_that_differs_from_itself_is_not_deterministic(model):
+    outputs = call_model(model, X)
+    assert prove(model, {"output_0": outputs + 1}, again={"output_0": outputs + 2}).startswith(
+        "unproved: not deterministic"
+    )
+
+
+def test_nan_equals_nan():
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.layers.Identity()(x))
+    rows = np.full((2, 3), np.nan, "float32")
+    assert prove(model, {"output_0": rows}, x=rows) == PROVED
+
+
+def test_calling_the_model_leaves_weights_seeds_and_metrics_as_they_were(model):
+    x = keras.Input((3,))
+    noisy = keras.Model(
+        x, keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(x, training=True), training=True)
+    )
+    noisy.compile("sgd", "mse")
+    before = [keras.ops.convert_to_numpy(variable) for variable in noisy.variables]
+    call_model(noisy, X)
+    call_model(noisy, X)
+    for variable, value in zip(noisy.variables, before, strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)

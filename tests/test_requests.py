@@ -1,0 +1,85 @@
+"""Requests: every dtype a TensorProto carries goes on the wire and comes back as it was."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from keras_warmup._protos import PredictionLog, TensorProto
+from keras_warmup.binding import BoundBatch
+from keras_warmup.plan import PlannedRequest
+from keras_warmup.requests import build_log, describe_log, fill_tensor
+
+DTYPES = [
+    "bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float16", "float32", "float64",
+    "complex64", "complex128", "bfloat16", "float8_e5m2", "float8_e4m3fn", "int4", "uint4",
+]  # fmt: skip
+
+
+def numpy_dtype(name):
+    return np.dtype(getattr(ml_dtypes, name)) if hasattr(ml_dtypes, name) else np.dtype(name)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 3)], ids=str)
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_dtype_comes_back_bit_for_bit_through_tensorflow(name, shape):
+    dtype = numpy_dtype(name)
+    array = (np.arange(int(np.prod(shape))) % 3).astype("int8").reshape(shape).astype(dtype)
+    proto = TensorProto()
+    fill_tensor(proto, array)
+    assert tf.as_dtype(proto.dtype) == tf.as_dtype(dtype)
+    # tf.io.parse_tensor reads it in C++, by the code a server reads requests with.
+    back = tf.io.parse_tensor(proto.SerializeToString(), tf.as_dtype(dtype)).numpy()
+    assert back.dtype == dtype
+    assert back.shape == shape
+    assert back.tobytes() == array.tobytes()
+
+
+@given(st.lists(st.binary(), min_size=0, max_size=4))
+def test_strings_keep_every_byte(values):
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    proto = TensorProto()
+    fill_tensor(proto, array)
+    assert tf.io.parse_tensor(proto.SerializeToString(), tf.string).numpy().tolist() == values
+
+
+@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4), elements=st.floats(width=32)))
+def test_floats_keep_nan_infinity_and_signed_zero(array):
+    proto = TensorProto()
+    fill_tensor(proto, np.asarray(array))
+    assert tf.io.parse_tensor(proto.SerializeToString(), tf.float32).numpy().tobytes() == array.tobytes()
+
+
+def planned(arrays, **changes):
+    size = 2
+    bound = BoundBatch(arrays, None, size, frozenset(arrays), "data")
+    fields = {"picks": ((0, 0), (0, 1)), "output_filter": (), "warms": ("serve",), **changes}
+    return PlannedRequest("serve", "predict", (bound,), **fields)
+
+
+def test_a_predict_log_names_signature_inputs_and_filter_and_describes_itself():
+    log = build_log(planned({"a": np.zeros((2, 3), "f"), "b": np.ones((2,), "i")}, output_filter=("y",)))
+    request = log.predict_log.request
+    assert request.model_spec.signature_name == "serve"
+    assert list(request.output_filter) == ["y"]
+    assert {name: tf.make_ndarray(proto).shape for name, proto in request.inputs.items()} == {"a": (2, 3), "b": (2,)}
+    assert describe_log(log) == {
+        "signature_key": "serve",
+        "kind": "predict",
+        "batch_size": 2,
+        "shapes": {"a": (2, 3), "b": (2,)},
+        "output_filter": ("y",),
+    }
+
+
+def test_logs_the_server_does_not_run_are_described_by_their_own_name():
+    assert describe_log(PredictionLog())["kind"] is None
+    log = PredictionLog()
+    log.session_run_log.SetInParent()
+    assert describe_log(log)["kind"] == "session_run_log"
