@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from keras_warmup._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from keras_warmup import endpoints as endpoints
+    from keras_warmup.benchmarking import benchmark as benchmark
     from keras_warmup.callbacks import BatchCapture as BatchCapture
     from keras_warmup.callbacks import WarmupExport as WarmupExport
     from keras_warmup.errors import WarmupError as WarmupError
@@ -28,6 +30,7 @@ _ROOM_OF_NAME = {
     "WarmupError": "errors",
     "export_with_warmup": "export",
     "save": "export",
+    "benchmark": "benchmarking",
     "add_warmup": "export",
     "inspect": "inspection",
     "verify": "verification",
@@ -42,6 +45,8 @@ __all__ = [
     "WarmupOptions",
     "__version__",
     "add_warmup",
+    "benchmark",
+    "endpoints",
     "export_with_warmup",
     "inspect",
     "read_records",
@@ -51,6 +56,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "endpoints":
+        return importlib.import_module(f"{__name__}.endpoints")
     room = _ROOM_OF_NAME.get(name)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,7 @@
+"""`python -m keras_warmup`."""
+
+import sys
+
+from keras_warmup.cli import main
+
+sys.exit(main())

@@ -1,0 +1,376 @@
+"""The callbacks: `WarmupExport` exports a model that is already warm, `BatchCapture` remembers batches for later."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from keras_warmup.capture import BatchTap, remember
+from keras_warmup.errors import OptionsError, PublishError
+from keras_warmup.export import export_with_warmup
+from keras_warmup.options import DEFAULT_MAX_BYTES, WarmupOptions, as_options
+from keras_warmup.publish import check_free, check_publishable, check_writable, remove_published, target_of
+from keras_warmup.report import WarmupReport
+from keras_warmup.versions import as_path, fields_of, format_filepath, has_version, version_hint
+
+OnError = Literal["raise", "warn"]
+
+_NUM_BATCHES = 8
+# A batch of 1 never warms the first matrix product.
+_MIN_ROWS = 2
+# Which batch sizes a later export will ask for is not known yet; `fit`'s default batch bounds what is kept for it.
+_CAPTURE_ROWS = 32
+# CallbackList calls on_train_begin directly; a subclass or a wrapper of ours adds a frame or two.
+_FRAMES_TO_CALLBACK_LIST = 6
+
+
+class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
+    """Hooks a `BatchTap` into `fit` and remembers what it kept.
+
+    No `on_train_batch_end` here or below: with one, Keras gives up computing logs asynchronously. And during batches
+    the model is `self._model`: the property `self.model` forces a state sync on JAX.
+    """
+
+    def __init__(self, tap: BatchTap | None) -> None:
+        super().__init__()
+        self._tap = tap
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._tap is not None:
+            self._tap.begin(self._model)
+
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        if self._tap is not None:
+            self._tap.before_step(self._model)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        # At each epoch, so that an interrupted fit still leaves what it saw.
+        self._remember()
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._tap is not None:
+            self._tap.end(self._model)
+            self._remember()
+
+    def _remember(self) -> None:
+        batches = self._tap.batches() if self._tap is not None else []
+        if batches:
+            remember(self._model, batches)
+
+
+class BatchCapture(_Tapped):
+    """Remembers a few of the batches that a model is trained on, for a later `export_with_warmup(model, path)`.
+
+    Training is bit-identical with and without it. The batches are kept as long as the model lives, at most 256 MiB.
+
+    Args:
+        num_batches: batches to keep, sampled evenly over the whole `fit`. Defaults to `8`.
+        seed: seed of the sample. Defaults to `0`.
+
+    Raises:
+        OptionsError: an argument is out of range.
+
+    Example:
+    ```python
+    model.fit(x, y, callbacks=[keras_warmup.BatchCapture()])
+    keras_warmup.export_with_warmup(model, "./digits/{version}")
+    ```
+    """
+
+    def __init__(self, num_batches: int = _NUM_BATCHES, seed: int = 0) -> None:
+        problems = []
+        if not _is_int(num_batches) or num_batches < 1:
+            problems.append(f"num_batches must be an integer >= 1, got {num_batches!r}")
+        if not _is_int(seed) or seed < 0:
+            problems.append(f"seed must be an integer >= 0, got {seed!r}")
+        if problems:
+            raise OptionsError("Bad BatchCapture options: " + "; ".join(problems) + ".")
+        super().__init__(BatchTap(num_batches, _CAPTURE_ROWS, seed, DEFAULT_MAX_BYTES))
+
+
+class WarmupExport(_Tapped):
+    """Exports the model, with the warmup file TensorFlow Serving replays, at the end of training or at (best) epochs.
+
+    The records hold rows of the very batches the model was trained on. Training is bit-identical with and without it.
+    Path, options and writability are checked before the first step.
+
+    With `EarlyStopping(restore_best_weights=True)` the restored weights are exported, whichever stands first in
+    `callbacks=`: this callback moves itself behind one that restores. (It finds the list through the
+    `keras.callbacks.CallbackList` that calls it. In a loop of your own that calls the hooks without one, call those of
+    this callback last.) For epoch exports with `SwapEMAWeights(swap_on_epoch=True)` put this callback behind it, as you
+    would `ModelCheckpoint`.
+
+    Under a multi-worker strategy the callback of each worker exports: pass it on the chief only.
+
+    Args:
+        filepath: where to publish, such as `"./digits/{version}"`. `{version}` takes the next free version; `{epoch}`
+            and metric names are filled in as `keras.callbacks.ModelCheckpoint` does. What this instance itself
+            published under the same path is replaced; what others made is not.
+        data: rows to warm with, as `export_with_warmup` takes them. Defaults to `None`: the batches trained on.
+        warmup: `WarmupOptions`, or a mapping of them.
+        monitor: the metric that says which epoch is best. Defaults to `"val_loss"`.
+        mode: whether the best is the lowest (`"min"`) or the highest (`"max"`). Defaults to `"auto"`: the metric tells.
+        save_best_only: export only at epochs whose `monitor` is better than ever before in the fits of this instance;
+            epochs where it is missing or NaN are never best. Needs `save_freq="epoch"`. Defaults to `False`.
+        save_freq: `"train_end"` or `"epoch"`. Defaults to `"train_end"`.
+        max_to_keep: how many versions to keep, at least 1; older ones that this instance published are removed.
+            Defaults to `None`: all.
+        export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
+        on_error: `"raise"` or `"warn"` when an export fails. Defaults to `None`: raise at train end, warn at an epoch.
+        verbose: 1 prints a line for each export, 0 nothing. Defaults to `1`.
+
+    Attributes:
+        reports: a `WarmupReport` for each export, newest last.
+
+    Raises:
+        OptionsError: an argument is wrong, at construction; or `filepath` or `monitor` needs what no metric gives, at
+            the end of the first epoch, where metrics are first known (`on_error="warn"` warns).
+        PublishError: `filepath` exists or cannot be written, before the first step.
+
+    Example:
+    ```python
+    model.fit(x, y, callbacks=[keras_warmup.WarmupExport("./digits/{version}")])
+    ```
+    """
+
+    def __init__(
+        self,
+        filepath: str | os.PathLike[str],
+        *,
+        data: Any = None,
+        warmup: WarmupOptions | Mapping[str, Any] | None = None,
+        monitor: str = "val_loss",
+        mode: Literal["auto", "min", "max"] = "auto",
+        save_best_only: bool = False,
+        save_freq: Literal["train_end", "epoch"] = "train_end",
+        max_to_keep: int | None = None,
+        export_fn: Callable[[Any, str], Any] | None = None,
+        on_error: OnError | None = None,
+        verbose: int = 1,
+    ) -> None:
+        problems = []
+        if not isinstance(monitor, str) or not monitor:
+            problems.append(f"monitor must be the name of a metric, got {monitor!r}")
+        if mode not in ("auto", "min", "max"):
+            problems.append(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
+        if save_freq not in ("train_end", "epoch"):
+            problems.append(f"save_freq must be 'train_end' or 'epoch', got {save_freq!r}")
+        elif save_best_only and save_freq == "train_end":
+            problems.append(
+                "save_best_only needs save_freq='epoch', since at train end there is nothing to choose from"
+            )
+        if max_to_keep is not None and (not _is_int(max_to_keep) or max_to_keep < 1):
+            problems.append(f"max_to_keep must be an integer >= 1 or None, got {max_to_keep!r}")
+        if export_fn is not None and not callable(export_fn):
+            problems.append(f"export_fn must be callable, got {type(export_fn).__name__}")
+        if on_error not in (None, "raise", "warn"):
+            problems.append(f"on_error must be 'raise', 'warn' or None, got {on_error!r}")
+        if save_freq == "epoch" and hasattr(data, "__next__"):
+            problems.append(
+                f"data must be read again at each epoch, but a {type(data).__name__} can be read once; pass a function "
+                "that returns a new one"
+            )
+        if problems:
+            raise OptionsError("Bad WarmupExport options: " + "; ".join(problems) + ".")
+        self.filepath = as_path(filepath)
+        self._fields = frozenset(fields_of(self.filepath)) - {"version"}
+        self._options = as_options(warmup)
+        rows = max(_MIN_ROWS, *(self._options.batch_sizes or (_MIN_ROWS,)))
+        super().__init__(
+            BatchTap(_NUM_BATCHES, rows, self._options.seed, self._options.max_bytes) if data is None else None
+        )
+        self.data = data
+        self.monitor = monitor
+        self.mode = mode
+        self.save_best_only = save_best_only
+        self.save_freq = save_freq
+        self.max_to_keep = max_to_keep
+        self.export_fn = export_fn
+        self.on_error = on_error
+        self.verbose = verbose
+        self.reports: list[WarmupReport] = []
+        self._published: list[str] = []
+        self._judge: Any = None
+        self._warned_of_monitor = False
+        self._epochs_run = 0
+        self._epoch = 0
+        self._logs: Mapping[str, Any] = {}
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Checks the path, moves behind callbacks that restore weights, and starts sampling."""
+        self._epochs_run = 0
+        if self._fields:
+            known = self.filepath[: min(self.filepath.index("{" + field) for field in self._fields)]
+            check_writable(known.rpartition("/")[0] or ("/" if known.startswith("/") else "."), self.filepath)
+        else:
+            template = format_filepath(self.filepath)
+            check_publishable(template, overwrite=target_of(template) in self._published)
+        hint = version_hint(self.filepath)
+        if hint and self.verbose:
+            print(f"WarmupExport: {hint}")
+        _move_behind_restoring(self)
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Before the first step: refuses directories of others that this `fit` would meet."""
+        if self._epochs_run or self._fields != {"epoch"} or has_version(self.filepath):
+            return
+        last = max((self.params or {}).get("epochs") or 0, epoch + 1)
+        for number in range(epoch + 1, last + 1) if self.save_freq == "epoch" else [last]:
+            path = format_filepath(self.filepath, number)
+            if target_of(path) not in self._published:
+                check_free(path)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Exports, with `save_freq="epoch"`."""
+        super().on_epoch_end(epoch, logs)
+        self._epoch, self._logs = epoch + 1, dict(logs or {})
+        self._epochs_run += 1
+        if self._epochs_run == 1:
+            self._check_fields()
+        if self.save_freq != "epoch":
+            return
+        best = self._judge.best if self._judge is not None else None
+        if self.save_best_only and not self._is_best():
+            return
+        if not self._export(f"at epoch {self._epoch}", "warn") and self._judge is not None:
+            # What was not published is not the best there is: the next one that beats the published one counts.
+            self._judge.best = best
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Ends sampling; exports, with `save_freq="train_end"`."""
+        super().on_train_end(logs)
+        if self.save_freq != "train_end":
+            return
+        if not self._epochs_run:
+            warnings.warn("WarmupExport published nothing: fit ran no epoch.", stacklevel=2)
+            return
+        self._export("at the end of training", "raise")
+
+    def _check_fields(self) -> None:
+        """Metric names are known at the end of the first epoch: early enough not to lose all the work."""
+        known = {"epoch", *self._logs}
+        # With validation_freq > 1 the first epoch has no val_ metrics.
+        validated = any(name.startswith("val_") for name in known)
+        if any(field not in known and (validated or not field.startswith("val_")) for field in self._fields):
+            try:
+                format_filepath(self.filepath, self._epoch, self._logs)
+            except OptionsError as error:
+                if self.on_error != "warn":
+                    raise
+                warnings.warn(f"WarmupExport will publish nothing: {error}", stacklevel=2)
+
+    def _is_best(self) -> bool:
+        value = self._logs.get(self.monitor)
+        if value is None or np.ndim(value) != 0:
+            if not self._warned_of_monitor:
+                self._warned_of_monitor = True
+                why = "is not known" if value is None else "is not a scalar"
+                warnings.warn(
+                    f"WarmupExport exports only the best epochs by {self.monitor!r}, which {why} at epoch "
+                    f"{self._epoch}: no export at such epochs. Known metrics: "
+                    f"{', '.join(sorted(self._logs)) or 'none'}.",
+                    stacklevel=2,
+                )
+            return False
+        # The first NaN would otherwise stay the best for ever: nothing is less or greater.
+        if math.isnan(float(value)):
+            return False
+        if self._judge is None:
+            # Which way a metric improves is no public API; EarlyStopping applies it, and says so with `wait`.
+            self._judge = keras.callbacks.EarlyStopping(self.monitor, mode=self.mode, patience=sys.maxsize)
+            self._judge.on_train_begin()
+        self._judge.set_model(self.model)
+        try:
+            self._judge.on_epoch_end(self._epoch - 1, {self.monitor: value})
+        except ValueError as error:
+            text = (
+                f"WarmupExport cannot tell whether {self.monitor!r} is best at its lowest or highest. Pass "
+                "mode='min' or mode='max'."
+            )
+            if self.on_error != "warn":
+                raise OptionsError(text) from error
+            warnings.warn(text, stacklevel=2)
+            return False
+        return bool(self._judge.wait == 0)
+
+    def _export(self, when: str, default: OnError) -> bool:
+        try:
+            template = format_filepath(self.filepath, self._epoch, self._logs)
+            report = export_with_warmup(
+                self.model,
+                template,
+                data=self.data,
+                warmup=self._options,
+                export_fn=self.export_fn,
+                overwrite=target_of(template) in self._published,
+            )
+        # Whatever fails - a full disk, a user's export_fn, TensorFlow - must not end a training that is worth days.
+        except Exception as error:
+            if (self.on_error or default) == "raise":
+                raise
+            warnings.warn(f"WarmupExport published nothing {when}. {type(error).__name__}: {error}", stacklevel=3)
+            return False
+        self.reports.append(report)
+        self._published = [path for path in self._published if path != report.export_dir] + [report.export_dir]
+        self._remove_oldest()
+        if self.verbose:
+            # The progress bar of an epoch is an unfinished line.
+            start = "\n" if default == "warn" and (self.params or {}).get("verbose") else ""
+            print(f"{start}WarmupExport: {_summary(report)}")
+        return True
+
+    def _remove_oldest(self) -> None:
+        while self.max_to_keep is not None and len(self._published) > self.max_to_keep:
+            oldest = self._published.pop(0)
+            try:
+                remove_published(oldest)
+            except PublishError as error:
+                warnings.warn(f"WarmupExport could not remove {oldest!r}: {error}", stacklevel=4)
+
+
+def _summary(report: WarmupReport) -> str:
+    count = len(report.records)
+    records = ", ".join(f"{record.kind} {record.signature_key}" for record in report.records)
+    rows = " of made-up rows" if report.synthetic else ""
+    return (
+        f"published {report.export_dir} with {count or 'no'} warmup record{'' if count == 1 else 's'}{rows}"
+        f"{f' ({records})' if records else ''}"
+    )
+
+
+def _move_behind_restoring(callback: WarmupExport) -> None:
+    """Puts `callback` at the end of its `CallbackList` if one behind it would restore weights after its export."""
+    callback_list = _callback_list_of(callback)
+    if callback_list is None:
+        return
+    callbacks = callback_list.callbacks
+    place = next(index for index, other in enumerate(callbacks) if other is callback)
+    if any(getattr(other, "restore_best_weights", False) for other in callbacks[place + 1 :]):
+        # A new list: the old one is being iterated over.
+        callback_list.callbacks = [*callbacks[:place], *callbacks[place + 1 :], callback]
+
+
+def _callback_list_of(callback: WarmupExport) -> Any:
+    """The `CallbackList` whose hook is running; Keras hands callbacks the model, not the list they are in."""
+    frame = inspect.currentframe()
+    for _ in range(_FRAMES_TO_CALLBACK_LIST):
+        frame = frame.f_back if frame is not None else None
+        if frame is None:
+            return None
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and any(other is callback for other in caller.callbacks):
+            return caller
+    return None
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

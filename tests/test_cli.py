@@ -1,0 +1,128 @@
+"""The command line: exit codes, JSON, what it prints and where."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_warmup as kw
+from keras_warmup.cli import EXIT_FAILED, EXIT_OK, EXIT_USAGE, main
+
+
+@pytest.fixture(scope="module")
+def model():
+    x = keras.Input((4,), name="x")
+    return keras.Model(x, keras.layers.Dense(2)(x))
+
+
+@pytest.fixture
+def export_dir(model, tmp_path):
+    path = tmp_path / "m" / "1"
+    model.export(path, verbose=False)
+    return str(path)
+
+
+@pytest.fixture
+def npz(tmp_path):
+    path = tmp_path / "rows.npz"
+    np.savez(path, x=np.random.default_rng(0).random((10, 4), "float32"))
+    return str(path)
+
+
+def run(capsys, *argv):
+    code = main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_add_from_npz_then_verify_and_records(capsys, export_dir, npz):
+    code, out, err = run(capsys, "add", export_dir, "--data", npz, "--json", "--batch-size", "3")
+    report = json.loads(out)
+    assert (code, err) == (EXIT_OK, "")
+    assert [(record["signature_key"], record["shapes"], record["source"]) for record in report["records"]] == [
+        ("serving_default", {"x": [3, 4]}, "data"),
+        ("serve", {"x": [3, 4]}, "data"),
+    ]
+    code, out, _ = run(capsys, "verify", export_dir, "--json")
+    assert code == EXIT_OK
+    assert json.loads(out)["ok"] is True
+    code, out, _ = run(capsys, "records", export_dir, "--json")
+    assert code == EXIT_OK
+    assert [record["batch_size"] for record in json.loads(out)["records"]] == [3, 3]
+
+
+def test_add_without_data_makes_rows_up_with_a_warning(capsys, export_dir):
+    code, out, err = run(capsys, "add", export_dir)
+    assert code == EXIT_OK
+    assert "synthetic" in out
+    assert f"keras-warmup: warning: The warmup records of {export_dir!r} hold made-up rows" in err
+
+
+def test_verify_without_a_warmup_file_fails(capsys, export_dir):
+    code, out, err = run(capsys, "verify", export_dir)
+    assert code == EXIT_FAILED
+    assert "No warmup file at" in out
+    assert err == "keras-warmup: replaying the warmup file ...\n"
+
+
+def test_inspect_prints_inputs_and_outputs(capsys, export_dir):
+    code, out, err = run(capsys, "inspect", export_dir)
+    assert (code, err) == (EXIT_OK, "")
+    assert "x: float32 [None, 4]" in out
+    assert "no warmup file: the first requests will be slow" in out
+    code, out, _ = run(capsys, "inspect", export_dir, "--json")
+    assert [one["key"] for one in json.loads(out)["signatures"]] == ["serve", "serving_default"]
+
+
+def test_errors_are_one_line_on_stderr(capsys, tmp_path, export_dir, npz):
+    code, out, err = run(capsys, "inspect", str(tmp_path / "none"))
+    assert (code, out) == (EXIT_FAILED, "")
+    assert err.startswith("keras-warmup: error: No SavedModel at ")
+    assert err.count("\n") == 1
+    code, out, err = run(capsys, "add", export_dir, "--data", str(tmp_path / "none.npz"))
+    assert err == f"keras-warmup: error: Cannot read data from {str(tmp_path / 'none.npz')!r}: there is no such file.\n"
+    assert code == EXIT_FAILED
+    code, out, err = run(capsys, "add", export_dir, "--data", npz, "--signature", "nope")
+    assert err.endswith("error: Unknown signature ['nope']. The SavedModel has ['serve', 'serving_default'].\n")
+
+
+def test_npz_must_hold_plain_arrays(capsys, tmp_path, export_dir):
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, x=np.array([{"a": 1}], dtype=object))
+    text = tmp_path / "text.npz"
+    text.write_text("hello")
+    empty = tmp_path / "empty.npz"
+    np.savez(empty)
+    for path, expected in (
+        (pickled, "It must be an .npz file of plain arrays"),
+        (text, "It must be an .npz file of plain arrays"),
+        (empty, "it holds no named array"),
+    ):
+        code, _, err = run(capsys, "add", export_dir, "--data", str(path))
+        assert code == EXIT_FAILED
+        assert expected in err
+
+
+def test_usage_exits_with_2_and_help_has_an_example(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == EXIT_USAGE
+    for verb in ("inspect", "add", "verify", "records"):
+        with pytest.raises(SystemExit) as exit_:
+            main([verb, "--help"])
+        assert exit_.value.code == EXIT_OK
+        out = capsys.readouterr().out
+        assert f"keras-warmup {verb} ./digits/1" in out
+        assert "example" in out
+
+
+def test_the_module_runs_and_prints_its_version():
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_warmup", "--version"], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout == f"keras-warmup {kw.__version__}\n"
