@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from keras_warmup._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from keras_warmup import endpoints as endpoints
+    import keras_warmup.endpoints as endpoints  # noqa: PLR0402
     from keras_warmup.benchmarking import benchmark as benchmark
     from keras_warmup.callbacks import BatchCapture as BatchCapture
     from keras_warmup.callbacks import WarmupExport as WarmupExport

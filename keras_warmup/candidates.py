@@ -14,12 +14,11 @@ from keras_warmup.consumers import find_consumers
 from keras_warmup.encoding import bind_encoded, parse_features
 from keras_warmup.errors import BindingError, DataError, SignatureError
 from keras_warmup.formats import Consumer, ExampleParser
-from keras_warmup.graph import graph_facts
-from keras_warmup.kinds import default_kind, servable_kinds
+from keras_warmup.graph import ModelGraph, graph_facts
+from keras_warmup.kinds import METHOD_NAMES, default_kind, servable_kinds
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate
 from keras_warmup.report import KINDS, Kind
-from keras_warmup.requests import METHOD_NAMES
 from keras_warmup.signatures import Signature
 from keras_warmup.synthesis import synthesize_rows
 
@@ -80,7 +79,8 @@ def find_candidates(
         DataError: there are no rows, and `on_no_data="error"`.
     """
     # Rows may be serialized for one signature while another takes the features themselves.
-    consumers = {signature.key: find_consumers(meta_graph, signature) for signature in signatures}
+    graph = ModelGraph(meta_graph)
+    consumers = {signature.key: find_consumers(graph, signature) for signature in signatures}
     parsers = [one for found in consumers.values() for one in found.values() if isinstance(one, ExampleParser)]
     candidates: list[Candidate] = []
     cold: dict[str, str] = {}
@@ -97,7 +97,7 @@ def find_candidates(
             cold[signature.key] = f"{_why_unreachable(signature)}{error}"
             errors.append(error)
             continue
-        candidates.append(Candidate(signature, graph_facts(meta_graph, signature), bound, kinds, task))
+        candidates.append(Candidate(signature, graph_facts(graph, signature), bound, kinds, task))
     if errors and not candidates and rows.batches:
         raise errors[0]
     return candidates, cold

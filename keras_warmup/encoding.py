@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from keras_warmup.batch import Batch, describe, map_leaves, render_path, walk
 from keras_warmup.binding import BoundBatch, bind_batch, match_inputs
+from keras_warmup.encoders import encode_rows
 from keras_warmup.errors import BindingError
 from keras_warmup.example_rows import as_objects
 from keras_warmup.examples import (
@@ -24,8 +25,7 @@ from keras_warmup.examples import (
     refuse_unbuildable,
     unused_features,
 )
-from keras_warmup.formats import Base64, Consumer, ExampleParser, FeatureSpec, ImageDecoder, describe_consumer
-from keras_warmup.images import encode_images
+from keras_warmup.formats import Base64, Consumer, ExampleParser, FeatureSpec, describe_consumer
 from keras_warmup.signatures import Signature
 
 
@@ -108,12 +108,12 @@ def _encode(batch: Batch, signature: Signature, name: str, consumer: Consumer) -
         if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "OSU":
             return None
         refuse_unbuildable(name, consumer)
-        if not isinstance(inner, ImageDecoder) or not isinstance(leaf, np.ndarray):
+        if not isinstance(leaf, np.ndarray):
             raise BindingError(
                 f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads {describe_consumer(consumer)}, and "
                 f"{where} is {describe(leaf)}. Give the bytes as clients send them, or pass transform=."
             )
-        encoded = _Encoded(encode_images(leaf, inner))
+        return _Encoded(encode_rows(leaf, consumer))
     if isinstance(consumer, Base64):
         encoded = dataclasses.replace(encoded, values=as_objects(list(tf.io.encode_base64(encoded.values).numpy())))
     return encoded

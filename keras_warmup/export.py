@@ -12,16 +12,19 @@ import keras
 import tensorflow as tf
 
 from keras_warmup.batch import Batch, Path, map_leaves, walk
-from keras_warmup.candidates import Rows
+from keras_warmup.candidates import Rows, choose_signatures
 from keras_warmup.capture import captured_batches
 from keras_warmup.errors import OptionsError, WarmupError
 from keras_warmup.keras_model import arrange_batch, captured_signature, is_subclassed, require_built
+from keras_warmup.kinds import default_kind
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.publish import staged
 from keras_warmup.records import warmup_path
 from keras_warmup.report import WarmupReport
+from keras_warmup.rewriting import rewrite_method_names, share_input
 from keras_warmup.sampling import select_batches
 from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
+from keras_warmup.signatures import read_meta_graph, read_signatures
 from keras_warmup.sources import read_batches
 from keras_warmup.versions import as_path, model_name_of, version_hint
 from keras_warmup.warming import warm_saved_model
@@ -89,6 +92,7 @@ def export_with_warmup(
             with one_copy_of_each_variable():
                 export_fn(model, directory)
             _require_saved_model(directory)
+        _rewrite_signatures(directory, options)
         report = warm_saved_model(directory, rows, options, model_name=model_name_of(path))
     return _published(report, staging.published, path)
 
@@ -135,6 +139,7 @@ def save(
             signatures, structure = _default_signature(obj, rows.batches)
             rows = dataclasses.replace(rows, structures={"serving_default": structure})
         save_saved_model(obj, directory, signatures, options)
+        _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir))
     return _published(report, staging.published, export_dir)
 
@@ -220,6 +225,19 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
 
     function = tf.function(serving_default, input_signature=map_leaves(name_spec, specs), autograph=False)
     return function, tuple(map_leaves(lambda path, _: names.get(path), specs))
+
+
+def _rewrite_signatures(directory: str, options: WarmupOptions) -> None:
+    """What requests need of the SignatureDefs and TensorFlow 2 does not write; only where it was asked for."""
+    if not options.method_name and "multi_inference" not in (options.kinds or ()):
+        return
+    signatures = choose_signatures(read_signatures(read_meta_graph(directory)), options)
+    kinds = {signature.key: default_kind(signature) for signature in signatures}
+    tasks = {key: kind for key, kind in kinds.items() if kind != "predict"}
+    if options.method_name and tasks:
+        rewrite_method_names(directory, tasks)
+    if "multi_inference" in (options.kinds or ()) and len(tasks) > 1:
+        share_input(directory, list(tasks))
 
 
 def _require_saved_model(directory: str) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from keras_warmup.batch import render_shape
-from keras_warmup.graph import GraphFacts, graph_facts
+from keras_warmup.consumers import find_consumers
+from keras_warmup.formats import Consumer, ExampleParser, describe_consumer
+from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.kinds import servable_kinds
 from keras_warmup.records import read_records, warmup_path
-from keras_warmup.report import RecordList, RecordReport, to_plain
+from keras_warmup.report import Kind, RecordList, RecordReport, to_plain
 from keras_warmup.requests import describe_log
+from keras_warmup.serving_rules import XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 
 if TYPE_CHECKING:
@@ -27,11 +32,15 @@ class InspectedSignature:
         signature: names, dtypes and shapes.
         facts: what the graph does that matters for warmup.
         same_tensors_as: keys of the signatures over the same tensors; one record warms them all.
+        kinds: request kind -> `None` where a request of that kind can reach it, else the reason why not.
+        consumers: string input -> what reads it in the graph.
     """
 
     signature: Signature
     facts: GraphFacts
     same_tensors_as: tuple[str, ...]
+    kinds: Mapping[Kind, str | None]
+    consumers: Mapping[str, Consumer]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the traced structure and tensor names included."""
@@ -39,6 +48,8 @@ class InspectedSignature:
             **to_plain(self.signature),
             "facts": to_plain(self.facts),
             "same_tensors_as": list(self.same_tensors_as),
+            "kinds": dict(self.kinds),
+            "consumers": {name: _consumer_to_dict(consumer) for name, consumer in self.consumers.items()},
         }
 
 
@@ -69,44 +80,49 @@ class Inspection:
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
+        from rich.tree import Tree
 
-        table = Table(
-            "signature", "inputs", "outputs", "method name", "notes", title=self.export_dir, title_justify="left"
-        )
+        tree = Tree(self.export_dir)
         for one in self.signatures:
-            signature = one.signature
-            table.add_row(
-                signature.key,
-                "\n".join(
-                    f"{name}: {spec.dtype} {render_shape(spec.shape)}"
-                    for name, spec in sorted(signature.inputs.items())
-                ),
-                "\n".join(
-                    f"{name}: {spec.dtype} {render_shape(spec.shape)}"
-                    for name, spec in sorted(signature.outputs.items())
-                ),
-                signature.method_name.removeprefix("tensorflow/serving/"),
-                "\n".join(_notes(one)),
-            )
+            branch = tree.add(Text(one.signature.key, style="bold"))
+            for line in _lines_of(one):
+                branch.add(Text(line))
         warm = (
             f"warmup file: {self.warmup_bytes} bytes"
             if self.warmup_path
             else "no warmup file: the first requests will be slow"
         )
-        return Group(table, Text(warm))
+        return Group(tree, Text(warm))
+
+
+def _lines_of(one: InspectedSignature) -> list[str]:
+    signature = one.signature
+    lines = []
+    for name, spec in sorted(signature.inputs.items()):
+        reads = f", reads {describe_consumer(one.consumers[name])}" if name in one.consumers else ""
+        default = ", has a default" if name in signature.defaults else ""
+        lines.append(f"input {name}: {spec.dtype} {render_shape(spec.shape)}{reads}{default}")
+    lines += [
+        f"output {name}: {spec.dtype} {render_shape(spec.shape)}" for name, spec in sorted(signature.outputs.items())
+    ]
+    lines.append(f"serves {', '.join(kind for kind, why_not in one.kinds.items() if why_not is None) or 'nothing'}")
+    made_for = signature.method_name.removeprefix("tensorflow/serving/")
+    lines += [
+        f"no {kind}: {why_not}" for kind, why_not in one.kinds.items() if why_not and kind in ("predict", made_for)
+    ]
+    return lines + [f"note: {note}" for note in _notes(one)]
 
 
 def _notes(one: InspectedSignature) -> list[str]:
     facts = one.facts
     notes = []
     if one.same_tensors_as:
-        notes.append(f"same tensors as {', '.join(one.same_tensors_as)}")
+        notes.append(f"same tensors as {', '.join(one.same_tensors_as)}: one record warms them all")
     if facts.compiles:
-        notes.append("compiles with XLA")
+        notes.append(f"compiles with XLA: the server needs {XLA_FLAGS}")
     if facts.convolves:
-        notes.append("convolves")
+        notes.append("convolves: each free image size needs a record of its own")
     if facts.writes_state:
         notes.append("writes state: warmup requests change it")
     if facts.foreign_ops:
@@ -114,6 +130,17 @@ def _notes(one: InspectedSignature) -> list[str]:
     if facts.unrestored_variables:
         notes.append(f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never restored")
     return notes
+
+
+def _consumer_to_dict(consumer: Consumer) -> dict[str, Any]:
+    plain: dict[str, Any] = {"reads": describe_consumer(consumer)}
+    if isinstance(consumer, ExampleParser):
+        # A default is a value of the model, not of a row, but it is bytes as often as not.
+        plain["features"] = {
+            key: {"kind": one.kind, "dtype": one.dtype, "shape": to_plain(one.shape), "required": one.required}
+            for key, one in sorted(consumer.spec.items())
+        }
+    return plain
 
 
 def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
@@ -131,13 +158,16 @@ def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
     where = os.fspath(export_dir)
     meta_graph = read_meta_graph(where)
     signatures = read_signatures(meta_graph)
+    graph = ModelGraph(meta_graph)
     found = tuple(
         InspectedSignature(
             signature,
-            graph_facts(meta_graph, signature),
+            graph_facts(graph, signature),
             tuple(
                 other.key for other in signatures if other.key != signature.key and other.tensors == signature.tensors
             ),
+            servable_kinds(signature),
+            find_consumers(graph, signature),
         )
         for signature in signatures
     )

@@ -59,6 +59,8 @@ class WarmupOptions:
             run with `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`, else it refuses the model.
         max_records: most records to write, 1 to 1000 (TensorFlow Serving fails the load on the 1001st).
         max_bytes: most bytes for the whole warmup file.
+        method_name: give Classify and Regress signatures their own method name, for servers that run with
+            `--enable_signature_method_name_check`; only in exports this package makes (else `keras-warmup method-names`).
         model_name: `model_spec.name` of the requests; MultiInference needs one. Defaults to `None`: the base path's name.
         seed: seed of every random choice; same seed, same data, same file.
         verify: replay the records in a Session before publishing.
@@ -76,6 +78,7 @@ class WarmupOptions:
     xla: bool = False
     max_records: int = MAX_RECORDS
     max_bytes: int = DEFAULT_MAX_BYTES
+    method_name: bool = False
     model_name: str | None = None
     seed: int = 0
     verify: bool = True

@@ -20,6 +20,7 @@ from keras_warmup.errors import OptionsError
 from keras_warmup.graph import GraphFacts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.report import Kind
+from keras_warmup.serving_rules import XLA_FLAGS
 from keras_warmup.signatures import Signature
 
 DEFAULT_BATCH_SIZE = 2
@@ -27,7 +28,6 @@ DEFAULT_BATCH_SIZE = 2
 DEFAULT_XLA_BATCH_SIZES = (1, 2)
 # One record per shape lengthens the load by a compilation or a convolution each; shapes beyond these stay cold.
 MAX_SHAPES = 32
-XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -319,9 +319,8 @@ def _irreplaceable(target: str, why: str) -> PublishError:
 
 
 def _taken(target: str) -> PublishError:
-    if not tf.io.gfile.isdir(target):
-        kind = "a file"
-    else:
+    kind = "a file"
+    if tf.io.gfile.isdir(target):
         kind = "a directory" if tf.io.gfile.listdir(target) else "an empty directory"
     error = PublishError(
         f"Cannot publish to {target!r}: it exists ({kind}). Publish to {join(parent_of(target), '{version}')!r} for "

@@ -127,22 +127,21 @@ def records_table(records: Sequence[RecordReport], title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     filtered = any(record.output_filter for record in records)
-    names = ["signature", "kind", "batch", "inputs", *(["outputs"] if filtered else []), "rows", "bytes", "replay ms"]
+    names = ["signature", "kind", "inputs", *(["outputs"] if filtered else []), "rows", "bytes", "replay ms"]
     for name in names:
-        # The table must stay readable in 80 columns: only names and shapes fold.
+        # The table must stay readable in 80 columns: only shapes and outputs fold.
         table.add_column(
             name,
-            justify="right" if name in ("batch", "bytes", "replay ms") else "left",
-            no_wrap=name not in ("signature", "inputs", "outputs"),
+            justify="right" if name in ("bytes", "replay ms") else "left",
+            no_wrap=name not in ("inputs", "outputs"),
         )
     for record in records:
         also = [key for key in record.warms if key != record.signature_key]
         table.add_row(
             "\n".join([*_lines_of(record.signature_key), *(f"also {key}" for key in also)]),
             record.kind,
-            "-" if record.batch_size is None else str(record.batch_size),
             "\n".join(f"{name} {list(shape)}" for name, shape in record.shapes.items()),
             *([", ".join(record.output_filter) or "all"] if filtered else []),
             record.source or "-",

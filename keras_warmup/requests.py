@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_warmup import _protos
 from keras_warmup.errors import RecordsError
-from keras_warmup.plan import PlannedRequest
+from keras_warmup.kinds import METHOD_NAMES
 from keras_warmup.report import Kind
+
+if TYPE_CHECKING:
+    from keras_warmup.plan import PlannedRequest
 
 # protobuf refuses to serialize messages of 2 GiB and more with a bare EncodeError.
 MAX_PROTO_BYTES = 2**31 - 1
 _ROOM_FOR_NAMES_BYTES = 2**20
-METHOD_NAMES: Mapping[Kind, str] = {
-    "predict": "tensorflow/serving/predict",
-    "classify": "tensorflow/serving/classify",
-    "regress": "tensorflow/serving/regress",
-}
 
 
 def build_log(request: PlannedRequest, model_name: str = "") -> Any:

@@ -17,6 +17,8 @@ from keras_warmup._protos import Input, PredictRequest, SignatureDef, TensorProt
 PREDICT_METHOD = "tensorflow/serving/predict"
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
+# A stock server has XLA compilation switched off (model_servers/main.cc).
+XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
 
 Outputs = dict[str, np.ndarray]
 

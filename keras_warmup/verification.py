@@ -73,13 +73,19 @@ class VerifyReport:
         return plain
 
     def __rich__(self) -> RenderableType:
+        from rich import box
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         parts: list[RenderableType] = []
         if self.records:
-            table = Table(title=f"warmup records of {self.export_dir}", title_justify="left")
+            table = Table(
+                title=f"warmup records of {self.export_dir}",
+                title_justify="left",
+                box=box.SIMPLE_HEAD,
+                pad_edge=False,
+            )
             for name in ("#", "signature", "kind", "bytes", "replay ms", "at load"):
                 table.add_column(name, justify="right" if name in ("#", "bytes", "replay ms") else "left")
             for record in self.records:

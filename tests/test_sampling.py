@@ -140,7 +140,7 @@ def test_a_shape_that_leaves_the_sample_stays_kept():
         assert {kept.x.shape[1] for kept in sample.batches()} == set(range(1, index + 2))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     max_bytes=st.integers(1, 2000),
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=40),

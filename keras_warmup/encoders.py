@@ -1,0 +1,70 @@
+"""Arrays -> the bytes that a string input wants, where its consumer says how (tf.Examples have `examples.py`)."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.batch import describe
+from keras_warmup.errors import BindingError
+from keras_warmup.example_rows import Array, as_objects, split_rows
+from keras_warmup.formats import (
+    Base64,
+    Consumer,
+    ImageDecoder,
+    RawDecoder,
+    TensorParser,
+    describe_consumer,
+)
+from keras_warmup.images import encode_images
+
+_CURE = "Give the bytes a client would send, or pass transform=."
+
+
+def encode_rows(rows: Array, consumer: Consumer) -> Array:
+    """Encodes rows of numbers for a string input; rows of strings are what clients send already.
+
+    Args:
+        rows: `[n, ...]`. Strings pass through. Numbers are encoded one row at a time: images as files, tensors as
+            serialized `TensorProto`s, raw bytes as such, each in base64 where the graph decodes that first.
+        consumer: what reads the input.
+
+    Returns:
+        Object array `[n]` of `bytes` (of the shape of `rows` for strings).
+
+    Raises:
+        BindingError: the consumer takes no numbers of this dtype.
+    """
+    if rows.dtype.kind in "SUTO":
+        return _strings(rows)
+    if isinstance(consumer, Base64):
+        # Web-safe and without padding, as tf.io.encode_base64; tf.io.decode_base64 takes it with padding too.
+        return as_objects([base64.urlsafe_b64encode(row).rstrip(b"=") for row in encode_rows(rows, consumer.inner)])
+    if isinstance(consumer, ImageDecoder):
+        return encode_images(rows, consumer)
+    if not isinstance(consumer, (TensorParser, RawDecoder)):
+        raise BindingError(
+            f"Cannot encode {describe(rows)} for a string input that takes {describe_consumer(consumer)}. {_CURE}"
+        )
+    if rows.dtype.name != consumer.out_type or rows.ndim == 0:
+        raise BindingError(
+            f"Cannot encode {describe(rows)} for a string input that takes {describe_consumer(consumer)}: expected "
+            f"{consumer.out_type} [n, ...]. Cast the data, or pass transform=."
+        )
+    if isinstance(consumer, TensorParser):
+        with tf.device("CPU"):
+            return as_objects([tf.io.serialize_tensor(row).numpy() for row in split_rows(rows)])
+    order = "<" if consumer.little_endian else ">"
+    return as_objects([np.ascontiguousarray(row, row.dtype.newbyteorder(order)).tobytes() for row in split_rows(rows)])
+
+
+def _strings(rows: Array) -> Array:
+    encoded = np.empty(rows.shape, dtype=object)
+    flat = encoded.reshape(-1)
+    for index, value in enumerate(rows.reshape(-1).tolist()):
+        if not isinstance(value, (bytes, str)):
+            raise BindingError(f"Cannot feed {type(value).__name__} among strings ({describe(rows)}). {_CURE}")
+        flat[index] = value.encode() if isinstance(value, str) else value
+    return flat.reshape(rows.shape)

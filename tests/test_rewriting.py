@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import pathlib
+
+import keras
+import pytest
+import tensorflow as tf
+
+from keras_warmup import endpoints
+from keras_warmup.errors import BindingError, OptionsError, SignatureError
+from keras_warmup.kinds import multi_inference_groups
+from keras_warmup.replay import open_session
+from keras_warmup.rewriting import rewrite_method_names, share_input
+from keras_warmup.servable import save_saved_model
+from keras_warmup.signatures import read_meta_graph, read_signatures
+
+
+@pytest.fixture
+def export_dir(tmp_path):
+    model = keras.Sequential([keras.Input((1,), name="x"), keras.layers.Dense(1)])
+    spec = {"x": tf.io.FixedLenFeature([1], tf.float32)}
+    functions = {"c": endpoints.classify(model, spec), "r": endpoints.regress(model, spec)}
+    functions["p"] = endpoints.predict_examples(model, spec)
+    save_saved_model(model, str(tmp_path / "1"), functions)
+    warmup = tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    warmup.parent.mkdir()
+    warmup.write_bytes(b"records")
+    return tmp_path / "1"
+
+
+def method_names(export_dir):
+    return {found.key: found.method_name for found in read_signatures(read_meta_graph(export_dir))}
+
+
+def files(export_dir):
+    return {
+        str(path.relative_to(export_dir)): path.read_bytes()
+        for path in sorted(pathlib.Path(export_dir).rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_names_are_set_and_nothing_but_the_model_and_its_fingerprint_changes(export_dir):
+    before = files(export_dir)
+    old = tf.saved_model.experimental.read_fingerprint(str(export_dir))
+    rewrite_method_names(export_dir, {"c": "classify", "r": "regress"})
+    assert method_names(export_dir) == {
+        "c": "tensorflow/serving/classify",
+        "p": "tensorflow/serving/predict",
+        "r": "tensorflow/serving/regress",
+    }
+    after = files(export_dir)
+    assert set(after) == set(before)
+    assert {name for name in after if after[name] != before[name]} == {"saved_model.pb", "fingerprint.pb"}
+    new = tf.saved_model.experimental.read_fingerprint(str(export_dir))
+    assert new.saved_model_checksum != old.saved_model_checksum
+    assert new.checkpoint_hash == old.checkpoint_hash
+    with open_session(export_dir) as session:
+        assert session.load_ms > 0
+    assert tf.saved_model.load(str(export_dir)).signatures["r"] is not None
+
+
+def test_names_can_be_set_back(export_dir):
+    before = method_names(export_dir)
+    rewrite_method_names(export_dir, {"c": "classify"})
+    rewrite_method_names(export_dir, {"c": "predict"})
+    assert method_names(export_dir) == before
+
+
+def test_a_model_without_a_fingerprint_gets_none(export_dir):
+    (export_dir / "fingerprint.pb").unlink()
+    rewrite_method_names(export_dir, {"c": "classify"})
+    assert not (export_dir / "fingerprint.pb").exists()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "error", "text"),
+    [
+        (
+            {"c": "multi_inference"},
+            OptionsError,
+            "Signature 'c': kind must be one of ['classify', 'predict', 'regress'], got 'multi_inference'.",
+        ),
+        (
+            {"c": "regress"},
+            BindingError,
+            "Signature 'c' cannot serve regress requests: Regress reads exactly one output, 'outputs', and it has "
+            "['classes', 'scores'].",
+        ),
+        (
+            {"c": "classify", "nope": "regress"},
+            SignatureError,
+            "SavedModel {path!r} has no signatures ['nope']. It has ['c', 'p', 'r'].",
+        ),
+    ],
+    ids=["kind", "cannot_serve", "unknown"],
+)
+def test_refusals_leave_the_model_as_it_was(kinds, error, text, export_dir):
+    before = files(export_dir)
+    with pytest.raises(error) as raised:
+        rewrite_method_names(export_dir, kinds)
+    assert str(raised.value) == text.format(path=str(export_dir))
+    assert files(export_dir) == before
+
+
+@pytest.mark.parametrize("content", [None, b"garbage\xff"], ids=["absent", "garbage"])
+def test_what_is_no_saved_model_is_refused(content, tmp_path):
+    if content is not None:
+        (tmp_path / "saved_model.pb").write_bytes(content)
+    with pytest.raises(SignatureError) as error:
+        rewrite_method_names(tmp_path, {"c": "classify"})
+    assert str(error.value) == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}."
+
+
+def results(export_dir):
+    example = tf.train.Example()
+    example.features.feature["x"].float_list.value.append(2.0)
+    rows = tf.constant([example.SerializeToString()] * 2)
+    signatures = tf.saved_model.load(str(export_dir)).signatures
+    found = {}
+    for key, name in {"c": "inputs", "r": "inputs", "p": "examples"}.items():
+        found[key] = {alias: value.numpy().tolist() for alias, value in signatures[key](**{name: rows}).items()}
+    return found
+
+
+def test_signatures_that_share_an_input_make_one_multi_inference_and_give_what_they_gave(export_dir):
+    before, old = results(export_dir), files(export_dir)
+    signatures = read_signatures(read_meta_graph(export_dir))
+    assert multi_inference_groups(signatures) == [{"c": "classify"}, {"r": "regress"}]
+    share_input(export_dir, ["r", "c"])
+    shared = {found.key: found for found in read_signatures(read_meta_graph(export_dir))}
+    assert multi_inference_groups(shared.values()) == [{"c": "classify", "r": "regress"}]
+    assert (
+        shared["c"].inputs["inputs"].tensor
+        == shared["r"].inputs["inputs"].tensor
+        == signatures[2].inputs["inputs"].tensor
+    )
+    assert shared["p"] == signatures[1]
+    assert results(export_dir) == before
+    assert {name for name, content in files(export_dir).items() if content != old[name]} == {
+        "saved_model.pb",
+        "fingerprint.pb",
+    }
+    share_input(export_dir, ["r", "c"])
+    assert {found.key: found for found in read_signatures(read_meta_graph(export_dir))} == shared
+
+
+def test_a_signature_that_takes_no_classify_or_regress_cannot_share(export_dir):
+    before = files(export_dir)
+    with pytest.raises(BindingError) as error:
+        share_input(export_dir, ["c", "p"])
+    assert str(error.value) == (
+        "Signature 'p' cannot serve multi_inference requests: its tasks are Classify and Regress, and neither is possible."
+    )
+    assert files(export_dir) == before
+
+
+def test_placeholders_that_differ_cannot_be_shared(tmp_path):
+    module = tf.Module()
+    signatures = {}
+    for key, shape in {"a": [None], "b": [2]}.items():
+        specs = [tf.TensorSpec(shape, tf.string, "inputs")]
+        function = tf.function(lambda x: {"outputs": tf.cast(tf.strings.length(x), tf.float32)}, input_signature=specs)
+        signatures[key] = function
+        setattr(module, key, function)
+    tf.saved_model.save(module, str(tmp_path), signatures)
+    with pytest.raises(BindingError) as error:
+        share_input(tmp_path, ["a", "b"])
+    assert str(error.value) == (
+        "Signatures 'a' and 'b' cannot share an input: their placeholders differ in dtype or shape."
+    )
