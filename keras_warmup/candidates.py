@@ -60,12 +60,12 @@ def choose_signatures(signatures: Sequence[Signature], options: WarmupOptions) -
 
 
 def find_candidates(
-    meta_graph: Any, signatures: Sequence[Signature], rows: Rows, options: WarmupOptions
+    graph: ModelGraph, signatures: Sequence[Signature], rows: Rows, options: WarmupOptions
 ) -> tuple[list[Candidate], dict[str, str]]:
     """Binds the rows to each signature.
 
     Args:
-        meta_graph: the `MetaGraphDef` the signatures are from.
+        graph: the graph the signatures are from.
         signatures: those to warm.
         rows: what to send.
         options: what is asked for.
@@ -79,7 +79,6 @@ def find_candidates(
         DataError: there are no rows, and `on_no_data="error"`.
     """
     # Rows may be serialized for one signature while another takes the features themselves.
-    graph = ModelGraph(meta_graph)
     consumers = {signature.key: find_consumers(graph, signature) for signature in signatures}
     parsers = [one for found in consumers.values() for one in found.values() if isinstance(one, ExampleParser)]
     candidates: list[Candidate] = []

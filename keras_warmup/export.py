@@ -21,7 +21,7 @@ from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.publish import staged
 from keras_warmup.records import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.rewriting import rewrite_method_names, share_input
+from keras_warmup.rewriting import name_methods, share_input
 from keras_warmup.sampling import select_batches
 from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
 from keras_warmup.signatures import read_meta_graph, read_signatures
@@ -93,8 +93,8 @@ def export_with_warmup(
                 export_fn(model, directory)
             _require_saved_model(directory)
         _rewrite_signatures(directory, options)
-        report = warm_saved_model(directory, rows, options, model_name=model_name_of(path))
-    return _published(report, staging.published, path)
+        report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
+    return _published(report, staging.published, path, options.max_load_seconds)
 
 
 def save(
@@ -140,8 +140,8 @@ def save(
             rows = dataclasses.replace(rows, structures={"serving_default": structure})
         save_saved_model(obj, directory, signatures, options)
         _rewrite_signatures(directory, asked)
-        report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir))
-    return _published(report, staging.published, export_dir)
+        report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
+    return _published(report, staging.published, export_dir, asked.max_load_seconds)
 
 
 def add_warmup(
@@ -175,7 +175,7 @@ def add_warmup(
     if not report.records:
         cold = "; ".join(f"{key!r}: {why}" for key, why in report.skipped.items()) or "it has no signature"
         raise WarmupError(f"No warmup record can be written for {directory!r}: {cold}")
-    return _published(report, directory, directory)
+    return _published(report, directory, directory, options.max_load_seconds)
 
 
 def _batches_for(model: Any, data: Any, options: WarmupOptions) -> list[Batch]:
@@ -229,15 +229,13 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
 
 def _rewrite_signatures(directory: str, options: WarmupOptions) -> None:
     """What requests need of the SignatureDefs and TensorFlow 2 does not write; only where it was asked for."""
-    if not options.method_name and "multi_inference" not in (options.kinds or ()):
-        return
-    signatures = choose_signatures(read_signatures(read_meta_graph(directory)), options)
-    kinds = {signature.key: default_kind(signature) for signature in signatures}
-    tasks = {key: kind for key, kind in kinds.items() if kind != "predict"}
-    if options.method_name and tasks:
-        rewrite_method_names(directory, tasks)
-    if "multi_inference" in (options.kinds or ()) and len(tasks) > 1:
-        share_input(directory, list(tasks))
+    if options.method_name:
+        name_methods(directory)
+    if "multi_inference" in (options.kinds or ()):
+        signatures = choose_signatures(read_signatures(read_meta_graph(directory)), options)
+        tasks = [signature.key for signature in signatures if default_kind(signature) != "predict"]
+        if len(tasks) > 1:
+            share_input(directory, tasks)
 
 
 def _require_saved_model(directory: str) -> None:
@@ -249,7 +247,9 @@ def _require_saved_model(directory: str) -> None:
         )
 
 
-def _published(report: WarmupReport, published: str | None, asked: str | os.PathLike[str]) -> WarmupReport:
+def _published(
+    report: WarmupReport, published: str | None, asked: str | os.PathLike[str], max_load_seconds: float | None
+) -> WarmupReport:
     where = published or as_path(asked)
     hint = version_hint(where)
     notes = (*report.notes, hint) if hint else report.notes
@@ -257,6 +257,17 @@ def _published(report: WarmupReport, published: str | None, asked: str | os.Path
         warnings.warn(
             f"The warmup records of {where!r} hold made-up rows, since no data was given or captured. Pass data=, or train with "
             "keras_warmup.WarmupExport or BatchCapture in callbacks=.",
+            stacklevel=3,
+        )
+    if (
+        max_load_seconds is not None
+        and report.load_added_ms is not None
+        and report.load_added_ms > max_load_seconds * 1000
+    ):
+        warnings.warn(
+            f"Replaying the warmup records of {where!r} took {report.load_added_ms / 1000:.1f} s, over "
+            f"max_load_seconds={max_load_seconds}: a server loads it at least that much later. Ask for fewer batch_sizes, "
+            "output_filters or signatures, or drop records with keras-warmup add --minimize.",
             stacklevel=3,
         )
     for key, why in report.skipped.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -57,6 +58,13 @@ class WarmupOptions:
         transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the model was fed it.
         xla: also write a record for each exact batch size of signatures that compile with XLA. The server must
             run with `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`, else it refuses the model.
+        batching_parameters: the server's `--batching_parameters_file`: one record for each of its `allowed_batch_sizes`, none over
+            its `max_batch_size`; signatures that batching cannot take are refused.
+        share_twin_signatures: let signatures that are the same function of the same inputs (`serve` and `serving_default` of
+            `model.export`) name the same tensors, once both gave the same outputs for the same rows: one record then warms both
+            at half the load time. Defaults to `None`: in exports this package makes, not in `add_warmup`.
+        max_load_seconds: warn where replaying the records takes longer than this. A lower bound of the load time they add:
+            the process that replays is warm already; `keras-warmup bench` measures it. Defaults to `None`: never.
         max_records: most records to write, 1 to 1000 (TensorFlow Serving fails the load on the 1001st).
         max_bytes: most bytes for the whole warmup file.
         method_name: give Classify and Regress signatures their own method name, for servers that run with
@@ -76,6 +84,9 @@ class WarmupOptions:
     kinds: Sequence[Kind] | None = None
     transform: Transform | None = None
     xla: bool = False
+    batching_parameters: str | os.PathLike[str] | None = None
+    share_twin_signatures: bool | None = None
+    max_load_seconds: float | None = None
     max_records: int = MAX_RECORDS
     max_bytes: int = DEFAULT_MAX_BYTES
     method_name: bool = False
@@ -105,6 +116,13 @@ class WarmupOptions:
             problems.append(
                 f"max_records must be 1 to {MAX_RECORDS} (TensorFlow Serving refuses more), got {self.max_records!r}"
             )
+        if self.batching_parameters is not None and not isinstance(self.batching_parameters, (str, os.PathLike)):
+            problems.append(f"batching_parameters must be a path, got {type(self.batching_parameters).__name__}")
+        if self.share_twin_signatures not in (None, True, False):
+            problems.append(f"share_twin_signatures must be True, False or None, got {self.share_twin_signatures!r}")
+        seconds = self.max_load_seconds
+        if seconds is not None and (not isinstance(seconds, (int, float)) or seconds <= 0):
+            problems.append(f"max_load_seconds must be a number of seconds > 0, got {seconds!r}")
         if not _is_int(self.max_bytes) or self.max_bytes < 1:
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
         if not _is_int(self.seed) or self.seed < 0:

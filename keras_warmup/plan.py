@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from keras_warmup.batch import Path, leaf_nbytes, map_leaves, walk
+from keras_warmup.batching import BatchingParameters
 from keras_warmup.binding import BoundBatch
 from keras_warmup.errors import OptionsError
 from keras_warmup.graph import GraphFacts
@@ -137,25 +138,35 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan_requests(candidates: Sequence[Candidate], options: WarmupOptions, *, taken: int = 0) -> Plan:
+def plan_requests(
+    candidates: Sequence[Candidate],
+    options: WarmupOptions,
+    *,
+    taken: int = 0,
+    batching: BatchingParameters | None = None,
+    twins: Mapping[str, str] | None = None,
+) -> Plan:
     """Plans the fewest requests that warm each signature, output set, batch size and shape asked for.
 
     Args:
         candidates: signatures with rows bound to their inputs.
         options: what is asked for.
         taken: records the file already holds.
+        batching: the batch sizes a server with `--enable_batching` runs.
+        twins: signature_key -> key of the signature whose tensors it is going to name.
 
     Returns:
         The plan; the same candidates and options give the same plan.
 
     Raises:
-        OptionsError: what is asked for does not fit `max_records` or `max_bytes`, or an output filter is unknown.
+        OptionsError: what is asked for does not fit `max_records`, `max_bytes` or the server's batching, or an output filter
+            is unknown.
     """
     requests: list[PlannedRequest] = []
     skipped: dict[str, str] = {}
     coverage: dict[str, float] = {}
     notes: list[str] = []
-    for group in _share_tensors(candidates):
+    for group in _share_tensors(candidates, twins or {}):
         lead = group[0]
         keys = tuple(candidate.signature.key for candidate in group)
         if lead.facts.compiles and not options.xla:
@@ -169,24 +180,29 @@ def plan_requests(candidates: Sequence[Candidate], options: WarmupOptions, *, ta
             notes.append(
                 f"Signature {lead.signature.key!r} compiles with XLA: the server needs {XLA_FLAGS}, else the model does not load."
             )
+        if batching is not None:
+            _require_batchable(lead, options, batching)
+        sizes = _batch_sizes(lead, options, batching)
         shapes = _shapes_of(lead)
         kept = _shapes_to_warm(lead, shapes)
         if len(kept) > 1 or len(shapes) > 1:
             coverage[lead.signature.key] = round(len(kept) / len(shapes), 4) if _shape_matters(lead.facts) else 1.0
         for kind, asked in _executors(group, options):
-            for size in _batch_sizes(lead, options):
+            for size in sizes:
                 requests += [_request(lead, keys, shape, size, asked, options, kind) for shape in kept]
-    requests += _missing_kinds(candidates, requests, options)
-    requests += _multi_inferences(candidates, options)
+    requests += _missing_kinds(candidates, requests, options, batching)
+    requests += _multi_inferences(candidates, options, batching, twins or {})
     _check_limits(requests, options, taken)
     return Plan(tuple(requests), skipped, coverage, tuple(notes))
 
 
-def _share_tensors(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+def _share_tensors(candidates: Sequence[Candidate], twins: Mapping[str, str]) -> list[list[Candidate]]:
     """Groups signatures over the same tensors, `serving_default` first: they share one executor."""
+    tensors = {candidate.signature.key: candidate.signature.tensors for candidate in candidates}
     groups: dict[frozenset[str], list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda one: (one.signature.key != "serving_default", one.signature.key)):
-        groups.setdefault(candidate.signature.tensors, []).append(candidate)
+        key = candidate.signature.key
+        groups.setdefault(tensors[twins.get(key, key)], []).append(candidate)
     return list(groups.values())
 
 
@@ -204,7 +220,7 @@ def _executors(group: Sequence[Candidate], options: WarmupOptions) -> list[tuple
             outputs = candidate.signature.outputs
             for asked in options.filters_for(candidate.signature.key, list(outputs)):
                 # The request names the lead's aliases; the others may call the same tensors otherwise.
-                aliases = tuple(alias_of[outputs[alias].tensor] for alias in asked)
+                aliases = tuple(alias_of.get(outputs[alias].tensor, alias) for alias in asked)
                 found.setdefault(frozenset(aliases), ("predict", aliases))
     return list(found.values())
 
@@ -217,24 +233,32 @@ def fetched_aliases(signature: Signature, kind: Kind) -> frozenset[str]:
 
 
 def _missing_kinds(
-    candidates: Sequence[Candidate], requests: Sequence[PlannedRequest], options: WarmupOptions
+    candidates: Sequence[Candidate],
+    requests: Sequence[PlannedRequest],
+    options: WarmupOptions,
+    batching: BatchingParameters | None,
 ) -> list[PlannedRequest]:
     """A kind asked for by name is written at least once, even where another kind has warmed its set already."""
     added = []
     for kind in dict.fromkeys(options.kinds or ()):
         able = [candidate for candidate in candidates if kind in candidate.kinds]
         if able and kind not in {request.kind for request in requests} and not able[0].facts.compiles:
-            shape, size = _shapes_of(able[0])[0], _batch_sizes(able[0], options)[0]
+            shape, size = _shapes_of(able[0])[0], _batch_sizes(able[0], options, batching)[0]
             added.append(_request(able[0], (able[0].signature.key,), shape, size, (), options, kind))
     return added
 
 
-def _multi_inferences(candidates: Sequence[Candidate], options: WarmupOptions) -> list[PlannedRequest]:
+def _multi_inferences(
+    candidates: Sequence[Candidate],
+    options: WarmupOptions,
+    batching: BatchingParameters | None,
+    twins: Mapping[str, str],
+) -> list[PlannedRequest]:
     """One MultiInference over all Classify and Regress signatures that share an input tensor, which the server demands;
     signatures over the same tensors are one task.
     """
     by_input: dict[str, list[Candidate]] = {}
-    for group in _share_tensors(candidates):
+    for group in _share_tensors(candidates, twins):
         lead = group[0]
         if lead.task is not None and not lead.facts.compiles:
             (spec,) = lead.signature.inputs.values()
@@ -244,13 +268,13 @@ def _multi_inferences(candidates: Sequence[Candidate], options: WarmupOptions) -
         lead = tasks[0]
         named = tuple((candidate.signature.key, candidate.task) for candidate in tasks if candidate.task)
         key = "+".join(key for key, _ in named)
-        for size in _batch_sizes(lead, options):
+        for size in _batch_sizes(lead, options, batching):
             request = _request(lead, (), _shapes_of(lead)[0], size, (), options, "multi_inference")
             made.append(dataclasses.replace(request, signature_key=key, tasks=named))
     return made
 
 
-def _batch_sizes(candidate: Candidate, options: WarmupOptions) -> list[int | None]:
+def _batch_sizes(candidate: Candidate, options: WarmupOptions, batching: BatchingParameters | None) -> list[int | None]:
     if not any(bound.row_inputs for bound in candidate.bound):
         return [None]
     fixed = fixed_batch_size(candidate.signature)
@@ -258,7 +282,31 @@ def _batch_sizes(candidate: Candidate, options: WarmupOptions) -> list[int | Non
         return [fixed]
     if options.batch_sizes is not None:
         return list(dict.fromkeys(options.batch_sizes))
-    return list(DEFAULT_XLA_BATCH_SIZES) if candidate.facts.compiles else [DEFAULT_BATCH_SIZE]
+    if batching is not None and batching.allowed_batch_sizes:
+        return list(batching.allowed_batch_sizes)
+    sizes = DEFAULT_XLA_BATCH_SIZES if candidate.facts.compiles else (DEFAULT_BATCH_SIZE,)
+    return [size for size in sizes if batching is None or size <= batching.max_batch_size] or [1]
+
+
+def _require_batchable(candidate: Candidate, options: WarmupOptions, batching: BatchingParameters) -> None:
+    """Refuses what a batching session fails on, and a model with it: it concatenates all inputs along one batch."""
+    signature = candidate.signature
+    if signature.inputs and any(set(bound.arrays) - bound.row_inputs for bound in candidate.bound):
+        lacking = sorted({name for bound in candidate.bound for name in set(bound.arrays) - bound.row_inputs})
+        raise OptionsError(
+            f"Signature {signature.key!r} cannot be served with --enable_batching: input{'s' * (len(lacking) > 1)} "
+            f"{', '.join(map(repr, lacking))} {'has' if len(lacking) == 1 else 'have'} no batch dimension in common with the "
+            "others (rank 0, or another size of dimension 0). Leave batching_parameters away, or leave this signature out with "
+            "signatures=."
+        )
+    fixed = fixed_batch_size(signature)
+    asked = [size for size in (fixed, *(options.batch_sizes or ())) if size is not None]
+    over = [size for size in asked if size > batching.max_batch_size]
+    if over:
+        raise OptionsError(
+            f"Signature {signature.key!r}: batch sizes {over} are over the server's max_batch_size={batching.max_batch_size}; "
+            "such a record keeps the model from loading. Ask for smaller batch_sizes."
+        )
 
 
 def fixed_batch_size(signature: Signature) -> int | None:

@@ -47,12 +47,14 @@ def prove_signature(
     pairs = _pair_outputs(mine, outputs)
     if pairs is None:
         return "unproved: bound by name (the signature's outputs are not those of the model's own call)"
-    differ = [name for name, (ours, theirs) in pairs.items() if not _same(ours, theirs)]
+    differ = [name for name, (ours, theirs) in pairs.items() if not same_values(ours, theirs)]
     if not differ:
         return PROVED
     # Dropout left on draws from a seed that the stateless call leaves where it was, and that a Session moves on.
     again = _pair_outputs(call_model(model, x), replay_again())
-    if again is None or any(not _same(*both) for name in pairs for both in zip(pairs[name], again[name], strict=True)):
+    if again is None or any(
+        not same_values(*both) for name in pairs for both in zip(pairs[name], again[name], strict=True)
+    ):
         return NOT_DETERMINISTIC
     if not own_call:
         return "unproved: bound by name (a custom endpoint, whose outputs differ from the model's own call)"
@@ -78,7 +80,8 @@ def _pair_outputs(mine: Any, outputs: Mapping[str, np.ndarray]) -> dict[str, tup
     return None
 
 
-def _same(ours: np.ndarray, theirs: np.ndarray) -> bool:
+def same_values(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether two outputs are the same but for the rounding of another kernel; NaN equals NaN."""
     if ours.shape != theirs.shape:
         return False
     if ours.dtype.kind in "OSUbiu" or theirs.dtype.kind in "OSUbiu":

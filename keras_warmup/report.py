@@ -59,6 +59,9 @@ class WarmupReport:
         synthetic: whether any record holds made-up rows.
         seed: the seed the choice was made with.
         verified: whether every record was replayed before publishing.
+        shared_signatures: signature_key -> the twin whose tensors it names since this export.
+        load_added_ms: sum of the replays, a lower bound of the load time the file adds (the process that replays is warm
+            already); `None` where nothing was replayed.
         load_ms: time to load the SavedModel into the Session that replayed it, milliseconds.
     """
 
@@ -74,6 +77,8 @@ class WarmupReport:
     synthetic: bool = False
     seed: int = 0
     verified: bool = True
+    shared_signatures: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    load_added_ms: float | None = None
     load_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +95,7 @@ class WarmupReport:
         texts += [f"proof {key}: {proof}" for key, proof in self.proofs.items()]
         texts += [f"cold {key}: {why}" for key, why in self.skipped.items()]
         texts += [f"cast {name}: {cast}" for name, cast in self.casts.items()]
+        texts += [f"shared {key}: names the tensors of {kept}" for key, kept in self.shared_signatures.items()]
         texts += [f"shapes {key}: {share:.0%} of those seen are covered" for key, share in self.shape_coverage.items()]
         texts += [f"note: {note}" for note in self.notes]
         return Group(*lines, *(Text(text) for text in texts))

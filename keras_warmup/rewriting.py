@@ -2,6 +2,7 @@
 
 - Method names: TensorFlow 2 writes `tensorflow/serving/predict` for every signature. TensorFlow Serving ignores that, except
   with `--enable_signature_method_name_check`: Classify and Regress then want their own.
+- Shared tensors for twin signatures: the server pays the cold cost once for both (`twins.py`).
 - One input for several signatures: TensorFlow 2 gives each signature a placeholder of its own, and MultiInference refuses
   tasks that do not feed the same tensor (`multi_inference.cc`: "Input tensor must be the same for all Signatures.").
 
@@ -22,9 +23,9 @@ from google.protobuf.message import DecodeError
 from keras_warmup._protos import SavedModel, write_fingerprint
 from keras_warmup.bodies import canonical, source_of
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
-from keras_warmup.kinds import METHOD_NAMES, servable_kinds
+from keras_warmup.kinds import METHOD_NAMES, default_kind, servable_kinds
 from keras_warmup.report import Kind
-from keras_warmup.signatures import Signature, read_signatures
+from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 
 
 def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str, Kind]) -> None:
@@ -50,6 +51,21 @@ def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str,
     _write(export_dir, saved_model)
 
 
+def name_methods(export_dir: str | os.PathLike[str]) -> None:
+    """Gives each signature with the shape of Classify or Regress that method name; the others keep theirs.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+
+    Raises:
+        SignatureError: the SavedModel cannot be read.
+    """
+    kinds = {signature.key: default_kind(signature) for signature in read_signatures(read_meta_graph(export_dir))}
+    named = {key: kind for key, kind in kinds.items() if kind != "predict"}
+    if named:
+        rewrite_method_names(export_dir, named)
+
+
 def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str]) -> None:
     """Makes Classify and Regress signatures feed one tensor, so that one MultiInference request can ask for all of them.
 
@@ -70,6 +86,29 @@ def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str
         tensors = [canonical(signatures[key].inputs["inputs"].tensor) for key in signature_keys]
         _check_alike(meta_graph, dict(zip(signature_keys, tensors, strict=True)))
         _redirect(meta_graph, {tensor: tensors[0] for tensor in tensors[1:]})
+    _write(export_dir, saved_model)
+
+
+def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str]) -> None:
+    """Lets signatures name the tensors of their twins, so that one executor, and one warmup record, serves both.
+
+    Only `saved_model.pb`'s SignatureDefs change: `tf.saved_model.load` and `keras.layers.TFSMLayer` call functions and do not
+    look at them; a Session, and so a server, gets the same outputs under the same aliases.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+        twins: signature_key -> key of the signature whose tensors it shall name, as `twins.find_twins` found them.
+
+    Raises:
+        SignatureError: the SavedModel cannot be read, or has no such signature.
+    """
+    saved_model = _read(export_dir)
+    for meta_graph, _ in _meta_graphs_with(saved_model, export_dir, sorted({*twins, *twins.values()})):
+        for key, kept in twins.items():
+            definition, source = meta_graph.signature_def[key], meta_graph.signature_def[kept]
+            for mine, theirs in ((definition.inputs, source.inputs), (definition.outputs, source.outputs)):
+                for alias in mine:
+                    mine[alias].CopyFrom(theirs[alias])
     _write(export_dir, saved_model)
 
 

@@ -15,20 +15,30 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_warmup.batching import read_batching_parameters
 from keras_warmup.candidates import Rows, choose_signatures, find_candidates
 from keras_warmup.errors import ReplayError
+from keras_warmup.graph import ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, PlannedRequest, plan_requests
-from keras_warmup.proof import prove_signature
+from keras_warmup.proof import prove_signature, same_values
 from keras_warmup.records import read_records, warmup_path, write_records
 from keras_warmup.replay import ServingSession, open_session
 from keras_warmup.report import RecordReport, WarmupReport
 from keras_warmup.requests import build_log, describe_log
-from keras_warmup.signatures import read_meta_graph, read_signatures
+from keras_warmup.rewriting import share_tensors
+from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.twins import find_twins
 
 
 def warm_saved_model(
-    export_dir: str, rows: Rows, options: WarmupOptions, *, model_name: str, append: bool = False
+    export_dir: str,
+    rows: Rows,
+    options: WarmupOptions,
+    *,
+    model_name: str,
+    append: bool = False,
+    share_twins: bool = False,
 ) -> WarmupReport:
     """Writes the warmup file of a SavedModel directory.
 
@@ -38,6 +48,7 @@ def warm_saved_model(
         options: what to warm, within which limits.
         model_name: the name the model will be served under; `options.model_name` wins.
         append: keep the records the file already holds, in front of the new ones.
+        share_twins: let twin signatures name the same tensors, where `options` do not say otherwise.
 
     Returns:
         The report; its `export_dir` is the directory given. Where no record could be written there is no new file.
@@ -46,18 +57,29 @@ def warm_saved_model(
         WarmupError: a child of it, by what failed; the old file is as it was.
     """
     meta_graph = read_meta_graph(export_dir)
-    signatures = choose_signatures(read_signatures(meta_graph), options)
-    candidates, cold = find_candidates(meta_graph, signatures, rows, options)
+    everything = read_signatures(meta_graph)
+    graph = ModelGraph(meta_graph)
+    # Never publish a model that a server cannot run, warm or not.
+    _require_restorable(graph, everything, export_dir)
+    candidates, cold = find_candidates(graph, choose_signatures(everything, options), rows, options)
+    if options.share_twin_signatures is not None:
+        share_twins = options.share_twin_signatures
+    # The equality of twins is shown by replaying both.
+    twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
+    batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
     path = warmup_path(export_dir)
     old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
-    plan = plan_requests(candidates, options, taken=len(old))
-    # Never publish a model that a server cannot run, warm or not.
-    _require_restorable(candidates, export_dir)
+    plan = plan_requests(candidates, options, taken=len(old), batching=batching, twins=twins)
     requests: list[PlannedRequest | None] = [*[None] * len(old), *plan.requests]
+    name = options.model_name or model_name
     with _draft_of(path) as draft:
-        logs = _logs(old, requests, options.model_name or model_name)
+        logs = _logs(old, requests, name)
         sizes = write_records(draft, logs, max_records=options.max_records, max_bytes=options.max_bytes)
-        done = _replay(export_dir, draft, requests, rows, options)
+        done = _replay(export_dir, draft, requests, rows, options, twins)
+        if done.apart:
+            # They are no twins after all: once more, each warmed for itself.
+            asked = dataclasses.replace(options, share_twin_signatures=False)
+            return warm_saved_model(export_dir, rows, asked, model_name=name, append=append)
         if done.failed:
             cold.update({key: why for index, why in done.failed.items() for key in _warms(requests[index])})
             kept = [index for index in range(len(requests)) if index not in done.failed]
@@ -68,8 +90,12 @@ def warm_saved_model(
             _record_report(*one)
             for one in zip(read_records(draft) if requests else (), requests, sizes, done.ms, strict=True)
         ]
+        twins = {key: twin for key, twin in twins.items() if key not in cold}
+        if twins:
+            share_tensors(export_dir, twins)
         if requests:
             tf.io.gfile.rename(draft, path, overwrite=True)
+    replays_ms = [ms for ms in done.ms if ms is not None]
     return WarmupReport(
         export_dir=export_dir,
         warmup_path=path if requests else None,
@@ -83,8 +109,16 @@ def warm_saved_model(
         synthetic=any(report.source == "synthetic" for report in reports),
         seed=options.seed,
         verified=options.verify,
+        shared_signatures=twins,
+        load_added_ms=sum(replays_ms) if replays_ms else None,
         load_ms=done.load_ms,
     )
+
+
+def _shareable(meta_graph: Any, candidates: Sequence[Candidate]) -> dict[str, str]:
+    """Twins among the candidates; what draws random numbers or writes state cannot be shown to be equal."""
+    plain = [one.signature for one in candidates if not one.facts.random and not one.facts.writes_state]
+    return find_twins(meta_graph, plain)
 
 
 @contextlib.contextmanager
@@ -98,13 +132,13 @@ def _draft_of(path: str) -> Iterator[str]:
             tf.io.gfile.remove(draft)
 
 
-def _require_restorable(candidates: Sequence[Candidate], export_dir: str) -> None:
-    for candidate in candidates:
-        lost = candidate.facts.unrestored_variables
+def _require_restorable(graph: ModelGraph, signatures: Sequence[Signature], export_dir: str) -> None:
+    for signature in signatures:
+        lost = graph_facts(graph, signature).unrestored_variables
         if lost:
             raise ReplayError(
-                f"Signature {candidate.signature.key!r} in {export_dir!r} reads {len(lost)} variables that the SavedModel never "
-                f"restores (the first is {lost[0]!r}), so every request to a server fails with 'Could not find variable'. "
+                f"Signature {signature.key!r} in {export_dir!r} reads {len(lost)} variables that the SavedModel never restores "
+                f"(the first is {lost[0]!r}), so every request to a server fails with 'Could not find variable'. "
                 "tf.saved_model.save does this to Keras 3 models; export with model.export, keras_warmup.save or "
                 "export_with_warmup instead."
             )
@@ -120,16 +154,24 @@ def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_n
 
 @dataclasses.dataclass
 class _Replays:
-    """What replaying the draft gave: milliseconds by record, proof by signature_key, errors of made-up rows by record."""
+    """What replaying the draft gave: milliseconds by record, proof by signature_key, errors of made-up rows by record,
+    and the keys of twins that gave something else.
+    """
 
     ms: list[float | None]
     proofs: dict[str, str]
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
+    apart: list[str] = dataclasses.field(default_factory=list)
     load_ms: float | None = None
 
 
 def _replay(
-    export_dir: str, draft: str, requests: Sequence[PlannedRequest | None], rows: Rows, options: WarmupOptions
+    export_dir: str,
+    draft: str,
+    requests: Sequence[PlannedRequest | None],
+    rows: Rows,
+    options: WarmupOptions,
+    twins: Mapping[str, str],
 ) -> _Replays:
     if not options.verify:
         keys = [key for request in requests for key in _warms(request)] if rows.model is not None else []
@@ -150,7 +192,14 @@ def _replay(
                 done.ms.append(None)
                 continue
             done.ms.append(replayed.ms)
-            if request is None or rows.model is None or request.output_filter or request.tasks:
+            if request is None or request.output_filter or request.tasks:
+                continue
+            done.apart += [
+                key
+                for key in request.warms
+                if key in twins and not _gives_the_same(session, request, key, replayed.outputs)
+            ]
+            if rows.model is None:
                 continue
             for key in request.warms:
                 if key not in done.proofs:
@@ -158,6 +207,12 @@ def _replay(
                     own_call = not rows.own_calls.isdisjoint(request.warms)
                     done.proofs[key] = _prove(request, key, replayed.outputs, rows.model, again, own_call)
     return done
+
+
+def _gives_the_same(session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]) -> bool:
+    """Whether a twin, still over tensors of its own, gives what the other one gave for the same rows."""
+    theirs = session.replay(build_log(dataclasses.replace(request, signature_key=key))).outputs
+    return set(theirs) == set(outputs) and all(same_values(outputs[alias], theirs[alias]) for alias in outputs)
 
 
 def _outputs_of(session: ServingSession, log: Any) -> Mapping[str, Any]:

@@ -188,8 +188,18 @@ def test_same_seed_same_file_and_another_seed_other_rows(model, tmp_path):
     assert written("3", 1) != first
 
 
-def test_one_record_a_signature_of_two_real_rows_is_the_default(model, data, tmp_path):
+def test_one_record_of_two_real_rows_warms_both_twins_by_default(model, data, tmp_path):
     report = kw.export_with_warmup(model, tmp_path / "1", data=data)
+    assert [(record.signature_key, record.batch_size, record.warms) for record in report.records] == [
+        ("serving_default", 2, ("serving_default", "serve"))
+    ]
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert report.load_added_ms == report.records[0].replay_ms
+
+
+def test_one_record_a_signature_where_twins_stay_apart(model, data, tmp_path):
+    report = kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"share_twin_signatures": False})
+    assert report.shared_signatures == {}
     assert [(record.signature_key, record.kind, record.batch_size, record.source) for record in report.records] == [
         ("serving_default", "predict", 2, "data"),
         ("serve", "predict", 2, "data"),
@@ -230,9 +240,7 @@ def test_batch_sizes_and_output_filters_are_written_exactly(tmp_path):
         warmup=kw.WarmupOptions(batch_sizes=[5, 30], output_filters=[["a"], ["a", "b"]]),
     )
     asked = {(record.signature_key, record.batch_size, record.output_filter) for record in report.records}
-    assert asked == {
-        (key, size, asked) for key in ("serve", "serving_default") for size in (5, 30) for asked in ((), ("a",))
-    }
+    assert asked == {("serving_default", size, asked) for size in (5, 30) for asked in ((), ("a",))}
     assert kw.verify(tmp_path / "1").ok
 
 
@@ -251,12 +259,12 @@ def test_free_image_sizes_get_a_record_each_and_free_lengths_do_not(tmp_path):
     sizes = [8, 8, 12]
     report = kw.export_with_warmup(conv, tmp_path / "1", data=lambda: iter([(rows(size, size, 1),) for size in sizes]))
     assert sorted({record.shapes["image"] for record in report.records}) == [(2, 8, 8, 1), (2, 12, 12, 1)]
-    assert report.shape_coverage == {"serving_default": 1.0, "serve": 1.0}
+    assert report.shape_coverage == {"serving_default": 1.0}
     ids = keras.Input((None,), dtype="int64", name="ids")
     recurrent = keras.Model(ids, keras.layers.LSTM(3)(keras.layers.Embedding(10, 4)(ids)))
     lengths = [np.zeros((4, length), "int64") for length in (3, 5, 9)]
     report = kw.export_with_warmup(recurrent, tmp_path / "2", data=lambda: iter([(one,) for one in lengths]))
-    assert len(report.records) == 2
+    assert len(report.records) == 1
 
 
 def test_xla_signatures_are_written_only_when_asked_for(tmp_path):
@@ -496,7 +504,8 @@ def test_unknown_option_names_its_neighbour():
         kw.WarmupOptions(batch_size=[1])
     assert str(error.value) == (
         "Unknown warmup option 'batch_size'. Did you mean 'batch_sizes'? Known options: signatures, batch_sizes, "
-        "output_filters, kinds, transform, xla, max_records, max_bytes, model_name, seed, verify, on_no_data."
+        "output_filters, kinds, transform, xla, batching_parameters, share_twin_signatures, max_load_seconds, max_records, "
+        "max_bytes, method_name, model_name, seed, verify, on_no_data."
     )
 
 
@@ -514,7 +523,7 @@ def test_a_model_never_built_is_refused(tmp_path):
 
 def test_limits_are_refused_before_anything_is_published(model, data, tmp_path):
     with pytest.raises(OptionsError) as error:
-        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"max_records": 1})
+        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"max_records": 1, "batch_sizes": [1, 2]})
     assert str(error.value) == (
         "What is asked for needs 2 warmup records, over max_records=1. Ask for fewer batch_sizes, output_filters or signatures."
     )
@@ -545,11 +554,10 @@ def test_add_warmup_appends_replaces_and_leaves_other_extra_assets(model, data, 
     report = kw.add_warmup(tmp_path / "1", data, warmup={"batch_sizes": [3], "signatures": ["serve"]}, append=True)
     assert [(record.signature_key, record.batch_size, record.source) for record in report.records] == [
         ("serving_default", 2, "file"),
-        ("serve", 2, "file"),
         ("serve", 3, "data"),
     ]
     report = kw.add_warmup(tmp_path / "1", data, warmup={"batch_sizes": [4]})
-    assert [record.batch_size for record in report.records] == [4, 4]
+    assert [record.batch_size for record in report.records] == [4]
     assert extra.read_text() == "mine"
     assert sorted(os.listdir(extra.parent)) == ["note.txt", "tf_serving_warmup_requests"]
     assert kw.verify(tmp_path / "1").ok
@@ -646,3 +654,24 @@ def test_the_report_is_json_and_holds_no_tensor(model, data, tmp_path):
 def test_a_version_hint_for_names_no_server_loads(model, data, tmp_path):
     report = kw.export_with_warmup(model, tmp_path / "digits", data=data)
     assert any("No TensorFlow Serving server loads" in note for note in report.notes)
+
+
+def test_a_load_budget_is_warned_of(model, data, tmp_path):
+    with pytest.warns(UserWarning, match=r"over max_load_seconds=1e-06: a server loads it at least that much later"):
+        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"max_load_seconds": 1e-6})
+
+
+def test_a_stateful_signature_is_told_that_warmup_changes_it(tmp_path):
+    class Counter(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = tf.Variable(0)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+        def count(self, x):
+            return {"y": x + tf.cast(self.seen.assign_add(1), tf.float32)}
+
+    module = Counter()
+    report = kw.save(module, tmp_path / "1", signatures=module.count, data=rows())
+    told = "Signature 'serving_default' writes variables or tables: the warmup requests change its state before the first"
+    assert any(note.startswith(told) for note in report.notes)

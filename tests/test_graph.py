@@ -6,21 +6,15 @@ from types import SimpleNamespace
 import keras
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 
 from keras_warmup import ops
 from keras_warmup.bodies import Frame
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.signatures import read_meta_graph
 
 SAVEDMODELS = pathlib.Path(__file__).parents[2] / "shared" / "savedmodels"
 CLEAN = GraphFacts(False, False, (), (), False, False)
 X3 = tf.TensorSpec([None, 3], tf.float32, "x")
-
-
-def read(export_dir):
-    saved_model = saved_model_pb2.SavedModel()
-    saved_model.ParseFromString((pathlib.Path(export_dir) / "saved_model.pb").read_bytes())
-    return saved_model.meta_graphs[0]
 
 
 def signature_of(meta_graph, key="serving_default"):
@@ -32,7 +26,7 @@ def signature_of(meta_graph, key="serving_default"):
 
 
 def facts_of(export_dir, key="serving_default"):
-    meta_graph = read(export_dir)
+    meta_graph = read_meta_graph(export_dir)
     return graph_facts(meta_graph, signature_of(meta_graph, key))
 
 
@@ -158,7 +152,7 @@ def case_over(x, weight):
 def test_variables_are_found_inside_control_flow(body, tmp_path):
     weight = tf.Variable(tf.ones([3, 2]), name="weight")
     path = save_function(lambda x: body(x, weight), tmp_path / "m", weight=weight)
-    meta_graph = read(path)
+    meta_graph = read_meta_graph(path)
     reached = ModelGraph(meta_graph).reach(signature_of(meta_graph))
     assert len(reached.variables) == 1
     assert graph_facts(meta_graph, signature_of(meta_graph)) == CLEAN
@@ -188,7 +182,7 @@ def test_v1_variables_count_as_assigned_by_restore_and_by_main_op(resource, rest
         builder.save()
     assert facts_of(tmp_path / "m") == CLEAN
     assert runs_in_session(tmp_path / "m")
-    meta_graph = read(tmp_path / "m")
+    meta_graph = read_meta_graph(tmp_path / "m")
     meta_graph.collection_def.clear()
     meta_graph.saver_def.restore_op_name = ""
     assert graph_facts(meta_graph, signature_of(meta_graph)).unrestored_variables == ("other", "weight")
@@ -299,7 +293,7 @@ def test_origin_resolves_constants_up_the_frames_and_through_loops(tmp_path):
         return {"y": out[1]}
 
     path = save_function(serve, tmp_path / "m", [tf.TensorSpec([None], tf.string, "x")])
-    model_graph = ModelGraph(read(path))
+    model_graph = ModelGraph(read_meta_graph(path))
     frame, gather = find_op(model_graph, Frame(model_graph.main), "GatherV2")
     assert frame.caller is not None
     origin = model_graph.origin(frame, gather.input[0])
@@ -323,7 +317,7 @@ def find_op(model_graph, frame, op):
 @pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
 @pytest.mark.parametrize("name", ["chicago_taxi_estimator", "half_plus_two_tf1"])
 def test_real_v1_exports_have_nothing_to_report(name):
-    meta_graph = read(SAVEDMODELS / name / "1")
+    meta_graph = read_meta_graph(SAVEDMODELS / name / "1")
     model_graph = ModelGraph(meta_graph)
     assert meta_graph.signature_def
     for key in meta_graph.signature_def:
