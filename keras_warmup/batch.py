@@ -116,3 +116,39 @@ def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
         return leaf[start:stop]
 
     return Batch(map_leaves(take, batch.x), stop - start, batch.source)
+
+
+def is_string_vector(batch: Batch) -> bool:
+    """Whether x is one vector of bytes: text, or rows that are serialized already."""
+    leaves = [leaf for _, leaf in walk(batch.x) if leaf is not None]
+    return (
+        len(leaves) == 1 and isinstance(leaves[0], np.ndarray) and leaves[0].dtype.kind == "O" and leaves[0].ndim == 1
+    )
+
+
+def as_objects(values: Sequence[Any]) -> np.ndarray:
+    """An object array `[n]`: numpy's own string arrays lose trailing NULs."""
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def encode_strings(array: np.ndarray) -> np.ndarray:
+    """Strings as `bytes`.
+
+    Args:
+        array: any shape, of numpy's string dtypes or of objects.
+
+    Returns:
+        An object array of the same shape; `str` in UTF-8.
+
+    Raises:
+        TypeError: objects among them are no strings; the text lists their types.
+    """
+    values = array.ravel().tolist()
+    kinds = sorted({type(value).__name__ for value in values if not isinstance(value, (bytes, str))})
+    if kinds:
+        raise TypeError(", ".join(kinds))
+    return as_objects([value.encode() if isinstance(value, str) else bytes(value) for value in values]).reshape(
+        array.shape
+    )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
-import numpy as np
 
+from keras_warmup.best_epoch import BestEpoch
+from keras_warmup.callback_order import move_behind_restoring
 from keras_warmup.capture import BatchTap, remember
 from keras_warmup.errors import OptionsError, PublishError
 from keras_warmup.export import export_with_warmup
@@ -28,8 +26,6 @@ _NUM_BATCHES = 8
 _MIN_ROWS = 2
 # Which batch sizes a later export will ask for is not known yet; `fit`'s default batch bounds what is kept for it.
 _CAPTURE_ROWS = 32
-# CallbackList calls on_train_begin directly; a subclass or a wrapper of ours adds a frame or two.
-_FRAMES_TO_CALLBACK_LIST = 6
 
 
 class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
@@ -61,9 +57,8 @@ class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
             self._remember()
 
     def _remember(self) -> None:
-        batches = self._tap.batches() if self._tap is not None else []
-        if batches:
-            remember(self._model, batches)
+        if self._tap is not None and (batches := self._tap.batches()):
+            remember(self._model, batches, len(self._tap.seen_shapes()))
 
 
 class BatchCapture(_Tapped):
@@ -198,8 +193,7 @@ class WarmupExport(_Tapped):
         self.verbose = verbose
         self.reports: list[WarmupReport] = []
         self._published: list[str] = []
-        self._judge: Any = None
-        self._warned_of_monitor = False
+        self._best = BestEpoch(monitor, mode)
         self._epochs_run = 0
         self._epoch = 0
         self._logs: Mapping[str, Any] = {}
@@ -216,7 +210,7 @@ class WarmupExport(_Tapped):
         hint = version_hint(self.filepath)
         if hint and self.verbose:
             print(f"WarmupExport: {hint}")
-        _move_behind_restoring(self)
+        move_behind_restoring(self)
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -238,12 +232,10 @@ class WarmupExport(_Tapped):
             self._check_fields()
         if self.save_freq != "epoch":
             return
-        best = self._judge.best if self._judge is not None else None
         if self.save_best_only and not self._is_best():
             return
-        if not self._export(f"at epoch {self._epoch}", "warn") and self._judge is not None:
-            # What was not published is not the best there is: the next one that beats the published one counts.
-            self._judge.best = best
+        if not self._export(f"at epoch {self._epoch}", "warn") and self.save_best_only:
+            self._best.forget_last()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Ends sampling; exports, with `save_freq="train_end"`."""
@@ -269,38 +261,13 @@ class WarmupExport(_Tapped):
                 warnings.warn(f"WarmupExport will publish nothing: {error}", stacklevel=2)
 
     def _is_best(self) -> bool:
-        value = self._logs.get(self.monitor)
-        if value is None or np.ndim(value) != 0:
-            if not self._warned_of_monitor:
-                self._warned_of_monitor = True
-                why = "is not known" if value is None else "is not a scalar"
-                warnings.warn(
-                    f"WarmupExport exports only the best epochs by {self.monitor!r}, which {why} at epoch "
-                    f"{self._epoch}: no export at such epochs. Known metrics: "
-                    f"{', '.join(sorted(self._logs)) or 'none'}.",
-                    stacklevel=2,
-                )
-            return False
-        # The first NaN would otherwise stay the best for ever: nothing is less or greater.
-        if math.isnan(float(value)):
-            return False
-        if self._judge is None:
-            # Which way a metric improves is no public API; EarlyStopping applies it, and says so with `wait`.
-            self._judge = keras.callbacks.EarlyStopping(self.monitor, mode=self.mode, patience=sys.maxsize)
-            self._judge.on_train_begin()
-        self._judge.set_model(self.model)
         try:
-            self._judge.on_epoch_end(self._epoch - 1, {self.monitor: value})
-        except ValueError as error:
-            text = (
-                f"WarmupExport cannot tell whether {self.monitor!r} is best at its lowest or highest. Pass "
-                "mode='min' or mode='max'."
-            )
+            return self._best.is_best(self.model, self._epoch, self._logs)
+        except OptionsError as error:
             if self.on_error != "warn":
-                raise OptionsError(text) from error
-            warnings.warn(text, stacklevel=2)
+                raise
+            warnings.warn(str(error), stacklevel=3)
             return False
-        return bool(self._judge.wait == 0)
 
     def _export(self, when: str, default: OnError) -> bool:
         try:
@@ -345,31 +312,6 @@ def _summary(report: WarmupReport) -> str:
         f"published {report.export_dir} with {count or 'no'} warmup record{'' if count == 1 else 's'}{rows}"
         f"{f' ({records})' if records else ''}"
     )
-
-
-def _move_behind_restoring(callback: WarmupExport) -> None:
-    """Puts `callback` at the end of its `CallbackList` if one behind it would restore weights after its export."""
-    callback_list = _callback_list_of(callback)
-    if callback_list is None:
-        return
-    callbacks = callback_list.callbacks
-    place = next(index for index, other in enumerate(callbacks) if other is callback)
-    if any(getattr(other, "restore_best_weights", False) for other in callbacks[place + 1 :]):
-        # A new list: the old one is being iterated over.
-        callback_list.callbacks = [*callbacks[:place], *callbacks[place + 1 :], callback]
-
-
-def _callback_list_of(callback: WarmupExport) -> Any:
-    """The `CallbackList` whose hook is running; Keras hands callbacks the model, not the list they are in."""
-    frame = inspect.currentframe()
-    for _ in range(_FRAMES_TO_CALLBACK_LIST):
-        frame = frame.f_back if frame is not None else None
-        if frame is None:
-            return None
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and any(other is callback for other in caller.callbacks):
-            return caller
-    return None
 
 
 def _is_int(value: object) -> bool:

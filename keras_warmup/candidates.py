@@ -32,6 +32,7 @@ class Rows:
         model: the Keras model they belong to, for the proof; `None` where there is none.
         own_calls: keys of the signatures known to be the model's own call.
         ignored: features that the model does not take.
+        shapes_seen: row shapes met while sampling, if more than the batches hold.
         structures: signature_key -> structure of its arguments, where the file does not tell and the exporter knows.
     """
 
@@ -39,6 +40,7 @@ class Rows:
     model: keras.Model | None = None
     own_calls: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    shapes_seen: int = 0
     structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -81,33 +83,52 @@ def find_candidates(
     # Rows may be serialized for one signature while another takes the features themselves.
     consumers = {signature.key: find_consumers(graph, signature) for signature in signatures}
     parsers = [one for found in consumers.values() for one in found.values() if isinstance(one, ExampleParser)]
+    if not rows.batches and options.on_no_data == "error":
+        _refuse_no_data(signatures)
     candidates: list[Candidate] = []
     cold: dict[str, str] = {}
-    errors: list[BindingError | SignatureError] = []
+    errors: list[BindingError | DataError | SignatureError] = []
     for signature in signatures:
         kinds, task, why_not = _kinds_for(signature, options)
         try:
             if not kinds and task is None:
-                raise SignatureError(f"Signature {signature.key!r} cannot serve the kinds asked for: {why_not}.")
+                raise SignatureError(f"No request can be made for signature {signature.key!r}: {why_not}.")
+            facts = graph_facts(graph, signature)
+            if getattr(facts, "python_ops", ()):
+                raise SignatureError(
+                    f"Signature {signature.key!r} calls Python ({', '.join(facts.python_ops)}), which a server does not have: "
+                    "every request fails there, and a warmup record would keep the model from loading. Replace "
+                    "tf.py_function and tf.numpy_function by TensorFlow ops."
+                )
             bound = _bind(signature, consumers[signature.key], parsers, rows, options)
-        except (BindingError, SignatureError) as error:
+        except (BindingError, DataError, SignatureError) as error:
             if options.signatures is not None or signature.key in rows.own_calls:
                 raise
             cold[signature.key] = f"{_why_unreachable(signature)}{error}"
             errors.append(error)
             continue
-        candidates.append(Candidate(signature, graph_facts(graph, signature), bound, kinds, task))
+        can_predict = servable_kinds(signature)["predict"] is None
+        candidates.append(Candidate(signature, facts, bound, kinds, task, can_predict))
     if errors and not candidates and rows.batches:
         raise errors[0]
     return candidates, cold
 
 
+def _refuse_no_data(signatures: Sequence[Signature]) -> None:
+    for signature in signatures:
+        if signature.inputs:
+            raise DataError(
+                f"No data to warm signature {signature.key!r} with, and on_no_data='error'. Pass data=, or train with "
+                "WarmupExport or BatchCapture in callbacks=."
+            )
+
+
 def _kinds_for(signature: Signature, options: WarmupOptions) -> tuple[tuple[Kind, ...], Kind | None, str]:
     """The kinds to write for a signature, the one it was made for first; the MultiInference task it can be; why neither."""
     best = default_kind(signature)
-    if options.kinds is None:
-        return (best,), None, ""
     reasons = servable_kinds(signature)
+    if options.kinds is None:
+        return ((best,), None, "") if reasons[best] is None else ((), None, f"{best}: {reasons[best]}")
     able = [kind for kind in KINDS if kind in options.kinds and reasons[kind] is None and kind != "multi_inference"]
     task = best if "multi_inference" in options.kinds and reasons["multi_inference"] is None else None
     why_not = "; ".join(f"{kind}: {reasons[kind]}" for kind in KINDS if kind in options.kinds)
@@ -131,11 +152,6 @@ def _bind(
     if not signature.inputs:
         return [BoundBatch({}, None, 1, frozenset(), "synthetic")]
     if not rows.batches:
-        if options.on_no_data == "error":
-            raise DataError(
-                f"No data to warm signature {signature.key!r} with, and on_no_data='error'. Pass data=, or train with "
-                "WarmupExport or BatchCapture in callbacks=."
-            )
         return [synthesize_rows(signature, consumers, options.seed)]
     if options.transform is not None:
         return [bound for batch in rows.batches for bound in bind_batch(batch, signature, options.transform)]

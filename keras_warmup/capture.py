@@ -26,17 +26,28 @@ from keras_warmup.sources import count_rows, read_leaf, x_of
 FIXED_SHAPE_BATCHES = 4
 _NEVER = sys.maxsize
 
-_captured: weakref.WeakKeyDictionary[Any, tuple[Batch, ...]] = weakref.WeakKeyDictionary()
+_captured: weakref.WeakKeyDictionary[Any, tuple[tuple[Batch, ...], int]] = weakref.WeakKeyDictionary()
 
 
-def remember(model: Any, batches: list[Batch]) -> None:
-    """Keeps batches for a model as long as the model lives; replaces those of an earlier `fit`."""
-    _captured[model] = tuple(batches)
+def remember(model: Any, batches: list[Batch], shapes_seen: int = 0) -> None:
+    """Keeps batches for a model as long as the model lives; replaces those of an earlier `fit`.
+
+    Args:
+        model: the model they were fed to.
+        batches: rows it was trained on.
+        shapes_seen: how many shapes of x were met while sampling, those of `batches` included.
+    """
+    _captured[model] = (tuple(batches), shapes_seen)
 
 
 def captured_batches(model: Any) -> list[Batch]:
     """The batches last remembered for this very model; empty if there are none."""
-    return list(_captured.get(model, ()))
+    return list(_captured.get(model, ((), 0))[0])
+
+
+def captured_shapes(model: Any) -> int:
+    """How many shapes of x were met while the batches of this model were sampled; 0 if there are none."""
+    return _captured.get(model, ((), 0))[1]
 
 
 class BatchTap:

@@ -1,4 +1,4 @@
-"""`keras-warmup inspect | add | verify | records`: faces that parse, call, print and return an exit code.
+"""`keras-warmup inspect | add | verify | bench | records | method-names`: faces that parse, call, print and return an exit code.
 
 Exit codes: 0 good, 1 the check failed, 2 usage.
 """
@@ -11,11 +11,15 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from keras_warmup._version import __version__
-from keras_warmup.errors import WarmupError
+from keras_warmup.errors import DataError, OptionsError, WarmupError
+from keras_warmup.report import KINDS
+
+if TYPE_CHECKING:
+    from keras_warmup.minimizing import MinimizeReport
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -34,6 +38,17 @@ _VERIFY_EXAMPLE = """example:
 
 Exit code 0: TensorFlow Serving would load the model and replay every record; 1: it would not, or there is no warmup file.
 """
+_BENCH_EXAMPLE = """examples:
+  keras-warmup bench ./digits/1                                   # fresh processes, without and with the warmup file
+  keras-warmup bench ./digits/1 --data rows.npz --plot digits.png
+  keras-warmup bench ./digits/1 --minimize                        # which records warm nothing new
+  keras-warmup bench ./digits/1 --model-server /usr/bin/tensorflow_model_server
+  keras-warmup bench ./digits/1 --docker tensorflow/serving:2.19.1
+  keras-warmup bench ./digits/1 --server localhost:8500           # one that runs already: gRPC port
+"""
+_METHOD_NAMES_EXAMPLE = """example:
+  keras-warmup method-names ./taxi/1      # for servers with --enable_signature_method_name_check
+"""
 _RECORDS_EXAMPLE = """example:
   keras-warmup records ./digits/1 --json | jq '.records[].signature_key'
 """
@@ -51,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _plain_warnings():
             return int(arguments.run(arguments))
-    except WarmupError as error:
-        print(f"keras-warmup: error: {error}", file=sys.stderr)
-        return EXIT_FAILED
     except BrokenPipeError:
         # The reader (such as `head`) has seen enough; without this Python complains once more while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except (WarmupError, OSError) as error:
+        print(f"keras-warmup: error: {error}", file=sys.stderr)
+        return EXIT_USAGE if isinstance(error, OptionsError) else EXIT_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,9 +103,14 @@ def _parser() -> argparse.ArgumentParser:
         _INSPECT_EXAMPLE,
     )
     add = verb("add", _add, "write the warmup file of a SavedModel that exists", _ADD_EXAMPLE)
-    add.add_argument("--data", metavar="FILE.npz", help="rows to warm with, an array per input")
+    add.add_argument(
+        "--data", metavar="FILE", help="rows to warm with: .npz (an array per input) or a TFRecord of tf.Examples"
+    )
     add.add_argument("--append", action="store_true", help="keep the records that are there")
     add.add_argument("--signature", action="append", metavar="KEY", help="warm this signature only; may be repeated")
+    add.add_argument(
+        "--kind", action="append", metavar="KIND", choices=KINDS, help="write this request kind; may be repeated"
+    )
     add.add_argument(
         "--batch-size", action="append", type=int, metavar="N", help="warm exactly this size; may be repeated"
     )
@@ -98,11 +118,62 @@ def _parser() -> argparse.ArgumentParser:
         "--output-filter", action="append", metavar="A,B", help="also warm this set of outputs; may be repeated"
     )
     add.add_argument(
+        "--batching-parameters",
+        metavar="FILE",
+        help="the server's --batching_parameters_file: a record per allowed size",
+    )
+    add.add_argument(
         "--xla", action="store_true", help="also warm signatures that compile with XLA (the server needs its flag)"
     )
+    add.add_argument(
+        "--share-twins", action="store_true", help="let signatures that are the same function name the same tensors"
+    )
+    add.add_argument(
+        "--minimize", action="store_true", help="measure in fresh processes, and drop records that warm nothing new"
+    )
+    add.add_argument("--model-name", metavar="NAME", help="name in the requests (default: the base path's)")
     add.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows (default: 0)")
     add.add_argument("--no-verify", action="store_true", help="do not replay the records before they are published")
+    bench = verb("bench", _bench, "measure the first request without and with the warmup file", _BENCH_EXAMPLE)
+    bench.add_argument(
+        "--data", metavar="FILE", help="rows to send, as for add (default: those of the file in another order)"
+    )
+    bench.add_argument(
+        "--processes", type=int, default=5, metavar="N", help="fresh processes for each figure (default: 5)"
+    )
+    bench.add_argument(
+        "--requests", type=int, default=20, metavar="N", help="requests after the first one (default: 20)"
+    )
+    bench.add_argument(
+        "--batch-size", action="append", type=int, metavar="N", help="also measure this size; may be repeated"
+    )
+    bench.add_argument("--plot", metavar="FILE.png", help="also draw a picture (needs matplotlib: keras-warmup[plot])")
+    bench.add_argument("--minimize", action="store_true", help="find records that warm nothing new instead")
+    servers = bench.add_mutually_exclusive_group()
+    servers.add_argument("--server", metavar="HOST:PORT", help="a running server's gRPC port")
+    servers.add_argument(
+        "--model-server",
+        nargs="?",
+        const=True,
+        metavar="PATH",
+        help="start this tensorflow_model_server (default: the one found)",
+    )
+    servers.add_argument(
+        "--docker", nargs="?", const=True, metavar="IMAGE", help="start this image (default: tensorflow/serving)"
+    )
+    bench.add_argument(
+        "--model-name", metavar="NAME", help="name the server serves the model by (default: the base path's)"
+    )
+    bench.add_argument(
+        "--server-arg", action="append", default=[], metavar="FLAG", help="one more flag for the started server"
+    )
     verb("verify", _verify, "replay the warmup file as TensorFlow Serving does at load", _VERIFY_EXAMPLE)
+    verb(
+        "method-names",
+        _method_names,
+        "give Classify and Regress signatures their own method names, in place",
+        _METHOD_NAMES_EXAMPLE,
+    )
     verb("records", _records, "list the records of a warmup file, without their values", _RECORDS_EXAMPLE)
     return parser
 
@@ -116,21 +187,89 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _add(arguments: argparse.Namespace) -> int:
     from keras_warmup.export import add_warmup
-    from keras_warmup.files import read_npz
     from keras_warmup.options import WarmupOptions
 
     options = WarmupOptions(
         signatures=arguments.signature,
         batch_sizes=arguments.batch_size,
         output_filters=[filter_.split(",") for filter_ in arguments.output_filter] if arguments.output_filter else None,
+        kinds=arguments.kind,
         xla=arguments.xla,
+        batching_parameters=arguments.batching_parameters,
+        share_twin_signatures=True if arguments.share_twins else None,
+        model_name=arguments.model_name,
         seed=arguments.seed,
         verify=not arguments.no_verify,
     )
-    data = None if arguments.data is None else read_npz(arguments.data)
+    data = _read_data(arguments)
     with _working("adding warmup records", arguments.json):
         report = add_warmup(arguments.export_dir, data, warmup=options, append=arguments.append)
+    if not arguments.minimize:
+        _show(report, arguments.json)
+        return EXIT_OK
+    from keras_warmup.minimizing import drop_records
+
+    minimized = _minimize(arguments.export_dir, 3, arguments.json)
+    drop_records(minimized)
+    _show(minimized, arguments.json)
+    return EXIT_OK
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.minimize:
+        _show(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
+        return EXIT_OK
+    from keras_warmup.benchmarking import benchmark
+
+    data = _read_data(arguments)
+    with _progress("measuring", arguments.json) as progress:
+        report = benchmark(
+            arguments.export_dir,
+            data=data,
+            processes=arguments.processes,
+            requests=arguments.requests,
+            batch_sizes=arguments.batch_size,
+            server=arguments.server,
+            model_server=arguments.model_server,
+            docker=arguments.docker,
+            model_name=arguments.model_name,
+            server_args=arguments.server_arg,
+            progress=progress,
+        )
     _show(report, arguments.json)
+    if arguments.plot:
+        from keras_warmup.plot import plot_report
+
+        plot_report(report, arguments.plot)
+        print(f"keras-warmup: wrote {arguments.plot}", file=sys.stderr)
+    return EXIT_OK
+
+
+def _read_data(arguments: argparse.Namespace) -> Any:
+    """What `--data` names; a file that cannot be read is a wrong argument."""
+    if arguments.data is None:
+        return None
+    from keras_warmup.files import read_file
+
+    try:
+        return read_file(arguments.data)
+    except DataError as error:
+        raise OptionsError(str(error)) from error
+
+
+def _minimize(export_dir: str, processes: int, quiet: bool) -> MinimizeReport:
+    from keras_warmup.minimizing import minimize
+
+    with _progress("measuring", quiet) as progress:
+        return minimize(export_dir, processes=processes, progress=progress)
+
+
+def _method_names(arguments: argparse.Namespace) -> int:
+    from keras_warmup.inspection import inspect
+    from keras_warmup.rewriting import name_methods
+
+    name_methods(arguments.export_dir)
+    _show(inspect(arguments.export_dir), arguments.json)
     return EXIT_OK
 
 
@@ -178,6 +317,28 @@ def _working(what: str, quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A bar on a terminal, a line for each tenth elsewhere."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if quiet:
+        yield None
+    elif console.is_terminal:
+        with Progress(console=console, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total, step: bar.update(task, completed=done, total=total, description=f"{what} {step}")
+    else:
+
+        def say(done: int, total: int, step: str) -> None:
+            if done == total or done * 10 // total > (done - 1) * 10 // total:
+                print(f"keras-warmup: {what} {done}/{total}", file=sys.stderr)
+
+        yield say
+
+
+@contextlib.contextmanager
 def _plain_warnings() -> Iterator[None]:
     """Warnings as one line a shell user can read, without a source line."""
 
@@ -191,7 +352,3 @@ def _plain_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = original
-
-
-if __name__ == "__main__":
-    sys.exit(main())

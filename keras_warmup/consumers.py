@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.bodies import Frame, attribute, output_index, source_of
+from keras_warmup.bodies import Body, Frame, attribute, output_index, source_of
 from keras_warmup.formats import (
     Base64,
     Compressed,
@@ -46,6 +46,13 @@ _PASSES: Mapping[str, tuple[int, ...] | None] = {
     **dict.fromkeys(("TensorArrayReadV3", "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArrayWriteV3"), None),
     **dict.fromkeys(("TensorListPushBack", "Split", "Concat", "PadV2"), None),
 }
+# Ops that return the splits of a ragged tensor before its values -> the attribute that counts the splits.
+_RAGGED_RANKS: Mapping[str, str] = {
+    "RaggedGather": "OUTPUT_RAGGED_RANK",
+    "RaggedTensorFromVariant": "output_ragged_rank",
+}
+# Output arguments that come second, behind one of a single tensor.
+_SECOND_OUTPUTS = frozenset({("TensorListPopBack", "tensor"), ("TensorListConcatV2", "lengths")})
 # Ops that look at shapes, print, or check: they tell nothing of the format.
 _BLIND = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "Print", "PrintV2", "Assert", "NoOp"})
 _IMAGE_FORMATS: Mapping[str, tuple[str, ...]] = {
@@ -107,7 +114,7 @@ class _Trace:
             body = frame.body
             needed = self._graph.needed(body, self._signature)
             for node, position in body.readers.get(name, ()):
-                if node.name not in needed or output_index(node.input[position]) != index:
+                if node.name not in needed or _output_of(body, node.input[position]) != index:
                     continue
                 calls = list(self._graph.calls(node))
                 if calls:
@@ -124,7 +131,7 @@ class _Trace:
                 elif node.op not in _BLIND:
                     yield node.op, self._read_by(frame, node, position)
             for position in body.returned.get(name, ()):
-                if frame.caller is None or output_index(body.returns[position]) != index:
+                if frame.caller is None or _output_of(body, body.returns[position]) != index:
                     continue
                 stack.append((frame.caller, frame.node.name, position))
                 if frame.node.op in LOOPS:  # what a loop's body returns is what its next turn reads
@@ -163,10 +170,25 @@ def _outputs_for(node: Any, position: int) -> range:
     """Which outputs of a pass-through node hold the strings that its input `position` holds."""
     if node.op == "IdentityN":
         return range(position, position + 1)
-    if node.op in ("Switch", "RefSwitch"):
+    if node.op in ("Switch", "RefSwitch", "TensorListPopBack"):
         return range(2)
+    if node.op in _RAGGED_RANKS:  # the splits first
+        rank = int(attribute(node, _RAGGED_RANKS[node.op]).i)
+        return range(rank, rank + 1)
     count = next((name for name in ("num", "num_split", "num_partitions") if name in node.attr), None)
     return range(int(node.attr[count].i)) if count else range(1)
+
+
+def _output_of(body: Body, tensor: str) -> int:
+    """Position of a tensor among all outputs of its node; a function's body counts within each output argument."""
+    index = output_index(tensor)
+    node = body.nodes.get(source_of(tensor))
+    if node is None or tensor.count(":") < 2:
+        return index
+    argument = tensor.split(":")[1]
+    if node.op in _RAGGED_RANKS and argument == "output_dense_values":
+        return int(attribute(node, _RAGGED_RANKS[node.op]).i)
+    return 1 if (node.op, argument) in _SECOND_OUTPUTS else index
 
 
 def _agree(found: list[tuple[str, Consumer]]) -> Consumer:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import binascii
 
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.batch import describe
+from keras_warmup.batch import as_objects, describe, encode_strings
 from keras_warmup.errors import BindingError
-from keras_warmup.example_rows import Array, as_objects, split_rows
+from keras_warmup.example_rows import Array, split_rows
 from keras_warmup.formats import (
     Base64,
     Consumer,
@@ -38,10 +39,12 @@ def encode_rows(rows: Array, consumer: Consumer) -> Array:
         BindingError: the consumer takes no numbers of this dtype.
     """
     if rows.dtype.kind in "SUTO":
-        return _strings(rows)
+        try:
+            return encode_strings(rows)
+        except TypeError as error:
+            raise BindingError(f"Cannot feed {error} among strings ({describe(rows)}). {_CURE}") from error
     if isinstance(consumer, Base64):
-        # Web-safe and without padding, as tf.io.encode_base64; tf.io.decode_base64 takes it with padding too.
-        return as_objects([base64.urlsafe_b64encode(row).rstrip(b"=") for row in encode_rows(rows, consumer.inner)])
+        return encode_base64(encode_rows(rows, consumer.inner))
     if isinstance(consumer, ImageDecoder):
         return encode_images(rows, consumer)
     if not isinstance(consumer, (TensorParser, RawDecoder)):
@@ -60,11 +63,20 @@ def encode_rows(rows: Array, consumer: Consumer) -> Array:
     return as_objects([np.ascontiguousarray(row, row.dtype.newbyteorder(order)).tobytes() for row in split_rows(rows)])
 
 
-def _strings(rows: Array) -> Array:
-    encoded = np.empty(rows.shape, dtype=object)
-    flat = encoded.reshape(-1)
-    for index, value in enumerate(rows.reshape(-1).tolist()):
-        if not isinstance(value, (bytes, str)):
-            raise BindingError(f"Cannot feed {type(value).__name__} among strings ({describe(rows)}). {_CURE}")
-        flat[index] = value.encode() if isinstance(value, str) else value
-    return flat.reshape(rows.shape)
+def encode_base64(rows: Array) -> Array:
+    """Rows `[n]` of `bytes` in base64: web-safe and without padding, as `tf.io.encode_base64`; the graph takes both."""
+    return as_objects([base64.urlsafe_b64encode(row).rstrip(b"=") for row in rows])
+
+
+def decode_base64(rows: Array) -> Array | None:
+    """What rows `[n]` of `bytes` hold in web-safe base64, padded or not; `None` where a row is no base64."""
+    decoded = []
+    for row in rows:
+        bare = row.rstrip(b"=")
+        if b"+" in bare or b"/" in bare:  # the other alphabet, which Python takes and TensorFlow does not
+            return None
+        try:
+            decoded.append(base64.b64decode(bare + b"=" * (-len(bare) % 4), b"-_", validate=True))
+        except binascii.Error:
+            return None
+    return as_objects(decoded)

@@ -33,7 +33,15 @@ class RecordsError(WarmupError, ValueError):
 
 
 class ReplayError(WarmupError, RuntimeError):
-    """A model or a record fails the way TensorFlow Serving would fail at load."""
+    """A model or a record fails the way TensorFlow Serving would fail at load.
+
+    Attributes:
+        status: the server's status, such as `INVALID_ARGUMENT`; empty where there is none.
+    """
+
+    def __init__(self, *args: object, status: str = "") -> None:
+        super().__init__(*args)
+        self.status = status
 
 
 class ProofError(WarmupError, RuntimeError):

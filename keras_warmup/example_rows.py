@@ -8,14 +8,11 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.batch import render_shape
+from keras_warmup.batch import encode_strings, render_shape
+from keras_warmup.casting import Misfit, overflows
 from keras_warmup.formats import FeatureSpec
 
 Array = np.ndarray[Any, Any]
-
-
-class Misfit(Exception):
-    """A leaf that does not fit its feature; the argument says how."""
 
 
 def rows_of(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
@@ -132,9 +129,9 @@ def _convert(array: Array, feature: FeatureSpec) -> Array:
         return array.astype(np.int64)
     if kind not in "fiubV" or kind == "c":
         raise Misfit(f"{name} for a feature of float32")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(np.float32)
-    if kind == "f" and np.any(np.isinf(converted) & ~np.isinf(array)):
+    if kind in "fV" and overflows(array, converted):
         raise Misfit("values beyond the range of float32")
     if kind in "iu" and not _survives(array, converted):
         raise Misfit("integers that a float32 does not hold exactly")
@@ -165,20 +162,7 @@ def _plain_numbers(array: Array, dtype: str) -> Array:
 def _to_bytes(array: Array) -> Array:
     if array.dtype.kind not in "SUTO":
         raise Misfit(f"{array.dtype.name} for a feature of strings")
-    converted = np.empty(array.shape, dtype=object)
-    flat = converted.reshape(-1)
-    for index, value in enumerate(array.reshape(-1).tolist()):
-        if isinstance(value, str):
-            flat[index] = value.encode()
-        elif isinstance(value, bytes):
-            flat[index] = value
-        else:
-            raise Misfit(f"{type(value).__name__} among strings")
-    return flat.reshape(array.shape)
-
-
-def as_objects(values: list[Any]) -> Array:
-    """An object array `[n]`: numpy's own string arrays lose trailing NULs."""
-    array = np.empty(len(values), dtype=object)
-    array[:] = values
-    return array
+    try:
+        return encode_strings(array)
+    except TypeError as error:
+        raise Misfit(f"{error} among strings") from error

@@ -13,9 +13,10 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup.batch import describe, render_shape
+from keras_warmup.batch import as_objects, describe, render_shape
+from keras_warmup.casting import Misfit
 from keras_warmup.errors import BindingError, DataError
-from keras_warmup.example_rows import Array, Misfit, as_objects, ragged_rows, rows_of, sparse_rows, split_rows
+from keras_warmup.example_rows import Array, ragged_rows, rows_of, sparse_rows, split_rows
 from keras_warmup.formats import Base64, Compressed, Consumer, FeatureSpec, SequenceExampleParser
 
 Spec = Mapping[str, FeatureSpec]
@@ -119,6 +120,24 @@ def check_examples(serialized: Array | Sequence[bytes], spec: Spec) -> None:
             f"The {len(rows)} serialized tf.Examples cannot be parsed with the model's feature spec ({sorted(spec)}), "
             "though each seems to fit it. Give Examples written for this model."
         ) from error
+
+
+def hold_examples(rows: Array | Sequence[bytes]) -> bool:
+    """Whether rows are meant as serialized `tf.Example`s, were they the wrong ones: one holds a feature, or is compressed."""
+    for row in rows:
+        if not isinstance(row, bytes):
+            return False
+        if row.startswith(_GZIP_MAGIC):
+            return True
+        try:
+            # Short texts often parse as a message of unknown fields; one with a named feature is no accident.
+            if tf.train.SequenceExample.FromString(row).feature_lists.feature_list:
+                return True
+            if tf.train.Example.FromString(row).features.feature:
+                return True
+        except DecodeError:
+            continue
+    return False
 
 
 def parsing_spec(spec: Spec) -> dict[str, Any]:

@@ -11,11 +11,17 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_warmup.batch import Batch, Path, map_leaves, walk
+from keras_warmup.batch import Batch, Path, is_string_vector, map_leaves, walk
 from keras_warmup.candidates import Rows, choose_signatures
-from keras_warmup.capture import captured_batches
+from keras_warmup.capture import captured_batches, captured_shapes
 from keras_warmup.errors import OptionsError, WarmupError
-from keras_warmup.keras_model import arrange_batch, captured_signature, is_subclassed, require_built
+from keras_warmup.keras_model import (
+    arrange_batch,
+    captured_signature,
+    is_subclassed,
+    require_built,
+    takes_one_string,
+)
 from keras_warmup.kinds import default_kind
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.publish import staged
@@ -81,11 +87,11 @@ def export_with_warmup(
     require_built(model)
     if export_fn is not None and not callable(export_fn):
         raise OptionsError(f"export_fn must be callable, got {type(export_fn).__name__}.")
-    batches = _batches_for(model, data, options)
     own_calls = frozenset({"serve", "serving_default"}) if export_fn is None else frozenset()
     with staged(path, overwrite=overwrite) as staging:
         directory = os.fspath(staging)
-        rows = _rows(model, batches, options, own_calls)
+        # Read behind the check of the path: an iterator can be read once only.
+        rows = _rows(model, _batches_for(model, data, options), options, own_calls)
         if export_fn is None:
             _export_model(model, directory, rows.batches)
         else:
@@ -94,7 +100,9 @@ def export_with_warmup(
             _require_saved_model(directory)
         _rewrite_signatures(directory, options)
         report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
-    return _published(report, staging.published, path, options.max_load_seconds)
+        # Before the rename: where warnings are errors, nothing is published.
+        _warn_of(report, as_path(path), options)
+    return _published(report, staging.published, path)
 
 
 def save(
@@ -130,10 +138,12 @@ def save(
     is_model = isinstance(obj, keras.Model)
     if is_model:
         require_built(obj)
-    batches = _batches_for(obj, data, asked)
+    elif not hasattr(obj, "_trackable_children"):
+        raise OptionsError(f"save takes a Keras model, tf.Module or other trackable object, got {type(obj).__name__}.")
     own_calls = frozenset({"serving_default"}) if is_model and signatures is None else frozenset()
     with staged(export_dir, overwrite=True) as staging:
         directory = os.fspath(staging)
+        batches = _batches_for(obj if is_model else None, data, asked)
         rows = _rows(obj if is_model else None, batches, asked, own_calls)
         if is_model and signatures is None and is_subclassed(obj) and rows.batches:
             signatures, structure = _default_signature(obj, rows.batches)
@@ -141,7 +151,8 @@ def save(
         save_saved_model(obj, directory, signatures, options)
         _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
-    return _published(report, staging.published, export_dir, asked.max_load_seconds)
+        _warn_of(report, as_path(export_dir), asked)
+    return _published(report, staging.published, export_dir)
 
 
 def add_warmup(
@@ -168,6 +179,11 @@ def add_warmup(
         WarmupError: a child of it, by what failed. The old warmup file is as it was then.
     """
     options = as_options(warmup)
+    if options.method_name:
+        raise OptionsError(
+            "method_name=True applies to exports made here; for a SavedModel that exists run keras-warmup method-names, or "
+            "keras_warmup.rewriting.name_methods, first."
+        )
     directory = as_path(export_dir)
     _require_saved_model(directory)
     rows = _rows(None, _batches_for(None, data, options), options, frozenset())
@@ -175,7 +191,8 @@ def add_warmup(
     if not report.records:
         cold = "; ".join(f"{key!r}: {why}" for key, why in report.skipped.items()) or "it has no signature"
         raise WarmupError(f"No warmup record can be written for {directory!r}: {cold}")
-    return _published(report, directory, directory, options.max_load_seconds)
+    _warn_of(report, directory, options)
+    return _published(report, directory, directory)
 
 
 def _batches_for(model: Any, data: Any, options: WarmupOptions) -> list[Batch]:
@@ -193,9 +210,14 @@ def _rows(
 ) -> Rows:
     if model is None or options.transform is not None:
         return Rows(batches, model, own_calls)
+    # Serialized Examples have no structure yet: a signature that parses them takes them as they are.
+    if batches and not takes_one_string(model) and all(is_string_vector(batch) for batch in batches):
+        return Rows(batches, None, own_calls)
     arranged = [arrange_batch(model, batch) for batch in batches]
     ignored = tuple(dict.fromkeys(path for _, paths in arranged for path in paths))
-    return Rows([batch for batch, _ in arranged], model, own_calls, ignored)
+    # What was captured is of no account where data was given.
+    seen = captured_shapes(model) if batches and batches[0].source == "captured" else 0
+    return Rows([batch for batch, _ in arranged], model, own_calls, ignored, seen)
 
 
 def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
@@ -247,30 +269,28 @@ def _require_saved_model(directory: str) -> None:
         )
 
 
-def _published(
-    report: WarmupReport, published: str | None, asked: str | os.PathLike[str], max_load_seconds: float | None
-) -> WarmupReport:
-    where = published or as_path(asked)
-    hint = version_hint(where)
-    notes = (*report.notes, hint) if hint else report.notes
+def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
     if report.synthetic:
         warnings.warn(
             f"The warmup records of {where!r} hold made-up rows, since no data was given or captured. Pass data=, or train with "
             "keras_warmup.WarmupExport or BatchCapture in callbacks=.",
             stacklevel=3,
         )
-    if (
-        max_load_seconds is not None
-        and report.load_added_ms is not None
-        and report.load_added_ms > max_load_seconds * 1000
-    ):
+    budget = options.max_load_seconds
+    if budget is not None and report.load_added_ms is not None and report.load_added_ms > budget * 1000:
         warnings.warn(
-            f"Replaying the warmup records of {where!r} took {report.load_added_ms / 1000:.1f} s, over "
-            f"max_load_seconds={max_load_seconds}: a server loads it at least that much later. Ask for fewer batch_sizes, "
-            "output_filters or signatures, or drop records with keras-warmup add --minimize.",
+            f"Replaying the warmup records of {where!r} took {report.load_added_ms / 1000:.3g} s, over "
+            f"max_load_seconds={budget}: a server loads it at least that much later. Ask for fewer batch_sizes, output_filters "
+            "or signatures, or drop records with keras-warmup add --minimize.",
             stacklevel=3,
         )
     for key, why in report.skipped.items():
         warnings.warn(f"Signature {key!r} of {where!r} stays cold: {why}", stacklevel=3)
+
+
+def _published(report: WarmupReport, published: str | None, asked: str | os.PathLike[str]) -> WarmupReport:
+    where = published or as_path(asked)
+    hint = version_hint(where)
+    notes = (*report.notes, hint) if hint else report.notes
     path = warmup_path(where) if report.warmup_path else None
     return dataclasses.replace(report, export_dir=where, warmup_path=path, notes=notes)

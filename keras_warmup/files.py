@@ -5,11 +5,42 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_warmup.errors import DataError
+
+
+def read_file(path: str | os.PathLike[str]) -> Any:
+    """Reads a data file by its ending.
+
+    Args:
+        path: `.npz` as `numpy.savez` writes it, or a TFRecord of serialized `tf.Example`s (`.tfrecord`, `.tfrecords`, `.gz` for
+            GZIP, or any other ending).
+
+    Returns:
+        What `data=` takes.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    where = os.fspath(path)
+    if where.endswith(".npz"):
+        return read_npz(where)
+    _require_file(where)
+    return tf.data.TFRecordDataset(where, "GZIP" if _is_gzip(where) else "")
+
+
+def _is_gzip(path: str) -> bool:
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return bool(file.read(2) == b"\x1f\x8b")
+
+
+def _require_file(path: str) -> None:
+    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+        raise DataError(f"Cannot read data from {path!r}: there is no such file.")
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -23,11 +54,11 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     Raises:
         DataError: there is no such file, it is no `.npz`, holds no array, or holds pickled objects (which are never loaded:
-            unpickling runs code).
+            unpickling runs code). Also for arrays of numpy's fixed-width bytes with a value shorter than the width: numpy drops
+            trailing NULs of these, so that serialized rows may be cut (arrays of `str` are text, and lose nothing a text has).
     """
     where = os.fspath(path)
-    if not tf.io.gfile.exists(where) or tf.io.gfile.isdir(where):
-        raise DataError(f"Cannot read data from {where!r}: there is no such file.")
+    _require_file(where)
     with tf.io.gfile.GFile(where, "rb") as file:
         try:
             # zipfile seeks back from the end, which a GFile refuses on a short file; NpzFile reads lazily.
@@ -36,10 +67,20 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(
                 f"Cannot read data from {where!r}: {error}. It must be an .npz file of plain arrays, as numpy.savez writes it; "
-                "store strings as a numpy str or bytes array, not as objects."
+                "store strings as a numpy str array, not as objects."
             ) from error
     if not arrays:
         raise DataError(
             f"Cannot read data from {where!r}: it holds no named array. Write it with numpy.savez(path, input_name=array)."
         )
+    cut = [name for name, array in arrays.items() if array.dtype.kind == "S" and _may_be_cut(array)]
+    if cut:
+        raise DataError(
+            f"Cannot read data from {where!r}: the bytes in {', '.join(map(repr, sorted(cut)))} may be cut, since numpy drops "
+            "trailing NULs of fixed-width bytes. Store text as a numpy str array, and serialized tf.Examples as a TFRecord file."
+        )
     return arrays
+
+
+def _may_be_cut(array: np.ndarray) -> bool:
+    return bool(array.size) and int(np.char.str_len(array).min()) < array.dtype.itemsize

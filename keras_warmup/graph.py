@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from keras_warmup.bodies import Body, Call, Frame, attribute, canonical, identity_of, output_index, source_of
-from keras_warmup.ops import CONVOLVES, RANDOM, WRITES, is_core
+from keras_warmup.ops import CONVOLVES, PYTHON, RANDOM, WRITES, is_core
 
 # How the inputs of a calling node map to the arguments of the functions it calls: attribute -> number of leading inputs
 # that are no arguments (the predicate of If, the branch index of Case, the target of RemoteCall).
@@ -71,6 +71,8 @@ class GraphFacts:
         foreign_ops: ops that core TensorFlow does not have, sorted; a stock server refuses to load the model.
         writes_state: a variable or lookup table is written: warmup requests change what clients get.
         random: random ops are reachable, stateless ones included: the same request may give other outputs.
+        python_ops: ops that call Python functions (`tf.py_function`, `tf.numpy_function`), sorted; they run in the
+            process that made them only, never in a server.
     """
 
     compiles: bool
@@ -79,6 +81,7 @@ class GraphFacts:
     foreign_ops: tuple[str, ...]
     writes_state: bool
     random: bool
+    python_ops: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,6 +333,7 @@ def graph_facts(meta_graph: Any, signature: SignatureLike) -> GraphFacts:
         foreign_ops=tuple(sorted(op for op in ops if not is_core(op) and not graph.has_function(op))),
         writes_state=any(WRITES.match(op) for op in reach.ops),
         random=any(RANDOM.match(op) for op in reach.ops),
+        python_ops=tuple(sorted(reach.ops & PYTHON)),
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from keras_warmup.batch import describe
+from keras_warmup.batch import as_objects, describe
 from keras_warmup.errors import BindingError
-from keras_warmup.example_rows import Array, as_objects
+from keras_warmup.example_rows import Array
 from keras_warmup.formats import ImageDecoder, describe_consumer
 
 

@@ -13,7 +13,7 @@ from keras_warmup.batch import render_shape
 from keras_warmup.consumers import find_consumers
 from keras_warmup.formats import Consumer, ExampleParser, describe_consumer
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
-from keras_warmup.kinds import servable_kinds
+from keras_warmup.kinds import TFRT_NOTE, servable_kinds
 from keras_warmup.records import read_records, warmup_path
 from keras_warmup.report import Kind, RecordList, RecordReport, to_plain
 from keras_warmup.requests import describe_log
@@ -93,7 +93,8 @@ class Inspection:
             if self.warmup_path
             else "no warmup file: the first requests will be slow"
         )
-        return Group(tree, Text(warm))
+        able = any(one.kinds["classify"] is None or one.kinds["regress"] is None for one in self.signatures)
+        return Group(tree, Text(warm), *([Text(f"note: {TFRT_NOTE}")] if able else []))
 
 
 def _lines_of(one: InspectedSignature) -> list[str]:
@@ -107,10 +108,7 @@ def _lines_of(one: InspectedSignature) -> list[str]:
         f"output {name}: {spec.dtype} {render_shape(spec.shape)}" for name, spec in sorted(signature.outputs.items())
     ]
     lines.append(f"serves {', '.join(kind for kind, why_not in one.kinds.items() if why_not is None) or 'nothing'}")
-    made_for = signature.method_name.removeprefix("tensorflow/serving/")
-    lines += [
-        f"no {kind}: {why_not}" for kind, why_not in one.kinds.items() if why_not and kind in ("predict", made_for)
-    ]
+    lines += [f"no {kind}: {why_not}" for kind, why_not in one.kinds.items() if why_not]
     return lines + [f"note: {note}" for note in _notes(one)]
 
 

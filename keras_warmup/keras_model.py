@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_warmup.batch import Batch, Path, describe, is_sequence, map_leaves, render_path, render_shape, walk
 from keras_warmup.errors import BindingError, DataError, WarmupError
+from keras_warmup.ops import RANDOM, WRITES
 
 
 def require_built(model: keras.Model) -> None:
@@ -133,6 +134,13 @@ def _plain(structure: Any) -> Any:
     return structure
 
 
+def takes_one_string(model: keras.Model) -> bool:
+    """Whether the model's one Input is a string: a vector of bytes is then its data, not serialized Examples."""
+    structure = input_structure(model)
+    tensors = [tensor for _, tensor in walk(structure)] if structure is not None else []
+    return len(tensors) == 1 and tensors[0].dtype == "string"
+
+
 def is_subclassed(model: keras.Model) -> bool:
     """Whether Keras knows no Inputs of this model, only the shapes it was first called with."""
     return input_structure(model) is None
@@ -210,21 +218,41 @@ def _built_shapes(model: keras.Model, x: Any) -> dict[Path, tuple[int | None, ..
     return found
 
 
-def call_model(model: keras.Model, x: Any) -> Any:
-    """The model's own outputs on rows, without touching its state, on CPU.
+def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
+    """The model's own outputs on rows, on CPU; nothing that training depends on is changed.
 
-    The stateless scope keeps every update (batch statistics, seed generators, metrics) out of the model, so that training
-    continues bit-identical, and the call is the one `model.export` traces: the same `training` default applies.
+    The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of the model. It does not hold back
+    a raw `tf.Variable` that a layer assigns, nor the eager random generator: so a call not known to be plain is traced first
+    and not run at all where its graph does either. The call is the one `model.export` traces: the same `training` default applies.
 
     Args:
         model: a built Keras model.
         x: rows in the model's own structure, leaves `np.ndarray [rows, ...]` or `None`.
+        plain: the call is known, from the graph of an export, to write no state and draw no random numbers.
 
     Returns:
-        The outputs as nested structure of `np.ndarray`.
+        The outputs as nested structure of `np.ndarray`; `None` where the call cannot be made without a trace.
     """
-    with tf.device("CPU:0"), keras.StatelessScope():
-        outputs = model(map_leaves(lambda _, leaf: None if leaf is None else _tensor(leaf), x))
+
+    def call() -> Any:
+        with keras.StatelessScope():
+            return model(map_leaves(lambda _, leaf: None if leaf is None else _tensor(leaf), x))
+
+    with tf.device("CPU:0"):
+        if plain:
+            outputs = call()
+        elif keras.backend.backend() != "tensorflow":
+            return None
+        else:
+            concrete = tf.function(call, autograph=False).get_concrete_function()
+            definition = concrete.graph.as_graph_def()
+            nodes = [
+                *definition.node,
+                *(node for function in definition.library.function for node in function.node_def),
+            ]
+            if any(WRITES.match(node.op) or RANDOM.match(node.op) for node in nodes):
+                return None
+            outputs = concrete()
     return map_leaves(
         lambda _, leaf: None if leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf)), _plain(outputs)
     )

@@ -19,6 +19,12 @@ METHOD_NAMES: Mapping[Kind, str] = {
     "classify": "tensorflow/serving/classify",
     "regress": "tensorflow/serving/regress",
 }
+# For those who serve with TFRT; nothing here decides by it.
+TFRT_NOTE = (
+    "On the TFRT runtime Classify and Regress run the whole function of the signature, with every output, and of two "
+    "Classify outputs one must be 'classes' and the other 'scores' (TensorFlow Serving's tfrt_classifier.cc and "
+    "tfrt_regressor.cc)."
+)
 
 
 class _Spec(Protocol):

@@ -19,6 +19,8 @@ RANDOM = re.compile(
     r"|Multinomial|Parameterized|Shuffle|SampleDistortedBoundingBox)|RngReadAndSkip$|SampleDistortedBoundingBox"
     r"|(All|Fixed|Learned|LogUniform|Uniform|ThreadUnsafe)\w*CandidateSampler$"
 )
+# They run a Python function by its number in the process that registered it.
+PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 CONVOLVES = re.compile(r"_?(Fused|Quantized)*(Depthwise)?Conv([123]D|2d)?(Native)?(Backprop|With|And|Per|V2|$)")
 # tf.raw_ops leaves out private ops and those of the compilers, which a model server has too.
 _CORE_PREFIXES = ("_", "Xla", "TPU", "DTensor")

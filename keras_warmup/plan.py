@@ -41,6 +41,7 @@ class Candidate:
         bound: rows bound to its inputs; at least one.
         kinds: request kinds to write for it, the first one preferred; none where it is only a task.
         task: kind of the MultiInference task it can be; `None` where it cannot, or MultiInference is not asked for.
+        can_predict: whether a Predict request, and so an output filter, can reach it.
     """
 
     signature: Signature
@@ -48,6 +49,7 @@ class Candidate:
     bound: Sequence[BoundBatch]
     kinds: Sequence[Kind] = ("predict",)
     task: Kind | None = None
+    can_predict: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Plan:
     Attributes:
         requests: in the order they should be replayed.
         skipped: signature_key -> why no request warms it.
-        shape_coverage: signature_key -> share of the sampled rows' shapes that have a record.
+        shape_coverage: signature_key -> share of the shapes seen that have a record, where a shape needs one of its own.
         notes: sentences for the report.
     """
 
@@ -145,6 +147,7 @@ def plan_requests(
     taken: int = 0,
     batching: BatchingParameters | None = None,
     twins: Mapping[str, str] | None = None,
+    shapes_seen: int = 0,
 ) -> Plan:
     """Plans the fewest requests that warm each signature, output set, batch size and shape asked for.
 
@@ -154,6 +157,7 @@ def plan_requests(
         taken: records the file already holds.
         batching: the batch sizes a server with `--enable_batching` runs.
         twins: signature_key -> key of the signature whose tensors it is going to name.
+        shapes_seen: how many row shapes were met while sampling; the rows at hand may hold fewer.
 
     Returns:
         The plan; the same candidates and options give the same plan.
@@ -162,6 +166,7 @@ def plan_requests(
         OptionsError: what is asked for does not fit `max_records`, `max_bytes` or the server's batching, or an output filter
             is unknown.
     """
+    _require_known(candidates, options)
     requests: list[PlannedRequest] = []
     skipped: dict[str, str] = {}
     coverage: dict[str, float] = {}
@@ -185,8 +190,9 @@ def plan_requests(
         sizes = _batch_sizes(lead, options, batching)
         shapes = _shapes_of(lead)
         kept = _shapes_to_warm(lead, shapes)
-        if len(kept) > 1 or len(shapes) > 1:
-            coverage[lead.signature.key] = round(len(kept) / len(shapes), 4) if _shape_matters(lead.facts) else 1.0
+        total = max(len(shapes), shapes_seen)
+        if _shape_matters(lead.facts) and total > 1:
+            coverage[lead.signature.key] = round(len(kept) / total, 4)
         for kind, asked in _executors(group, options):
             for size in sizes:
                 requests += [_request(lead, keys, shape, size, asked, options, kind) for shape in kept]
@@ -215,7 +221,7 @@ def _executors(group: Sequence[Candidate], options: WarmupOptions) -> list[tuple
     found: dict[frozenset[str], tuple[Kind, tuple[str, ...]]] = {}
     for kind in group[0].kinds:
         found.setdefault(fetched_aliases(lead, kind), (kind, ()))
-    if any("predict" in candidate.kinds for candidate in group):
+    if group[0].can_predict:
         for candidate in group:
             outputs = candidate.signature.outputs
             for asked in options.filters_for(candidate.signature.key, list(outputs)):
@@ -286,6 +292,31 @@ def _batch_sizes(candidate: Candidate, options: WarmupOptions, batching: Batchin
         return list(batching.allowed_batch_sizes)
     sizes = DEFAULT_XLA_BATCH_SIZES if candidate.facts.compiles else (DEFAULT_BATCH_SIZE,)
     return [size for size in sizes if batching is None or size <= batching.max_batch_size] or [1]
+
+
+def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> None:
+    """Refuses what is asked for and no signature can give: an option is never accepted and ignored."""
+    outputs = {one.signature.key: sorted(one.signature.outputs) for one in candidates}
+    filters = options.output_filters or ()
+    if isinstance(filters, Mapping):
+        unknown = sorted(set(filters) - set(outputs))
+        if unknown and outputs:
+            raise OptionsError(
+                f"output_filters name signatures {unknown}, which are not warmed. Warmed: {sorted(outputs)}."
+            )
+    else:
+        useless = [list(one) for one in filters if not any(set(one) <= set(names) for names in outputs.values())]
+        if useless and outputs:
+            raise OptionsError(f"output_filters {useless} fit no signature. Outputs by signature: {outputs}.")
+    written = {kind for one in candidates for kind in one.kinds} | (
+        {"multi_inference"} if any(one.task for one in candidates) else set()
+    )
+    missing = [kind for kind in options.kinds or () if kind not in written]
+    if missing and candidates:
+        raise OptionsError(
+            f"No signature can serve the kinds {missing} that kinds= asks for; keras-warmup inspect says why not. Signatures: "
+            f"{sorted(outputs)}."
+        )
 
 
 def _require_batchable(candidate: Candidate, options: WarmupOptions, batching: BatchingParameters) -> None:

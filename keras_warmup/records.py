@@ -24,8 +24,8 @@ WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 # Bytes that TFRecord framing adds to each record.
 FRAME_BYTES = 16
 _HEADER_BYTES = 12
-# protobuf parses no message of 2 GiB or more, in the server too.
-_MAX_RECORD_BYTES = 2**31 - 1
+# protobuf makes and parses no message of 2 GiB or more, in the server too.
+MAX_RECORD_BYTES = 2**31 - 1
 _GZIP_MAGIC = b"\x1f\x8b"
 
 ProblemKind = Literal["empty", "trailing", "truncated", "corrupted", "gzip"]
@@ -120,10 +120,17 @@ def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | Re
         `(index, data)` for each whole record; a `RecordProblem` in place of data is the last item.
 
     Raises:
-        RecordsError: there is no such file.
+        RecordsError: there is no such file, or it cannot be read.
     """
     path = os.fspath(path)
     size = _size(path)
+    try:
+        yield from _scan(path, size)
+    except tf.errors.OpError as error:
+        raise RecordsError(f"Cannot read warmup file {path!r}: {error.message}.") from error
+
+
+def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
     if size == 0:
         yield 0, RecordProblem("empty", "the file is empty: the server loads the model cold, without a word", True)
         return
@@ -182,9 +189,9 @@ def _serialize(log: PredictionLog, index: int) -> bytes:
         data = bytes(log.SerializeToString(deterministic=True))
     except EncodeError as error:
         raise RecordsError(f"Record {index} cannot be serialized: {error}. Use smaller batches.") from error
-    if len(data) > _MAX_RECORD_BYTES:
+    if len(data) > MAX_RECORD_BYTES:
         raise RecordsError(
-            f"Record {index} has {len(data)} bytes; protobuf reads at most {_MAX_RECORD_BYTES}. Use smaller batches."
+            f"Record {index} has {len(data)} bytes; protobuf reads at most {MAX_RECORD_BYTES}. Use smaller batches."
         )
     return data
 

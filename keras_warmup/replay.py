@@ -28,7 +28,10 @@ from keras_warmup._protos import (
     SignatureDef,
 )
 from keras_warmup.errors import ReplayError
-from keras_warmup.loading import cure_of, describe_op_error, load_session, status_of
+from keras_warmup.loading import load_session
+from keras_warmup.logs import log_kind as log_kind  # noqa: PLC0414 - for those who import them from here
+from keras_warmup.logs import log_signature_key as log_signature_key  # noqa: PLC0414
+from keras_warmup.op_errors import cure_of, describe_op_error, status_of
 from keras_warmup.serving_rules import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
@@ -104,29 +107,36 @@ class ServingSession:
             Its outputs and the time it took. The first record over a set of tensors pays what a first client would.
 
         Raises:
-            ReplayError: the server would refuse to load the model with this record; the message holds the server's.
+            ReplayError: the server would refuse to load the model with this record; the message holds the server's, as
+                far as that quotes no values, and `status` its status.
         """
-        kind = log.WhichOneof("log_type")
         started = time.perf_counter()
         try:
-            if kind == "predict_log":
-                outputs = self._predict(log.predict_log.request)
-            elif kind == "classify_log":
-                outputs = self._classify(log.classify_log.request)
-            elif kind == "regress_log":
-                outputs = self._regress(log.regress_log.request)
-            elif kind == "multi_inference_log":
-                outputs = self._multi_inference(log.multi_inference_log.request)
-            elif kind is None:
-                return Replayed(0.0, {})
-            else:
-                number = PredictionLog.DESCRIPTOR.fields_by_name[kind].number
-                refuse("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
-        except Refusal as refusal:
-            raise ReplayError(
-                f"{_describe(log)} would keep TensorFlow Serving from loading the model: {refusal.status}: {refusal}"
-            ) from (refusal.__cause__ or refusal)
-        return Replayed((time.perf_counter() - started) * 1000, outputs)
+            outputs = self._outputs(log)
+        except Refusal as error:
+            refusal = error
+        else:
+            return Replayed((time.perf_counter() - started) * 1000 if log_kind(log) != "none" else 0.0, outputs)
+        # Out of the except block: a chained error would be printed with all that its message quotes.
+        raise ReplayError(
+            f"{_describe(log)} would keep TensorFlow Serving from loading the model: {refusal.status}: {refusal}",
+            status=refusal.status,
+        )
+
+    def _outputs(self, log: PredictionLog) -> Outputs:
+        kind = log.WhichOneof("log_type")
+        if kind == "predict_log":
+            return self._predict(log.predict_log.request)
+        if kind == "classify_log":
+            return self._classify(log.classify_log.request)
+        if kind == "regress_log":
+            return self._regress(log.regress_log.request)
+        if kind == "multi_inference_log":
+            return self._multi_inference(log.multi_inference_log.request)
+        if kind is None:
+            return {}
+        number = PredictionLog.DESCRIPTOR.fields_by_name[kind].number
+        refuse("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
 
     def _predict(self, request: PredictRequest) -> Outputs:
         key = request.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
@@ -213,7 +223,8 @@ class ServingSession:
                 self._executors[feed_names, fetch_names] = executor
             fetched = dict(zip(fetch_names, executor(*(array for _, array in feeds)), strict=True))
         except (tf.errors.OpError, UnicodeDecodeError) as error:
-            raise Refusal(status_of(error), describe_op_error(error) + cure_of(error)) from error
+            said = describe_op_error(error, self.meta_graph.graph_def)
+            raise Refusal(status_of(error), said + cure_of(error)) from None
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
 
 
@@ -232,22 +243,6 @@ def open_session(export_dir: str | os.PathLike[str], tags: Sequence[str] = SERVE
         ReplayError: its graph cannot be imported, its variables not restored, or its init op fails.
     """
     return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir, tags))
-
-
-def log_kind(log: PredictionLog) -> str:
-    """`predict`, `classify`, `regress`, `multi_inference`, `session_run`, `predict_streamed`, or `none`."""
-    return str(log.WhichOneof("log_type") or "none").removesuffix("_log")
-
-
-def log_signature_key(log: PredictionLog) -> str:
-    """The signature a record runs; a MultiInference's keys joined by `+`; empty where the kind names none."""
-    kind = log.WhichOneof("log_type")
-    if kind in ("predict_log", "classify_log", "regress_log"):
-        return str(getattr(log, kind).request.model_spec.signature_name or DEFAULT_SIGNATURE_KEY)
-    if kind == "multi_inference_log":
-        tasks = log.multi_inference_log.request.tasks
-        return "+".join(task.model_spec.signature_name or DEFAULT_SIGNATURE_KEY for task in tasks)
-    return ""
 
 
 def _describe(log: PredictionLog) -> str:

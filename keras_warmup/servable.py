@@ -16,7 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_lock = threading.Lock()
+# Reentrant: an export_fn may itself call keras_warmup.save.
+_lock = threading.RLock()
 
 
 def _export_to_saved_model_graph(variable: Any, object_map: Any, tensor_map: Any, options: Any, **kwargs: Any) -> Any:

@@ -13,10 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup._protos import Input, PredictRequest, SignatureDef, TensorProto
+from keras_warmup.kinds import METHOD_NAMES
 
-PREDICT_METHOD = "tensorflow/serving/predict"
-CLASSIFY_METHOD = "tensorflow/serving/classify"
-REGRESS_METHOD = "tensorflow/serving/regress"
+PREDICT_METHOD = METHOD_NAMES["predict"]
+CLASSIFY_METHOD = METHOD_NAMES["classify"]
+REGRESS_METHOD = METHOD_NAMES["regress"]
 # A stock server has XLA compilation switched off (model_servers/main.cc).
 XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
 
@@ -100,8 +101,9 @@ def to_array(name: str, proto: TensorProto) -> np.ndarray:
         dtype = tf.dtypes.as_dtype(proto.dtype)
         with tf.init_scope(), tf.device("/CPU:0"):
             value = tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
-    except (tf.errors.OpError, TypeError, ValueError) as error:
-        raise Refusal("INVALID_ARGUMENT", f"tensor parsing error: {name}") from error
+    except (tf.errors.OpError, TypeError, ValueError):
+        # TensorFlow's own text quotes the bytes.
+        raise Refusal("INVALID_ARGUMENT", f"tensor parsing error: {name}") from None
     array = host_array(value)
     return array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array  # numpy would take qint8 for int8
 

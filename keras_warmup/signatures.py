@@ -37,8 +37,9 @@ class TensorSpec:
     Attributes:
         name: its key in the SignatureDef, the alias that clients use.
         tensor: its tensor in the graph, such as `serving_default_x:0`; empty for a composite (sparse, ragged) one.
-        dtype: name of its `tf.DType`, such as `float32` or `string`.
-        shape: sizes, `None` for a free one; `None` in place of the tuple for an unknown rank.
+        dtype: name of its `tf.DType`, such as `float32` or `string`; of a composite one that of its values, `variant`
+            where its type does not tell.
+        shape: sizes, `None` for a free one; `None` in place of the tuple for an unknown rank, and for a ragged one.
     """
 
     name: str
@@ -165,7 +166,27 @@ def _read_saved_model(export_dir: str) -> SavedModel:
 
 
 def _tensor_spec(name: str, info: TensorInfo) -> TensorSpec:
+    if info.WhichOneof("encoding") == "composite_tensor":
+        return TensorSpec(name, "", _composite_dtype(info), None)
     return TensorSpec(name, info.name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape))
+
+
+def _composite_dtype(info: TensorInfo) -> str:
+    """Dtype of the values: the first one in the state of the type (shape, dtype, ragged rank, dtype of the splits)."""
+    state = info.composite_tensor.type_spec.type_state.tuple_value.values
+    found = [part.tensor_dtype_value for part in state if part.WhichOneof("kind") == "tensor_dtype_value"]
+    return str(tf.dtypes.as_dtype(found[0] if found else tf.variant).name)
+
+
+def _tensors_of(info: TensorInfo) -> list[str]:
+    """Names of the graph tensors behind an input or output: several for a composite one."""
+    encoding = info.WhichOneof("encoding")
+    if encoding == "composite_tensor":
+        return [name for component in info.composite_tensor.components for name in _tensors_of(component)]
+    if encoding == "coo_sparse":
+        sparse = info.coo_sparse
+        return [sparse.indices_tensor_name, sparse.values_tensor_name, sparse.dense_shape_tensor_name]
+    return [info.name]
 
 
 def _shape(proto: TensorShapeProto) -> tuple[int | None, ...] | None:
@@ -189,7 +210,7 @@ class _Structures:
 
     def of(self, definition: SignatureDef) -> Any:
         """`Signature.structure` of a signature, or `None`."""
-        callers = {info.name.split(":")[0] for info in definition.outputs.values()}
+        callers = {name.split(":")[0] for info in definition.outputs.values() for name in _tensors_of(info)}
         caller = self._nodes.get(callers.pop()) if len(callers) == 1 else None
         wrapper = self._called_by(caller)
         if caller is None or wrapper is None:

@@ -17,7 +17,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.batch import Batch, Source, describe, is_sequence, map_leaves, render_path, slice_rows, walk
+from keras_warmup.batch import (
+    Batch,
+    Source,
+    as_objects,
+    describe,
+    encode_strings,
+    is_sequence,
+    map_leaves,
+    render_path,
+    slice_rows,
+    walk,
+)
 from keras_warmup.errors import DataError
 
 DEFAULT_BATCH_SIZE = 32
@@ -261,9 +272,7 @@ def _read_arrays(data: Any, batch_size: int) -> Iterator[Batch]:
 def _join_string_lists(x: Any) -> Any:
     """Makes one array of each list of strings, wherever it is in the structure."""
     if is_sequence(x) and len(x) and all(isinstance(item, (bytes, str)) for item in x):
-        joined = np.empty(len(x), object)
-        joined[:] = x
-        return joined
+        return as_objects(x)
     if isinstance(x, Mapping):
         return {key: _join_string_lists(value) for key, value in x.items()}
     if isinstance(x, (list, tuple)) and not hasattr(x, "_fields"):
@@ -300,9 +309,7 @@ def _columns_of(frame: Any) -> dict[Any, Any]:
 
 
 def _check_dtype(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
-    if array.dtype.kind in "UST":
-        array = array.astype(object)
-    if array.dtype.kind == "O":
+    if array.dtype.kind in "OSUT":
         return _encode_strings(array, where)
     try:
         tf.as_dtype(array.dtype)
@@ -315,13 +322,10 @@ def _check_dtype(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any
 
 
 def _encode_strings(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
-    kinds = sorted({type(value).__name__ for value in array.ravel() if not isinstance(value, (bytes, str))})
-    if kinds:
+    try:
+        return encode_strings(array)
+    except TypeError as error:
         raise DataError(
             f"Cannot read {where}: expected strings in an object array of shape {list(array.shape)}, got values of "
-            f"type {', '.join(kinds)}. Fill missing values and make it an array of numbers or of strings."
-        )
-    encoded = np.empty(array.shape, object)
-    for index, value in np.ndenumerate(array):
-        encoded[index] = value.encode("utf-8") if isinstance(value, str) else bytes(value)
-    return encoded
+            f"type {error}. Fill missing values and make it an array of numbers or of strings."
+        ) from error

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from keras_warmup.batch import as_objects
 from keras_warmup.binding import BoundBatch
+from keras_warmup.encoders import encode_base64
 from keras_warmup.errors import SignatureError
-from keras_warmup.example_rows import as_objects
 from keras_warmup.examples import build_examples
 from keras_warmup.formats import Base64, Consumer, ExampleParser, FeatureSpec, ImageDecoder
 from keras_warmup.images import encode_images
-from keras_warmup.plan import DEFAULT_BATCH_SIZE
+from keras_warmup.plan import DEFAULT_BATCH_SIZE, fixed_batch_size
 from keras_warmup.signatures import Signature, TensorSpec
 
 # Free dimensions that are no batch: large enough for the stack of convolutions a small image model has.
@@ -39,18 +40,16 @@ def synthesize_rows(signature: Signature, consumers: Mapping[str, Consumer], see
         SignatureError: an input has an unknown rank, or a dtype no request carries.
     """
     rng = np.random.default_rng(seed)
+    size = fixed_batch_size(signature) or DEFAULT_BATCH_SIZE
     arrays = {
-        name: _strings(spec, consumers[name])
+        name: _strings(spec, consumers[name], size)
         if name in consumers and _is_vector(spec)
-        else _array(signature, spec, rng)
+        else _array(signature, spec, rng, size)
         for name, spec in sorted(signature.inputs.items())
         if name not in signature.defaults
     }
-    batched = frozenset(name for name in arrays if arrays[name].ndim >= 1)
-    size = max({arrays[name].shape[0] for name in batched} or {1})
-    return BoundBatch(
-        arrays, None, size, frozenset(name for name in batched if arrays[name].shape[0] == size), "synthetic"
-    )
+    row_inputs = frozenset(name for name, array in arrays.items() if array.ndim and array.shape[0] == size)
+    return BoundBatch(arrays, None, size if row_inputs else 1, row_inputs, "synthetic")
 
 
 def _is_vector(spec: TensorSpec) -> bool:
@@ -58,16 +57,13 @@ def _is_vector(spec: TensorSpec) -> bool:
     return spec.shape is None or len(spec.shape) == 1
 
 
-def _array(signature: Signature, spec: TensorSpec, rng: np.random.Generator) -> np.ndarray:
+def _array(signature: Signature, spec: TensorSpec, rng: np.random.Generator, rows: int) -> np.ndarray:
     if spec.shape is None:
         raise SignatureError(
             f"Cannot make up rows for signature {signature.key!r}: input {spec.name!r} ({spec.dtype}) has an unknown rank. "
             "Pass data=."
         )
-    shape = tuple(
-        (DEFAULT_BATCH_SIZE if axis == 0 else FREE_DIM) if size is None else size
-        for axis, size in enumerate(spec.shape)
-    )
+    shape = tuple((rows if axis == 0 else FREE_DIM) if size is None else size for axis, size in enumerate(spec.shape))
     if spec.dtype == "string":
         return np.full(shape, b"", dtype=object)
     dtype = tf.as_dtype(spec.dtype)
@@ -80,8 +76,8 @@ def _array(signature: Signature, spec: TensorSpec, rng: np.random.Generator) -> 
     return np.zeros(shape, dtype.as_numpy_dtype)
 
 
-def _strings(spec: TensorSpec, consumer: Consumer) -> np.ndarray:
-    rows = (spec.shape[0] if spec.shape else None) or DEFAULT_BATCH_SIZE
+def _strings(spec: TensorSpec, consumer: Consumer, size: int) -> np.ndarray:
+    rows = (spec.shape[0] if spec.shape else None) or size
     inner = consumer.inner if isinstance(consumer, Base64) else consumer
     if isinstance(inner, ExampleParser):
         made = build_examples({key: _feature(feature, rows) for key, feature in inner.spec.items()}, inner.spec)
@@ -90,7 +86,7 @@ def _strings(spec: TensorSpec, consumer: Consumer) -> np.ndarray:
     else:
         made = as_objects([b""] * rows)
     if isinstance(consumer, Base64):
-        made = as_objects(list(tf.io.encode_base64(made).numpy()))
+        made = encode_base64(made)
     return made
 
 

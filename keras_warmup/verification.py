@@ -14,15 +14,18 @@ from keras_warmup._protos import PredictionLog
 from keras_warmup.batch import render_shape
 from keras_warmup.errors import ReplayError
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import RecordProblem, parse_log, scan_records, warmup_path
-from keras_warmup.replay import Replayed, ServingSession, log_kind, log_signature_key
+from keras_warmup.replay import Replayed, ServingSession
 from keras_warmup.report import to_plain
-from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD
-from keras_warmup.signatures import DEFAULT_SIGNATURE_KEY, Signature, read_meta_graph, read_signatures
+from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
+from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+_PYTHON_CURE = "Replace tf.py_function/tf.numpy_function by TensorFlow ops: a server has no Python."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +135,7 @@ def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
             failures.append(str(error))
         path = warmup_path(export_dir)
         if tf.io.gfile.exists(path):
-            records = list(_judge(path, session, notes))
+            records = list(_judge(path, session, notes, facts))
         else:
             failures.append(
                 f"No warmup file at {path!r}: the first requests will be cold. Write one with keras_warmup.add_warmup."
@@ -154,7 +157,9 @@ def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
     )
 
 
-def _judge(path: str, session: ServingSession | None, notes: _ServerNotes) -> Iterator[RecordVerdict]:
+def _judge(
+    path: str, session: ServingSession | None, notes: _ServerNotes, facts: Mapping[str, GraphFacts]
+) -> Iterator[RecordVerdict]:
     for index, item in scan_records(path):
         if isinstance(item, RecordProblem):
             effect = "" if item.loads else "; TensorFlow Serving refuses to load the model"
@@ -172,14 +177,21 @@ def _judge(path: str, session: ServingSession | None, notes: _ServerNotes) -> It
         elif kind == "none":
             message = "it has no log type (a tf.Example looks like that): the server runs nothing, without a word"
         else:
-            replay_ms, message = _replay(session, log, notes)
+            replay_ms, message = _replay(session, log, notes, facts)
         yield RecordVerdict(index, kind, key, not message, message, replay_ms, len(item))
         if index >= MAX_RECORDS:
             return
 
 
-def _replay(session: ServingSession | None, log: PredictionLog, notes: _ServerNotes) -> tuple[float | None, str]:
-    notes.asked.update(_signature_keys(log))
+def _replay(
+    session: ServingSession | None, log: PredictionLog, notes: _ServerNotes, facts: Mapping[str, GraphFacts]
+) -> tuple[float | None, str]:
+    keys = log_signature_keys(log)
+    notes.asked.update(keys)
+    for key in keys:
+        if key in facts and facts[key].python_ops:
+            # It might well run here: in the process that made the model its Python functions exist.
+            return None, f"{_python_of(key, facts[key])}; TensorFlow Serving refuses to load the model. {_PYTHON_CURE}"
     if session is None:
         return None, "it was not replayed: the model does not load"
     try:
@@ -190,12 +202,8 @@ def _replay(session: ServingSession | None, log: PredictionLog, notes: _ServerNo
     return replayed.ms, ""
 
 
-def _signature_keys(log: PredictionLog) -> list[str]:
-    """Keys of the signatures a record runs; one for each task of a MultiInference."""
-    if log_kind(log) != "multi_inference":
-        return [log_signature_key(log)]
-    tasks = log.multi_inference_log.request.tasks
-    return [task.model_spec.signature_name or DEFAULT_SIGNATURE_KEY for task in tasks]
+def _python_of(key: str, facts: GraphFacts) -> str:
+    return f"Signature {key!r} calls Python functions ({', '.join(facts.python_ops)})"
 
 
 class _ServerNotes:
@@ -229,7 +237,7 @@ class _ServerNotes:
             self._expect(key, "Regress", (REGRESS_METHOD,))
         elif kind == "multi_inference":
             tasks = log.multi_inference_log.request.tasks
-            for task_key, task in zip(_signature_keys(log), tasks, strict=True):
+            for task_key, task in zip(log_signature_keys(log), tasks, strict=True):
                 self._expect(task_key, "MultiInference", (task.method_name,))
 
     def _see_predict(self, key: str, log: PredictionLog, replayed: Replayed) -> None:
@@ -262,13 +270,15 @@ class _ServerNotes:
         for key, fact in facts.items():
             if fact.compiles:
                 yield (
-                    f"Signature {key!r} must be compiled by XLA: a server needs --xla_cpu_compilation_enabled (or "
-                    "--xla_gpu_compilation_enabled on a GPU) to run it"
+                    f"Signature {key!r} must be compiled by XLA: a server needs {XLA_FLAGS} to run it"
                     + ("; without the flag its records keep the model from loading." if key in self.asked else ".")
                 )
         foreign = sorted({op for fact in facts.values() for op in fact.foreign_ops})
         if foreign:
             yield f"Ops outside core TensorFlow, which the server must be built with: {', '.join(foreign)}."
+        for key, fact in facts.items():
+            if fact.python_ops and key not in self.asked:
+                yield f"{_python_of(key, fact)}: requests for it fail. {_PYTHON_CURE}"
         for key, reasons in self._unbatchable.items():
             yield f"Signature {key!r} does not work with --enable_batching: {'; '.join(reasons)}."
         for key, fact in facts.items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -17,11 +18,11 @@ import tensorflow as tf
 
 from keras_warmup.batching import read_batching_parameters
 from keras_warmup.candidates import Rows, choose_signatures, find_candidates
-from keras_warmup.errors import ReplayError
-from keras_warmup.graph import ModelGraph, graph_facts
+from keras_warmup.errors import ProofError, ReplayError
+from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, PlannedRequest, plan_requests
-from keras_warmup.proof import prove_signature, same_values
+from keras_warmup.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
 from keras_warmup.records import read_records, warmup_path, write_records
 from keras_warmup.replay import ServingSession, open_session
 from keras_warmup.report import RecordReport, WarmupReport
@@ -29,6 +30,10 @@ from keras_warmup.requests import build_log, describe_log
 from keras_warmup.rewriting import share_tensors
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.twins import find_twins
+
+
+# What made-up values can bring about; a missing file or kernel fails whatever the rows are.
+_FAULTS_OF_ROWS = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
 
 
 def warm_saved_model(
@@ -69,20 +74,25 @@ def warm_saved_model(
     batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
     path = warmup_path(export_dir)
     old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
-    plan = plan_requests(candidates, options, taken=len(old), batching=batching, twins=twins)
+    plan = plan_requests(
+        candidates, options, taken=len(old), batching=batching, twins=twins, shapes_seen=rows.shapes_seen
+    )
     requests: list[PlannedRequest | None] = [*[None] * len(old), *plan.requests]
     name = options.model_name or model_name
     with _draft_of(path) as draft:
         logs = _logs(old, requests, name)
         sizes = write_records(draft, logs, max_records=options.max_records, max_bytes=options.max_bytes)
-        done = _replay(export_dir, draft, requests, rows, options, twins)
+        facts = {one.signature.key: one.facts for one in candidates}
+        done = _replay(export_dir, draft, requests, rows, options, twins, facts)
         if done.apart:
             # They are no twins after all: once more, each warmed for itself.
             asked = dataclasses.replace(options, share_twin_signatures=False)
             return warm_saved_model(export_dir, rows, asked, model_name=name, append=append)
         if done.failed:
-            cold.update({key: why for index, why in done.failed.items() for key in _warms(requests[index])})
             kept = [index for index in range(len(requests)) if index not in done.failed]
+            warm = {key for index in kept for key in _warms(requests[index])}
+            for index, why in done.failed.items():
+                cold.update({key: why for key in _warms(requests[index]) if key not in warm})
             good = [log for index, log in enumerate(read_records(draft)) if index in kept]
             sizes = write_records(draft, good, max_records=options.max_records, max_bytes=options.max_bytes)
             requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
@@ -105,7 +115,7 @@ def warm_saved_model(
         casts={name: cast for one in candidates for bound in one.bound for name, cast in bound.casts.items()},
         ignored_features=_ignored(rows, candidates),
         shape_coverage=plan.shape_coverage,
-        notes=(*plan.notes, *_notes(candidates, rows, reports)),
+        notes=(*plan.notes, *_notes(candidates, rows, requests)),
         synthetic=any(report.source == "synthetic" for report in reports),
         seed=options.seed,
         verified=options.verify,
@@ -124,7 +134,8 @@ def _shareable(meta_graph: Any, candidates: Sequence[Candidate]) -> dict[str, st
 @contextlib.contextmanager
 def _draft_of(path: str) -> Iterator[str]:
     """A hidden file beside `path`; what is left of it when the block ends is removed."""
-    draft = f"{os.path.dirname(path)}/.{os.path.basename(path)}.draft"
+    # A name of its own: two processes may add to one directory.
+    draft = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{secrets.token_hex(8)}"
     try:
         yield draft
     finally:
@@ -172,6 +183,7 @@ def _replay(
     rows: Rows,
     options: WarmupOptions,
     twins: Mapping[str, str],
+    facts: Mapping[str, GraphFacts],
 ) -> _Replays:
     if not options.verify:
         keys = [key for request in requests for key in _warms(request)] if rows.model is not None else []
@@ -186,7 +198,7 @@ def _replay(
                 replayed = session.replay(log)
             except ReplayError as error:
                 # Made-up rows may be nonsense to the model: that is no fault of the export.
-                if request is None or request.source != "synthetic":
+                if request is None or request.source != "synthetic" or error.status not in _FAULTS_OF_ROWS:
                     raise
                 done.failed[index] = f"made-up rows do not run, pass data=. {error}"
                 done.ms.append(None)
@@ -205,7 +217,13 @@ def _replay(
                 if key not in done.proofs:
                     again = partial(_outputs_of, session, log)
                     own_call = not rows.own_calls.isdisjoint(request.warms)
-                    done.proofs[key] = _prove(request, key, replayed.outputs, rows.model, again, own_call)
+                    # Such a call could change the training that goes on after this export.
+                    known = facts[request.signature_key]
+                    done.proofs[key] = (
+                        RANDOM_OR_STATEFUL
+                        if known.random or known.writes_state
+                        else _prove(request, key, replayed.outputs, rows.model, again, own_call)
+                    )
     return done
 
 
@@ -231,7 +249,15 @@ def _prove(
     if x is None:
         made_up = request.source == "synthetic"
         return "unproved: made-up rows" if made_up else "unproved: transform= names the inputs"
-    return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
+    try:
+        return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
+    except ProofError:
+        raise
+    # The rows are those of a custom endpoint; the model's own code may take them or fail in any way.
+    except Exception as error:
+        if own_call:
+            raise
+        return f"unproved: bound by name (the model cannot be called on the endpoint's rows: {type(error).__name__})"
 
 
 def _record_report(log: Any, request: PlannedRequest | None, size: int, ms: float | None) -> RecordReport:
@@ -251,12 +277,21 @@ def _ignored(rows: Rows, candidates: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(sorted({*rows.ignored, *unused}))
 
 
-def _notes(candidates: Sequence[Candidate], rows: Rows, reports: Sequence[RecordReport]) -> list[str]:
+def _notes(candidates: Sequence[Candidate], rows: Rows, requests: Sequence[PlannedRequest | None]) -> list[str]:
     notes = []
-    real = sum(report.batch_size or 1 for report in reports if report.source in ("captured", "data"))
+    real = {
+        (id(request.pool[index]), row)
+        for request in requests
+        if request is not None and request.source != "synthetic"
+        for index, row in request.picks or ((0, 0),)
+    }
+    old = sum(request is None for request in requests)
     if real:
-        notes.append(f"{real} real rows of your data ship inside the model, readable by whoever has its files.")
-    if any(report.source == "synthetic" for report in reports):
+        beside = f", beside those of {old} records that were in the file" if old else ""
+        notes.append(
+            f"{len(real)} real rows of your data ship inside the model{beside}, readable by whoever has its files."
+        )
+    if any(request is not None and request.source == "synthetic" for request in requests):
         notes.append("Rows were made up from the signatures: branches that depend on values may stay cold. Pass data=.")
     for candidate in candidates:
         if candidate.facts.writes_state:

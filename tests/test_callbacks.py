@@ -603,3 +603,33 @@ def test_signatures_of_the_public_callbacks():
     assert names == ["filepath", "data", "warmup", "monitor", "mode", "save_best_only", "save_freq", "max_to_keep",
                      "export_fn", "on_error", "verbose"]  # fmt: skip
     assert os.fspath(kw.WarmupExport(pathlib.Path("m/1")).filepath) == "m/1"
+
+
+class Counting(keras.layers.Layer):
+    """Counts its calls in a raw variable, and draws from the global generator: state a stateless scope does not hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = tf.Variable(0.0, trainable=False)
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return x + self.calls / 100 + tf.random.normal(tf.shape(x)) / 100
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True], ids=["graph", "eager"])
+def test_epoch_exports_change_no_state_that_training_reads(run_eagerly, tmp_path):
+    def train(*extra):
+        keras.utils.set_random_seed(3)
+        x = keras.Input((3,), name="features")
+        counting = Counting()
+        model = keras.Model(x, keras.layers.Dense(1)(counting(x)))
+        model.compile("sgd", "mse", run_eagerly=run_eagerly)
+        history = fit(model, *extra, epochs=3).history["loss"]
+        return history, float(counting.calls.numpy()), [variable.numpy().tolist() for variable in model.weights]
+
+    plain = train()
+    warm = kw.WarmupExport(tmp_path / "{version}", save_freq="epoch", verbose=0)
+    assert train(warm) == plain
+    assert len(warm.reports) == 3
+    assert {proof.partition(" ")[0] for proof in warm.reports[-1].proofs.values()} == {"unproved:"}

@@ -86,7 +86,12 @@ def test_errors_are_one_line_on_stderr(capsys, tmp_path, export_dir, npz):
     assert err.count("\n") == 1
     code, out, err = run(capsys, "add", export_dir, "--data", str(tmp_path / "none.npz"))
     assert err == f"keras-warmup: error: Cannot read data from {str(tmp_path / 'none.npz')!r}: there is no such file.\n"
-    assert code == EXIT_FAILED
+    assert code == EXIT_USAGE
+    code, out, err = run(capsys, "add", export_dir, "--data", npz, "--batch-size", "0")
+    assert err == (
+        "keras-warmup: error: Bad warmup options: batch_sizes must be a non-empty sequence of integers >= 1, got [0].\n"
+    )
+    assert code == EXIT_USAGE
     code, out, err = run(capsys, "add", export_dir, "--data", npz, "--signature", "nope")
     assert err.endswith("error: Unknown signature ['nope']. The SavedModel has ['serve', 'serving_default'].\n")
 
@@ -104,7 +109,7 @@ def test_npz_must_hold_plain_arrays(capsys, tmp_path, export_dir):
         (empty, "it holds no named array"),
     ):
         code, _, err = run(capsys, "add", export_dir, "--data", str(path))
-        assert code == EXIT_FAILED
+        assert code == EXIT_USAGE
         assert expected in err
 
 
@@ -112,12 +117,12 @@ def test_usage_exits_with_2_and_help_has_an_example(capsys):
     with pytest.raises(SystemExit) as exit_:
         main([])
     assert exit_.value.code == EXIT_USAGE
-    for verb in ("inspect", "add", "verify", "records"):
+    for verb in ("inspect", "add", "verify", "bench", "records", "method-names"):
         with pytest.raises(SystemExit) as exit_:
             main([verb, "--help"])
         assert exit_.value.code == EXIT_OK
         out = capsys.readouterr().out
-        assert f"keras-warmup {verb} ./digits/1" in out
+        assert f"keras-warmup {verb} ./" in out
         assert "example" in out
 
 
@@ -126,3 +131,29 @@ def test_the_module_runs_and_prints_its_version():
         [sys.executable, "-m", "keras_warmup", "--version"], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout == f"keras-warmup {kw.__version__}\n"
+
+
+def test_bench_measures_and_minimize_keeps_what_warms(capsys, export_dir, npz):
+    run(capsys, "add", export_dir, "--data", npz, "--share-twins", "--batch-size", "2", "--batch-size", "3")
+    code, out, err = run(capsys, "bench", export_dir, "--processes", "1", "--requests", "2", "--json")
+    assert (code, err) == (EXIT_OK, "")
+    assert {(entry["signature_key"], entry["batch_size"]) for entry in json.loads(out)["entries"]} >= {
+        ("serving_default", 2)
+    }
+    code, out, err = run(capsys, "bench", export_dir, "--processes", "1", "--minimize")
+    assert (code, err) == (EXIT_USAGE, "keras-warmup: error: processes must be an integer >= 3, got 1.\n")
+
+
+def test_method_names_are_written_in_place(capsys, saved_models, tmp_path):
+    import shutil
+
+    export_dir = shutil.copytree(
+        saved_models / "chicago_taxi_estimator" / "1", tmp_path / "1", copy_function=shutil.copyfile
+    )
+    for path in [export_dir, *export_dir.rglob("*")]:
+        path.chmod(0o755)
+    code, out, _ = run(capsys, "method-names", str(export_dir), "--json")
+    assert code == EXIT_OK
+    assert {one["key"]: one["method_name"] for one in json.loads(out)["signatures"]}[
+        "regression"
+    ] == "tensorflow/serving/regress"

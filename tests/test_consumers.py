@@ -291,6 +291,55 @@ FORMATS = {
 }
 
 
+def ragged_rows(x):
+    splits = tf.range(tf.size(x, tf.int64) + 1)
+    rows = tf.gather(tf.RaggedTensor.from_row_splits(x, splits, validate=False), [0])
+    return parsed_sum(tf.io.parse_example(rows.flat_values, DENSE))
+
+
+def twice_ragged_rows(x):
+    splits = tf.range(tf.size(x, tf.int64) + 1)
+    rows = tf.RaggedTensor.from_nested_row_splits(x, [splits, splits], validate=False)
+    return parsed_sum(tf.io.parse_example(tf.gather(rows, [0]).flat_values, DENSE))
+
+
+def variant_rows(x):
+    splits = tf.range(tf.size(x, tf.int64) + 1)
+    variant = tf.RaggedTensor.from_row_splits(x, splits, validate=False)._to_variant()
+    rows = tf.raw_ops.RaggedTensorFromVariant(
+        encoded_ragged=variant, input_ragged_rank=1, output_ragged_rank=1, Tvalues=tf.string, Tsplits=tf.int64
+    )
+    return parsed_sum(tf.io.parse_example(rows.output_dense_values, DENSE))
+
+
+def popped_row(x):
+    rows = tf.raw_ops.TensorListFromTensor(tensor=x, element_shape=tf.constant([], tf.int32))
+    popped = tf.raw_ops.TensorListPopBack(
+        input_handle=rows, element_shape=tf.constant([], tf.int32), element_dtype=tf.string
+    )
+    return parsed_sum(tf.io.parse_single_example(popped.tensor, DENSE))
+
+
+STRINGS_IN_A_LATER_OUTPUT = [ragged_rows, twice_ragged_rows, variant_rows, popped_row]
+
+
+@pytest.mark.parametrize("function", STRINGS_IN_A_LATER_OUTPUT)
+def test_strings_are_followed_into_a_later_output_of_a_function(function, tmp_path):
+    assert consumers_of(export(function, tmp_path / "m")) == {"inputs": ExampleParser(DENSE_SPEC)}
+
+
+@pytest.mark.parametrize("function", STRINGS_IN_A_LATER_OUTPUT)
+def test_strings_are_followed_into_a_later_output_of_the_main_graph(function):
+    with tf.Graph().as_default() as graph:
+        x = tf.compat.v1.placeholder(tf.string, [None], name="x")
+        y = function(x)["y"]
+        meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph.as_graph_def())
+    signature = SimpleNamespace(
+        inputs={"inputs": SimpleNamespace(tensor=x.name)}, outputs={"y": SimpleNamespace(tensor=y.name)}
+    )
+    assert find_consumers(meta_graph, signature) == {"inputs": ExampleParser(DENSE_SPEC)}
+
+
 @pytest.mark.parametrize(("function", "consumer"), FORMATS.values(), ids=FORMATS)
 def test_names_the_format_a_string_input_wants(function, consumer, tmp_path):
     assert consumers_of(export(function, tmp_path / "m")) == {"inputs": consumer}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_warmup.encoders import encode_rows
+from keras_warmup.encoders import decode_base64, encode_base64, encode_rows
 from keras_warmup.errors import BindingError
 from keras_warmup.formats import Base64, CsvDecoder, ImageDecoder, PlainText, RawDecoder, TensorParser, Unknown
 
@@ -76,3 +76,17 @@ def test_numbers_that_the_input_does_not_take_are_refused(rows, consumer, text):
     with pytest.raises(BindingError) as error:
         encode_rows(rows, consumer)
     assert str(error.value) == text
+
+
+def test_base64_is_that_of_tensorflow_both_ways():
+    rows = np.array([b"", b"\x00", b"\xff\xfe", b"abc", bytes(range(256))], dtype=object)
+    encoded = encode_base64(rows)
+    assert encoded.tolist() == tf.io.encode_base64(rows.tolist()).numpy().tolist()
+    assert decode_base64(encoded).tolist() == rows.tolist()
+    padded = tf.io.encode_base64(rows.tolist(), pad=True).numpy()
+    assert decode_base64(padded).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("row", [b"a", b"ab+/", b"\n\x05hello", b"a b c"])
+def test_what_is_no_web_safe_base64_decodes_to_nothing(row):
+    assert decode_base64(np.array([b"YWJj", row], dtype=object)) is None

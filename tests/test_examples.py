@@ -15,6 +15,7 @@ from keras_warmup.examples import (
     build_examples,
     check_examples,
     feature_casts,
+    hold_examples,
     parsing_spec,
     refuse_unbuildable,
     unused_features,
@@ -523,3 +524,16 @@ def test_the_taxi_models_own_examples_fit_the_spec_found_in_its_graph():
     built = build_examples(parse(rows, spec), spec)
     for key, parsed in parse(built, spec).items():
         np.testing.assert_array_equal(parsed.values, parse(rows, spec)[key].values)
+
+
+def test_rows_that_hold_examples_are_told_from_text():
+    spec = {"x": dense("int64")}
+    examples = build_examples({"x": np.array([1, 2])}, spec)
+    sequence = tf.train.SequenceExample()
+    sequence.feature_lists.feature_list["x"].feature.add()
+    assert hold_examples(examples)
+    assert hold_examples([b"", examples[0]])
+    assert hold_examples([gzip.compress(b"x")])
+    assert hold_examples([sequence.SerializeToString()])
+    assert not hold_examples([b"", b"good", b"not so bad", b"\xff", "\u00e9t\u00e9".encode(), b"H\x01"])
+    assert not hold_examples(["text"])

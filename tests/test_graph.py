@@ -249,6 +249,33 @@ def test_ops_outside_core_are_named_even_where_no_signature_runs_them():
     assert graph_facts(meta_graph, signature).foreign_ops == ("SentencepieceOp", "TFText>RougeL")
 
 
+@pytest.mark.parametrize(
+    ("call", "op"),
+    [
+        (lambda x: tf.numpy_function(lambda rows: rows, [x], tf.float32), "PyFunc"),
+        (lambda x: tf.numpy_function(lambda rows: rows, [x], tf.float32, stateful=False), "PyFuncStateless"),
+        (lambda x: tf.py_function(lambda rows: rows, [x], tf.float32), "EagerPyFunc"),
+    ],
+    ids=["numpy_function", "stateless_numpy_function", "py_function"],
+)
+def test_calls_of_python_are_named_apart_from_foreign_ops(call, op, tmp_path):
+    def in_a_branch(x):
+        return {"y": tf.cond(tf.size(x) > 3, lambda: call(x), lambda: x)}
+
+    facts = facts_of(save_function(in_a_branch, tmp_path / "m"))
+    assert (facts.python_ops, facts.foreign_ops) == ((op,), ())
+
+
+def test_python_that_another_signature_calls_does_not_count(tmp_path):
+    module = tf.Module()
+    module.plain = tf.function(lambda x: {"y": x + 1}, input_signature=[X3])
+    module.python = tf.function(
+        lambda x: {"y": tf.py_function(lambda rows: rows, [x], tf.float32)}, input_signature=[X3]
+    )
+    tf.saved_model.save(module, str(tmp_path), signatures={"plain": module.plain, "python": module.python})
+    assert [facts_of(tmp_path, key).python_ops for key in ("plain", "python")] == [(), ("EagerPyFunc",)]
+
+
 @pytest.mark.parametrize("op", ["Const", "VarHandleOp", "ParseExampleV2", "XlaCallModule", "_Arg", "_FusedConv2D"])
 def test_core_ops_are_core(op):
     assert ops.is_core(op)

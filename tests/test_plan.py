@@ -87,7 +87,7 @@ def test_a_fixed_batch_wins_over_the_default():
 
 
 def test_output_sets_are_asked_besides_all_outputs_and_a_full_set_is_no_new_one():
-    made = plan(candidate(fetches=("a", "b")), output_filters=[["a"], ["b", "a"], ["a"], ["unknown"]])
+    made = plan(candidate(fetches=("a", "b")), output_filters=[["a"], ["b", "a"], ["a"]])
     assert [request.output_filter for request in made.requests] == [(), ("a",)]
 
 
@@ -108,7 +108,12 @@ def test_output_sets_by_signature_restrict_to_it():
 def test_free_shapes_need_requests_only_where_the_graph_keeps_something_for_a_shape(change, count):
     made = plan(candidate(shapes=((4,), (6,), (8,)), **change), xla=True, batch_sizes=[2])
     assert len(made.requests) == count
-    assert made.shape_coverage == {"serving_default": 1.0}
+    assert made.shape_coverage == ({"serving_default": 1.0} if change else {})
+
+
+def test_coverage_counts_shapes_that_were_seen_and_not_kept():
+    made = plan_requests([candidate(shapes=((4,), (6,)), convolves=True)], WarmupOptions(), shapes_seen=8)
+    assert made.shape_coverage == {"serving_default": 0.25}
 
 
 def test_shapes_beyond_the_cap_stay_cold_and_are_told():
@@ -160,3 +165,15 @@ def test_the_same_seed_gives_the_same_plan():
     np.testing.assert_array_equal(first, second)
     others = {plan(many, seed=seed).requests[0].arrays()["x"][0, 0] for seed in range(8)}
     assert len(others) > 1
+
+
+def test_what_no_signature_can_give_is_refused_and_not_ignored():
+    with pytest.raises(OptionsError) as error:
+        plan(candidate(fetches=("a", "b")), output_filters=[["a"], ["nope"]])
+    assert str(error.value) == (
+        "output_filters [['nope']] fit no signature. Outputs by signature: {'serving_default': ['a', 'b']}."
+    )
+    with pytest.raises(OptionsError, match=r"output_filters name signatures \['other'\], which are not warmed"):
+        plan(candidate(), output_filters={"other": [["y"]]})
+    with pytest.raises(OptionsError, match=r"No signature can serve the kinds \['regress'\]"):
+        plan(candidate(), kinds=["predict", "regress"])

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_warmup import proof
 from keras_warmup.errors import ProofError
 from keras_warmup.keras_model import call_model
 from keras_warmup.proof import PROVED, prove_signature
@@ -72,3 +73,61 @@ def test_calling_the_model_leaves_weights_seeds_and_metrics_as_they_were(model):
     call_model(noisy, X)
     for variable, value in zip(noisy.variables, before, strict=True):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
+
+
+@pytest.fixture
+def says(monkeypatch):
+    """A model whose call gives what it is told to."""
+
+    class Says:
+        name = "says"
+
+    def set_outputs(**outputs):
+        monkeypatch.setattr(proof, "call_model", lambda *_, **__: outputs)
+        return Says()
+
+    return set_outputs
+
+
+FLOATS = np.array([[0.1, 0.9], [0.5, 0.5], [0.7, 0.3]], "float32")
+CLASSES = np.array([1, 0, 0])
+ONE_TIE = np.array([1, 1, 0])
+OTHERS = np.array([0, 1, 1])
+
+
+def test_nothing_compared_is_not_proved(says):
+    assert prove(says(), {}).startswith("unproved: ")
+    assert prove(says(y={"nested": FLOATS}), {"y": FLOATS}) == PROVED
+    assert prove(says(y=None, z=FLOATS), {"y": FLOATS, "z": FLOATS}).startswith("unproved: bound by name")
+
+
+def test_ties_beside_equal_floats_are_told_and_not_refused(says):
+    model = says(p=FLOATS, c=CLASSES)
+    assert prove(model, {"p": FLOATS, "c": ONE_TIE}) == "unproved: output 'c' differs in 1 of 3 rows (ties?)"
+    assert prove(says(p=FLOATS[1:2], c=CLASSES[1:2]), {"p": FLOATS[1:2], "c": ONE_TIE[1:2]}) == (
+        "unproved: output 'c' differs in 1 of 1 rows (ties?)"
+    )
+    strings = np.array([b"a", b"b", b"b"], object)
+    assert prove(says(p=FLOATS, s=strings), {"p": FLOATS, "s": strings[[0, 0, 1]]}).endswith("1 of 3 rows (ties?)")
+
+
+@pytest.mark.parametrize(
+    ("mine", "outputs", "named"),
+    [
+        pytest.param(
+            {"p": FLOATS, "c": CLASSES}, {"p": FLOATS[::-1], "c": ONE_TIE}, "outputs 'c', 'p' differ", id="floats too"
+        ),
+        pytest.param({"p": FLOATS, "c": CLASSES}, {"p": FLOATS, "c": OTHERS}, "output 'c' differs", id="every row"),
+        pytest.param({"c": CLASSES}, {"c": OTHERS}, "output 'c' differs", id="every row, integers only"),
+        pytest.param({"c": CLASSES[:1]}, {"c": OTHERS[:1]}, "output 'c' differs", id="the one row, integers only"),
+        pytest.param({"c": CLASSES}, {"c": CLASSES[:2]}, "output 'c' differs", id="shape"),
+    ],
+)
+def test_more_than_ties_is_refused(says, mine, outputs, named):
+    with pytest.raises(ProofError, match=named):
+        prove(says(**mine), outputs)
+
+
+def test_integers_alone_that_differ_in_some_rows_are_told(says):
+    model = says(c=CLASSES)
+    assert prove(model, {"c": ONE_TIE}) == "unproved: output 'c' differs in 1 of 3 rows (ties?)"

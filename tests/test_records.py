@@ -101,6 +101,13 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         write(path, [predict_log(1)])
 
 
+def test_what_the_file_system_refuses_is_a_records_error(tmp_path, path):
+    os.makedirs(path)  # a directory where the file should be opens, and fails when it is read
+    with pytest.raises(RecordsError, match="^Cannot read warmup file '" + path) as caught:
+        list(read_records(tmp_path))
+    assert isinstance(caught.value.__cause__, tf.errors.OpError)
+
+
 def frames(path, *records):
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:

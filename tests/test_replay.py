@@ -1,4 +1,7 @@
+import base64
+import pickle
 import re
+import traceback
 
 import keras
 import ml_dtypes
@@ -8,7 +11,9 @@ import tensorflow as tf
 
 from keras_warmup._protos import ModelSpec, PredictionLog, SavedModel, TensorProto
 from keras_warmup.errors import ReplayError, SignatureError
-from keras_warmup.replay import log_kind, log_signature_key, open_session
+from keras_warmup.logs import describe_log, log_kind, log_signature_key, log_signature_keys
+from keras_warmup.op_errors import WITHHELD, describe_op_error
+from keras_warmup.replay import open_session
 from keras_warmup.serving_rules import CLASSIFY_METHOD, REGRESS_METHOD
 
 FLOATS = tf.TensorSpec([None], tf.float32)
@@ -238,7 +243,7 @@ def test_the_error_names_the_record(session):
 
 def test_the_graphs_own_errors_come_through(session):
     assert refusal(session, predict(x=ROWS, w=ROWS[:2])) == (
-        "INVALID_ARGUMENT: Incompatible shapes: [3] vs. [2] (node add)"
+        "INVALID_ARGUMENT: Incompatible shapes: [3] vs. [2] (node add, op AddV2)"
     )
 
 
@@ -478,55 +483,214 @@ def test_a_vocabulary_asset_of_tf2_is_found(tmp_path):
         assert session.replay(predict(x=np.array([b"dog", b"cow"], object))).outputs["ids"].tolist() == [2, 0]
 
 
-@pytest.fixture(scope="session")
-def leaky_session(tmp_path_factory):
-    """Ops whose errors quote what they were fed."""
-    path = tmp_path_factory.mktemp("leaky")
-    strings, ints = tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int32)
+SECRET = "SECRET4242"
+NUMBER = 774242
+STRINGS, INTS = tf.TensorSpec([None], tf.string, "x"), tf.TensorSpec([None], tf.int32, "x")
+PAIRS = tf.TensorSpec([None, None], tf.int32, "x")
+ANY, OTHER = tf.TensorSpec(None, tf.float32, "x"), tf.TensorSpec(None, tf.float32, "z")
 
-    def check(x):
-        with tf.control_dependencies([tf.debugging.assert_equal(x, [[1.0]], message="x must be one")]):
-            return {"y": x + 1}
 
-    m = tf.Module()
-    m.number = tf.function(lambda x: {"y": tf.strings.to_number(x)}, input_signature=[strings], autograph=False)
-    m.gather = tf.function(lambda x: {"y": tf.gather([1.0, 2.0], x)}, input_signature=[ints], autograph=False)
-    m.parse = tf.function(
+def strings(*values):
+    return np.array([value.encode() if isinstance(value, str) else value for value in values], object)
+
+
+def each(function, dtype):
+    return lambda x: {"y": tf.map_fn(function, x, fn_output_signature=dtype)}
+
+
+def checked(x):
+    with tf.control_dependencies([tf.debugging.assert_equal(x, [[1.0]], message="x must be one")]):
+        return {"y": x + 1}
+
+
+def asserted(x):
+    with tf.control_dependencies([tf.Assert(tf.size(x) > 3, [x])]):
+        return {"y": tf.identity(x)}
+
+
+# What runs, on what, what is left of the error.
+LEAKS = {
+    "to_number": (
+        lambda x: {"y": tf.strings.to_number(x)},
+        {STRINGS: strings(SECRET)},
+        "StringToNumberOp could not correctly convert string ... (node StringToNumber, op StringToNumber)",
+    ),
+    "csv": (
+        lambda x: {"y": tf.io.decode_csv(x, [[0.0]])[0]},
+        {STRINGS: strings(SECRET)},
+        "Field 0 in record 0 is not a valid float ... (node DecodeCSV, op DecodeCSV)",
+    ),
+    "gather": (
+        lambda x: {"y": tf.gather([1.0, 2.0], x)},
+        {INTS: np.int32([NUMBER])},
+        "indices[0] = ... is not in [0, 2) (node GatherV2, op GatherV2)",
+    ),
+    "gather_nd": (
+        lambda x: {"y": tf.gather_nd([1.0, 2.0], x)},
+        {PAIRS: np.int32([[0], [NUMBER]])},
+        "indices[1] = [...] does not index into param shape [2] ... (node GatherNd, op GatherNd)",
+    ),
+    "scatter_nd": (
+        lambda x: {"y": tf.scatter_nd(x, tf.ones_like(x[:, 0]), [4])},
+        {PAIRS: np.int32([[0], [NUMBER]])},
+        "indices[1] = [...] does not index into the shape ... (node ScatterNd, op ScatterNd)",
+    ),
+    "segment_sum": (
+        lambda x: {"y": tf.math.unsorted_segment_sum(tf.ones_like(x), x, 4)},
+        {INTS: np.int32([NUMBER])},
+        "segment_ids[0] = ... is out of range ... (node UnsortedSegmentSum, op UnsortedSegmentSum)",
+    ),
+    "sparse": (
+        lambda x: {"y": tf.sparse.to_dense(tf.SparseTensor(tf.cast(x, tf.int64), tf.ones_like(x[:, 0]), [4]))},
+        {PAIRS: np.int32([[NUMBER]])},
+        "indices[0] = [...] is out of bounds ... (node SparseToDense, op SparseToDense)",
+    ),
+    "parse_tensor": (
+        each(lambda row: tf.io.parse_tensor(row, tf.float32), tf.float32),
+        {STRINGS: strings(SECRET)},
+        "Could not parse `serialized` as TensorProto ... (node map/while/ParseTensor, op ParseTensor)",
+    ),
+    "read_file": (
+        each(tf.io.read_file, tf.string),
+        {STRINGS: strings(f"/{SECRET}/file")},
+        "(message withheld: it may hold tensor values) (node map/while/ReadFile, op ReadFile)",
+    ),
+    "fill": (
+        lambda x: {"y": tf.fill(x, 1.0)},
+        {INTS: np.int32([-NUMBER])},
+        "Dimension ... must be >= 0 (node Fill, op Fill)",
+    ),
+    "json": (
+        lambda x: {"y": tf.io.decode_json_example(x)},
+        {STRINGS: strings("{" + SECRET)},
+        "Error while parsing JSON ... (node DecodeJSONExample, op DecodeJSONExample)",
+    ),
+    "regex": (
+        lambda x: {"y": tf.strings.regex_replace("a", x[0], "b")},
+        {STRINGS: strings("(" + SECRET)},
+        "Invalid pattern ... (node RegexReplace, op RegexReplace)",
+    ),
+    "parse_example": (
         lambda x: tf.io.parse_example(x, {"a": tf.io.FixedLenFeature([], tf.float32)}),
-        input_signature=[strings],
-        autograph=False,
-    )
-    m.check = tf.function(check, input_signature=[FLOATS], autograph=False)
-    signatures = {"number": m.number, "gather": m.gather, "parse": m.parse, "check": m.check}
-    tf.saved_model.save(m, path, signatures=signatures)
+        {STRINGS: strings(b"\x0a\xff" + SECRET.encode())},
+        "Could not parse example input ... (node ParseExample/ParseExampleV2, op ParseExampleV2)",
+    ),
+    "assertion": (
+        checked,
+        {FLOATS: np.float32([NUMBER])},
+        "assertion failed: [x must be one] ... (node assert_equal_1/Assert/AssertGuard/Assert, op Assert)",
+    ),
+    "assertion_of_values": (
+        asserted,
+        {STRINGS: strings(SECRET)},
+        "assertion failed (message withheld: it may hold tensor values) (node Assert/Assert, op Assert)",
+    ),
+    "reshape": (
+        lambda x, z: {"y": tf.reshape(z, x)},
+        {INTS: np.int32([NUMBER]), OTHER: np.ones(2, "f")},
+        "Input to reshape is a tensor with 2 values, but the requested shape ... (node Reshape, op Reshape)",
+    ),
+    "broadcast": (
+        lambda x, z: {"y": tf.broadcast_to(z, x)},
+        {INTS: np.int32([NUMBER]), OTHER: np.ones(2, "f")},
+        "(message withheld: it may hold tensor values) (node BroadcastTo, op BroadcastTo)",
+    ),
+    "tile": (
+        lambda x, z: {"y": tf.tile(z, x)},
+        {INTS: np.int32([-NUMBER]), OTHER: np.ones(2, "f")},
+        "(message withheld: it may hold tensor values) (node Tile, op Tile)",
+    ),
+    "slice": (
+        lambda x, z: {"y": tf.slice(z, x, [3])},
+        {INTS: np.int32([NUMBER]), OTHER: np.ones(2, "f")},
+        "Expected begin[0] in [0, 2], but got ... (node Slice, op Slice)",
+    ),
+}
+SHAPES = {
+    "concat": (
+        lambda x, z: {"y": tf.concat([x, z], 0)},
+        {ANY: np.ones((2, 3), "f"), OTHER: np.ones((2, 4), "f")},
+        "ConcatOp : Dimension 1 in both shapes must be equal: shape[0] = [2,3] vs. shape[1] = [2,4] "
+        "(node concat, op ConcatV2)",
+    ),
+    "matmul": (
+        lambda x, z: {"y": tf.matmul(x, z)},
+        {ANY: np.ones((2, 3), "f"), OTHER: np.ones((2, 4), "f")},
+        "Matrix size-incompatible: In[0]: [2,3], In[1]: [2,4] (node MatMul, op BatchMatMulV2)",
+    ),
+    "bias": (
+        lambda x: {"y": tf.nn.bias_add(x, tf.ones([3]))},
+        {ANY: np.ones((2, 4), "f")},
+        "Must provide as many biases as the last dimension of the input tensor: [3] vs. [2,4] "
+        "(node BiasAdd, op BiasAdd)",
+    ),
+    "feature": (
+        lambda x: tf.io.parse_example(x, {"a": tf.io.FixedLenFeature([], tf.float32)}),
+        {STRINGS: strings(b"")},
+        "Name: <unknown>, Feature: a (data type: float) is required but could not be found. "
+        "(node ParseExample/ParseExampleV2, op ParseExampleV2)",
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def failing_session(tmp_path_factory):
+    path, m = tmp_path_factory.mktemp("failing"), tf.Module()
+    for key, (function, feeds, _) in {**LEAKS, **SHAPES}.items():
+        setattr(m, key, tf.function(function, input_signature=list(feeds), autograph=False))
+    tf.saved_model.save(m, path, signatures={key: getattr(m, key) for key in {**LEAKS, **SHAPES}})
     with open_session(path) as session:
         yield session
 
 
+def failure(session, key) -> ReplayError:
+    arrays = {**LEAKS, **SHAPES}[key][1].values()
+    names = sorted(session.meta_graph.signature_def[key].inputs)
+    with pytest.raises(ReplayError) as caught:
+        session.replay(predict(key, **dict(zip(names, arrays, strict=True))))
+    return caught.value
+
+
+@pytest.mark.parametrize("key", LEAKS)
+def test_errors_do_not_quote_training_data(failing_session, key):
+    error = failure(failing_session, key)
+    printed = "".join(traceback.format_exception(error)) + repr((error.args, error.__cause__, error.__context__))
+    for secret in (SECRET, str(NUMBER), base64.b64encode(SECRET.encode()).decode()[:-4]):
+        assert secret not in printed
+    assert str(error).endswith(f"{error.status}: {LEAKS[key][2]}")
+
+
+@pytest.mark.parametrize("key", SHAPES)
+def test_errors_say_which_shapes_and_names_do_not_fit(failing_session, key):
+    assert str(failure(failing_session, key)).endswith(f"INVALID_ARGUMENT: {SHAPES[key][2]}")
+
+
+def test_the_status_is_an_attribute_that_survives_pickling(failing_session, session):
+    assert failure(failing_session, "read_file").status == "NOT_FOUND"
+    with pytest.raises(ReplayError) as caught:
+        session.replay(predict("nope", x=ROWS))
+    copy = pickle.loads(pickle.dumps(caught.value))
+    assert (copy.status, str(copy)) == ("FAILED_PRECONDITION", str(caught.value))
+    assert ReplayError("no").status == ""
+
+
 @pytest.mark.parametrize(
-    ("log", "text"),
+    ("message", "text"),
     [
+        ('Serving signature key "nope" not found.', 'Serving signature key "nope" not found.'),
         (
-            predict("number", x=np.array([b"secret"], object)),
-            "INVALID_ARGUMENT: StringToNumberOp could not correctly convert string: ... (node StringToNumber)",
+            "2 root error(s) found.\n  (0) INVALID_ARGUMENT: indices[3] = 7 is not in [0, 2)\n\t [[{{node a/b}}]]\n\t [[c]]",
+            "indices[3] = ... is not in [0, 2) (node a/b)",
         ),
-        (
-            predict("gather", x=np.int32([4711])),
-            "INVALID_ARGUMENT: indices[0] = ... is not in [0, 2) (node GatherV2)",
-        ),
-        (
-            predict("parse", x=np.array([b"\x0a\xffsecret"], object)),
-            "UNKNOWN: Could not parse example input, value: ... (node ParseExample/ParseExampleV2)",
-        ),
-        (
-            predict("check", x=np.float32([4711])),
-            "INVALID_ARGUMENT: assertion failed: [x must be one] ... (node assert_equal_1/Assert/AssertGuard/Assert)",
-        ),
+        # Of which op is not known, and of some these shapes are values.
+        ("Incompatible shapes: [2] vs. [3]\n\t [[{{node a}}]]", f"{WITHHELD} (node a)"),
+        ("{{node fed}} is no path\n\t [[{{function_node f}}{{node real}}]]", f"{WITHHELD} (node real)"),
+        ("layer : Tensor had Inf and NaN values", "Tensor had Inf and NaN values"),
     ],
-    ids=["number", "gather", "parse", "check"],
+    ids=["rule", "several", "shape", "node", "nan"],
 )
-def test_errors_do_not_quote_training_data(leaky_session, log, text):
-    assert refusal(leaky_session, log) == text
+def test_a_servers_message_is_read_without_its_graph(message, text):
+    assert describe_op_error(tf.errors.UnknownError(None, None, message)) == text
 
 
 def test_the_keras_3_session_trap_is_found_and_its_cure_named(tmp_path):
@@ -560,10 +724,10 @@ def test_an_op_of_another_library_fails_the_load(functions_dir, tmp_path):
     with pytest.raises(ReplayError) as caught:
         open_session(tmp_path)
     text = str(caught.value)
-    assert text.startswith(
-        f"Cannot import the graph of SavedModel {str(tmp_path)!r}: Op type not registered 'DecodeMoonbeam' in binary"
+    assert text == (
+        f"Cannot import the graph of SavedModel {str(tmp_path)!r}: Op type not registered 'DecodeMoonbeam'. Import "
+        "the library that registers the op; the model server must be built with it."
     )
-    assert text.endswith(" Import the library that registers the op; the model server must be built with it.")
 
 
 def test_damaged_variables_fail_the_load(functions_dir, tmp_path):
@@ -573,9 +737,28 @@ def test_damaged_variables_fail_the_load(functions_dir, tmp_path):
         tf.io.gfile.copy(f"{functions_dir}/{name}", f"{path}/{name}")
     with pytest.raises(ReplayError) as caught:
         open_session(path)
+    assert str(caught.value) == (
+        f"Cannot restore the variables of SavedModel {path!r}: variables.data-00000-of-00001; No such file or directory "
+        "(node RestoreV2, op RestoreV2). Export the model again, with all its files."
+    )
+    assert caught.value.status == "NOT_FOUND"
+
+
+def test_an_init_op_does_not_quote_the_vocabulary(tmp_path):
+    vocabulary = tmp_path / "words.txt"
+    vocabulary.write_text(f"cat\n{SECRET}\ndog\n")
+    m = tf.Module()
+    m.lookup = keras.layers.StringLookup(vocabulary=str(vocabulary))
+    m.f = tf.function(lambda x: {"ids": m.lookup(x)}, input_signature=[STRINGS], autograph=False)
+    tf.saved_model.save(m, tmp_path / "1", signatures=m.f)
+    (tmp_path / "1" / "assets" / "words.txt").write_text(f"cat\n{SECRET}\n{SECRET}\n")
+    with pytest.raises(ReplayError) as caught:
+        open_session(tmp_path / "1")
     text = str(caught.value)
-    assert text.startswith(f"Cannot restore the variables of SavedModel {path!r}: ")
-    assert text.endswith(" Export the model again, with all its files.")
+    assert text.startswith(
+        f"Cannot run the init op of SavedModel {str(tmp_path / '1')!r}: HashTable has different value"
+    )
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_missing_model_is_a_signature_error(tmp_path):
@@ -591,6 +774,8 @@ def test_kind_and_signature_of_a_log():
         PredictionLog(session_run_log={}),
         PredictionLog(),
     ]
+    assert [log_signature_keys(log) for log in logs] == [("a",), ("serving_default",), ("a", "serving_default"), (), ()]
+    assert [describe_log(log)["signature_key"] for log in logs] == ["a", "serving_default", "a+serving_default", "", ""]
     assert [(log_kind(log), log_signature_key(log)) for log in logs] == [
         ("predict", "a"),
         ("classify", "serving_default"),

@@ -6,8 +6,10 @@ import pytest
 import tensorflow as tf
 from google.protobuf import text_format
 
-from keras_warmup._protos import SavedModel
+from keras_warmup._protos import MetaGraphDef, SavedModel
 from keras_warmup.errors import SignatureError
+from keras_warmup.inspection import inspect
+from keras_warmup.kinds import servable_kinds
 from keras_warmup.signatures import Signature, TensorSpec, read_meta_graph, read_signatures
 
 FLOATS = tf.TensorSpec([None], tf.float32)
@@ -152,6 +154,63 @@ def test_signature_has_names_dtypes_and_shapes(tmp_path):
     assert signatures["text"].inputs["text"].dtype == "string"
     assert two.tensors == {"two_a:0", "two_z:0", two.outputs["n"].tensor, two.outputs["y"].tensor}
     assert two.tensors != signatures["text"].tensors
+
+
+class Composites(tf.Module):
+    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.float32)])
+    def ragged(self, x):
+        return {"doubled": x * 2.0, "lengths": x.row_lengths()}
+
+    @tf.function(input_signature=[tf.SparseTensorSpec([None, 4], tf.float32)])
+    def sparse(self, x):
+        return {"same": x}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    def words(self, text):
+        return {"words": tf.strings.split(text)}
+
+
+@pytest.fixture(scope="session")
+def composites_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("composites")
+    m = Composites()
+    tf.saved_model.save(m, path, signatures={"ragged": m.ragged, "sparse": m.sparse, "words": m.words})
+    return path
+
+
+def test_composite_outputs_have_the_dtype_of_their_values_and_no_tensor(composites_dir):
+    signatures = signatures_of(composites_dir)
+    outputs = {
+        key: {one: (s.tensor, s.dtype, s.shape) for one, s in signatures[key].outputs.items()} for key in signatures
+    }
+    assert outputs["words"] == {"words": ("", "string", None)}
+    assert outputs["sparse"] == {"same": ("", "float32", (None, 4))}
+    assert outputs["ragged"]["doubled"] == ("", "float32", None)
+    assert outputs["ragged"]["lengths"][1:] == ("int64", (None,))
+    assert servable_kinds(signatures["words"])["predict"] == (
+        "its output 'words' is a composite (sparse or ragged) tensor, which no TensorProto carries"
+    )
+    assert signatures["words"].structure == ("text",)
+
+
+def test_composite_inputs_are_the_tensors_behind_them(composites_dir):
+    signatures = signatures_of(composites_dir)
+    inputs = {key: {name: (s.dtype, s.shape) for name, s in signatures[key].inputs.items()} for key in signatures}
+    assert inputs["ragged"] == {"x": ("float32", (None,)), "x_1": ("int64", (None,))}
+    assert inputs["sparse"] == {"x": ("int64", (None, 2)), "x_1": ("float32", (None,)), "x_2": ("int64", (2,))}
+    assert signatures["ragged"].structure is None
+    assert signatures["sparse"].structure is None
+
+
+def test_a_model_with_composite_outputs_can_be_inspected(composites_dir):
+    assert sorted(one.signature.key for one in inspect(composites_dir).signatures) == ["ragged", "sparse", "words"]
+
+
+def test_a_composite_type_that_does_not_tell_its_dtype_is_a_variant():
+    meta_graph = MetaGraphDef()
+    meta_graph.signature_def["s"].outputs["y"].composite_tensor.components.add(name="y:0")
+    (signature,) = read_signatures(meta_graph)
+    assert signature.outputs == {"y": TensorSpec("y", "", "variant", None)}
 
 
 def test_inputs_with_a_default_are_listed(tmp_path):

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_warmup._protos import ModelSpec, PredictionLog, SavedModel
 from keras_warmup.errors import SignatureError
 from keras_warmup.records import FRAME_BYTES, warmup_path, write_records
+from keras_warmup.replay import open_session
 from keras_warmup.serving_rules import CLASSIFY_METHOD
 from keras_warmup.verification import verify
 
@@ -266,8 +267,8 @@ def test_xla_needs_a_flag(tmp_path):
     m = Functions()
     tf.saved_model.save(m, tmp_path, signatures={"serving_default": m.double, "xla": m.compiled})
     needs = (
-        "Signature 'xla' must be compiled by XLA: a server needs --xla_cpu_compilation_enabled (or "
-        "--xla_gpu_compilation_enabled on a GPU) to run it"
+        "Signature 'xla' must be compiled by XLA: a server needs --xla_cpu_compilation_enabled (CPU) or "
+        "--xla_gpu_compilation_enabled (GPU) to run it"
     )
     report = verify(write(str(tmp_path), predict(x=ROWS)))
     assert report.ok
@@ -275,6 +276,24 @@ def test_xla_needs_a_flag(tmp_path):
     report = verify(write(str(tmp_path), predict("xla", x=ROWS)))
     assert report.ok
     assert report.server_notes == (f"{needs}; without the flag its records keep the model from loading.",)
+
+
+def test_python_functions_fail_though_they_run_here(tmp_path):
+    m = Functions()
+    m.python = tf.function(
+        lambda x: {"y": tf.py_function(lambda rows: rows + 1, [x], tf.float32)}, input_signature=[FLOATS]
+    )
+    tf.saved_model.save(m, tmp_path, signatures={"serving_default": m.double, "python": m.python})
+    calls = "Signature 'python' calls Python functions (EagerPyFunc)"
+    cure = "Replace tf.py_function/tf.numpy_function by TensorFlow ops: a server has no Python."
+    with open_session(tmp_path) as session:
+        assert session.replay(predict("python", x=ROWS)).outputs["y"].tolist() == [2, 3]
+    report = verify(write(str(tmp_path), predict(x=ROWS), predict("python", x=ROWS)))
+    assert report.failures == (f"record 1: {calls}; TensorFlow Serving refuses to load the model. {cure}",)
+    assert report.records[1].replay_ms is None
+    report = verify(write(str(tmp_path), predict(x=ROWS)))
+    assert report.ok
+    assert report.server_notes == (f"{calls}: requests for it fail. {cure}",)
 
 
 def test_a_foreign_op_is_named_and_nothing_is_replayed(export_dir):
@@ -354,6 +373,7 @@ def test_half_plus_two_gets_verified(saved_models, tmp_path):
     assert [record.ok for record in report.records] == [True, False]
     assert report.failures == (
         f"record 1: classify record for signature 'classify_x_to_y' {REFUSED}: INVALID_ARGUMENT: Name: <unknown>, "
-        "Feature: x (data type: float) is required but could not be found. (node ParseExample/ParseExample)",
+        "Feature: x (data type: float) is required but could not be found. (node ParseExample/ParseExample, op "
+        "ParseExample)",
     )
     assert report.server_notes == ()
