@@ -1,8 +1,8 @@
-"""How long `inspect` takes beyond importing TensorFlow: a real estimator export with 4 signatures over 2700 nodes.
+"""How long `inspect` takes beyond importing TensorFlow: a real estimator export of 4 signatures.
 
     python benchmarks/inspect_taxi.py [EXPORT_DIR]
 
-EXPORT_DIR defaults to ../shared/savedmodels/chicago_taxi_estimator/1. Each round is a fresh process that imports TensorFlow and Keras
+EXPORT_DIR defaults to the one in ../shared/savedmodels. Each round is a fresh process that imports TensorFlow and Keras
 first and then times the import of keras_warmup's own rooms and one `inspect`.
 """
 

@@ -118,6 +118,19 @@ def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
     return Batch(map_leaves(take, batch.x), stop - start, batch.source)
 
 
+def stack_rows(rows: Sequence[Any]) -> np.ndarray:
+    """Stacks rows of one shape. `np.stack` of `bytes` would give fixed-width strings, which lose trailing NULs."""
+    if isinstance(rows[0], np.ndarray) and rows[0].dtype.kind != "O":
+        return np.stack(rows)
+    if isinstance(rows[0], np.ndarray):
+        return np.concatenate([row[np.newaxis] for row in rows])
+    if isinstance(rows[0], (bytes, str)):
+        stacked = np.empty(len(rows), dtype=object)
+        stacked[:] = rows
+        return stacked
+    return np.stack(rows)
+
+
 def is_string_vector(batch: Batch) -> bool:
     """Whether x is one vector of bytes: text, or rows that are serialized already."""
     leaves = [leaf for _, leaf in walk(batch.x) if leaf is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -284,7 +285,7 @@ class WarmupExport(_Tapped):
         except Exception as error:
             if (self.on_error or default) == "raise":
                 raise
-            warnings.warn(f"WarmupExport published nothing {when}. {type(error).__name__}: {error}", stacklevel=3)
+            _warn(f"WarmupExport published nothing {when}. {type(error).__name__}: {error}")
             return False
         self.reports.append(report)
         self._published = [path for path in self._published if path != report.export_dir] + [report.export_dir]
@@ -302,6 +303,14 @@ class WarmupExport(_Tapped):
                 remove_published(oldest)
             except PublishError as error:
                 warnings.warn(f"WarmupExport could not remove {oldest!r}: {error}", stacklevel=4)
+
+
+def _warn(text: str) -> None:
+    """Warns, or prints where warnings are errors: neither may end a training."""
+    try:
+        warnings.warn(text, stacklevel=4)
+    except UserWarning:
+        print(text, file=sys.stderr)
 
 
 def _summary(report: WarmupReport) -> str:

@@ -11,11 +11,12 @@ import keras
 from keras_warmup.batch import Batch
 from keras_warmup.binding import BoundBatch, bind_batch
 from keras_warmup.consumers import find_consumers
-from keras_warmup.encoding import bind_encoded, parse_features
+from keras_warmup.encoding import bind_encoded, rows_for
 from keras_warmup.errors import BindingError, DataError, SignatureError
 from keras_warmup.formats import Consumer, ExampleParser
 from keras_warmup.graph import ModelGraph, graph_facts
 from keras_warmup.kinds import METHOD_NAMES, default_kind, servable_kinds
+from keras_warmup.matching import match_inputs
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate
 from keras_warmup.report import KINDS, Kind
@@ -93,6 +94,12 @@ def find_candidates(
         try:
             if not kinds and task is None:
                 raise SignatureError(f"No request can be made for signature {signature.key!r}: {why_not}.")
+            fixed = sorted({spec.shape[0] for spec in signature.inputs.values() if spec.shape and spec.shape[0]})
+            if len(fixed) > 1:
+                raise SignatureError(
+                    f"Signature {signature.key!r} fixes different sizes of dimension 0 for its inputs ({fixed}): rows of one "
+                    "batch cannot fill them."
+                )
             facts = graph_facts(graph, signature)
             if getattr(facts, "python_ops", ()):
                 raise SignatureError(
@@ -112,6 +119,24 @@ def find_candidates(
     if errors and not candidates and rows.batches:
         raise errors[0]
     return candidates, cold
+
+
+def _require_agreement(batch: Batch, signature: Signature) -> None:
+    """Refuses keys that are names of inputs and, in the exported function's own structure, keys of other ones.
+
+    A model made of `{"aa": Input(name="zz"), "zz": Input(name="aa")}` means one thing by "aa" in `fit` and another in a request;
+    without the model nothing tells which the data means.
+    """
+    if not isinstance(batch.x, Mapping) or not set(signature.inputs) <= set(batch.x):
+        return
+    found, _ = match_inputs(batch.x, signature)
+    crossed = sorted(name for name, path in found.items() if path != (name,))
+    if crossed:
+        raise BindingError(
+            f"Cannot bind batch to signature {signature.key!r}: {', '.join(f'x[{name!r}]' for name in crossed)} may be meant by "
+            "the names of the inputs or by the keys of the exported function, and these differ. Pass transform= to name the "
+            "inputs, or export with export_with_warmup, which knows the model."
+        )
 
 
 def _refuse_no_data(signatures: Sequence[Signature]) -> None:
@@ -157,7 +182,8 @@ def _bind(
         return [bound for batch in rows.batches for bound in bind_batch(batch, signature, options.transform)]
     if signature.key in rows.structures:
         signature = dataclasses.replace(signature, structure=rows.structures[signature.key])
-    batches = list(rows.batches)
-    if parsers and not consumers:
-        batches = [parse_features(batch, parsers[0].spec) or batch for batch in batches]
+    batches = [rows_for(batch, signature, consumers, parsers) for batch in rows.batches]
+    if rows.model is None:
+        for batch in batches:
+            _require_agreement(batch, signature)
     return [bound for batch in batches for bound in bind_encoded(batch, signature, consumers)]

@@ -48,6 +48,10 @@ class ProofError(WarmupError, RuntimeError):
     """The replayed signature does not give what the model gives on the same rows."""
 
 
+class ExportError(WarmupError, RuntimeError):
+    """TensorFlow or Keras could not write the SavedModel; the cause holds their own error."""
+
+
 class PublishError(WarmupError, OSError):
     """A directory cannot be published: it exists, cannot be written, or its name cannot be made."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,7 +15,7 @@ import tensorflow as tf
 from keras_warmup.batch import Batch, Path, is_string_vector, map_leaves, walk
 from keras_warmup.candidates import Rows, choose_signatures
 from keras_warmup.capture import captured_batches, captured_shapes
-from keras_warmup.errors import OptionsError, WarmupError
+from keras_warmup.errors import ExportError, OptionsError, WarmupError
 from keras_warmup.keras_model import (
     arrange_batch,
     captured_signature,
@@ -148,7 +149,8 @@ def save(
         if is_model and signatures is None and is_subclassed(obj) and rows.batches:
             signatures, structure = _default_signature(obj, rows.batches)
             rows = dataclasses.replace(rows, structures={"serving_default": structure})
-        save_saved_model(obj, directory, signatures, options)
+        with _explained(f"{type(obj).__name__}", "tf.saved_model.save"):
+            save_saved_model(obj, directory, signatures, options)
         _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
         _warn_of(report, as_path(export_dir), asked)
@@ -221,10 +223,34 @@ def _rows(
 
 
 def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
-    if is_subclassed(model) and batches:
-        model.export(directory, verbose=False, input_signature=captured_signature(model, batches))
-    else:
-        model.export(directory, verbose=False)
+    with _explained(f"model {model.name!r}", "model.export"):
+        if is_subclassed(model) and batches:
+            model.export(directory, verbose=False, input_signature=captured_signature(model, batches))
+        else:
+            model.export(directory, verbose=False)
+
+
+@contextlib.contextmanager
+def _explained(what: str, how: str) -> Iterator[None]:
+    """TensorFlow and Keras refuse what they cannot trace with errors of many types: one type, and a way on."""
+    try:
+        yield
+    except WarmupError:
+        raise
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        NotImplementedError,
+        AssertionError,
+        tf.errors.OpError,
+    ) as error:
+        raise ExportError(
+            f"Cannot export {what}: {how} raised {type(error).__name__} (see the error above, its cause). Nothing was "
+            "published. If the batches that fit trains on are not what the model's call takes, pass data= with what it takes, "
+            "or export_fn= that writes the SavedModel."
+        ) from error
 
 
 def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[Any, Any]:
@@ -276,6 +302,8 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
             "keras_warmup.WarmupExport or BatchCapture in callbacks=.",
             stacklevel=3,
         )
+    if not report.records and not report.skipped:
+        warnings.warn(f"{where!r} has no signature that a request can reach: it has no warmup file.", stacklevel=3)
     budget = options.max_load_seconds
     if budget is not None and report.load_added_ms is not None and report.load_added_ms > budget * 1000:
         warnings.warn(

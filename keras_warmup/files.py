@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_warmup.errors import DataError
+from keras_warmup.versions import reason_of
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
@@ -30,12 +32,26 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     if where.endswith(".npz"):
         return read_npz(where)
     _require_file(where)
-    return tf.data.TFRecordDataset(where, "GZIP" if _is_gzip(where) else "")
+    records = tf.data.TFRecordDataset(where, "GZIP" if _content_of(where, 2) == b"\x1f\x8b" else "")
+    try:
+        with tf.init_scope(), tf.device("/CPU:0"):
+            next(iter(records), None)
+    except tf.errors.OpError as error:
+        raise DataError(
+            f"Cannot read data from {where!r}: its first record cannot be read, so it is no TFRecord file, or a damaged "
+            "one. Give an .npz file, as numpy.savez(path, input_name=array) writes it, or a TFRecord file of serialized "
+            "tf.Examples."
+        ) from error
+    return records
 
 
-def _is_gzip(path: str) -> bool:
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return bool(file.read(2) == b"\x1f\x8b")
+def _content_of(path: str, size: int = -1) -> bytes:
+    """The first `size` bytes of a file; all of them by default."""
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return bytes(file.read(size))
+    except tf.errors.OpError as error:
+        raise DataError(f"Cannot read data from {path!r}: {reason_of(error)}.") from error
 
 
 def _require_file(path: str) -> None:
@@ -59,16 +75,16 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """
     where = os.fspath(path)
     _require_file(where)
-    with tf.io.gfile.GFile(where, "rb") as file:
-        try:
-            # zipfile seeks back from the end, which a GFile refuses on a short file; NpzFile reads lazily.
-            loaded = np.load(io.BytesIO(file.read()), allow_pickle=False)
-            arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else None
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(
-                f"Cannot read data from {where!r}: {error}. It must be an .npz file of plain arrays, as numpy.savez writes it; "
-                "store strings as a numpy str array, not as objects."
-            ) from error
+    content = _content_of(where)
+    try:
+        # zipfile seeks back from the end, which a GFile refuses on a short file; NpzFile reads lazily.
+        loaded = np.load(io.BytesIO(content), allow_pickle=False)
+        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(
+            f"Cannot read data from {where!r}: {error}. It must be an .npz file of plain arrays, as numpy.savez writes it; "
+            "store strings as a numpy str array, not as objects."
+        ) from error
     if not arrays:
         raise DataError(
             f"Cannot read data from {where!r}: it holds no named array. Write it with numpy.savez(path, input_name=array)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ import tensorflow as tf
 from keras_warmup.batch import Batch, Path, describe, is_sequence, map_leaves, render_path, render_shape, walk
 from keras_warmup.errors import BindingError, DataError, WarmupError
 from keras_warmup.ops import RANDOM, WRITES
+
+# Names that tf.function keeps as they are; others get a number from it, and the file tells whose.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def require_built(model: keras.Model) -> None:
@@ -175,8 +179,9 @@ def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any
             sizes = {shape[axis] for shape in shapes if len(shape) > axis}
             fixed = len(sizes) == 1 and (axis >= len(free) or free[axis] is not None)
             dims.append(next(iter(sizes)) if fixed else None)
-        name = str(path[0]) if len(path) == 1 and isinstance(path[0], str) else None
-        return tf.TensorSpec(dims, _dtype_of(leaf), name=name)
+        name = path[0] if len(path) == 1 and isinstance(path[0], str) and _NAME.fullmatch(path[0]) else None
+        # tf.function takes `self` for the object of a method.
+        return tf.TensorSpec(dims, _dtype_of(leaf), name=None if name == "self" else name)
 
     structures = {tuple(path for path, leaf in walk(batch.x) if leaf is not None) for batch in batches}
     if len(structures) > 1:
@@ -221,8 +226,8 @@ def _built_shapes(model: keras.Model, x: Any) -> dict[Path, tuple[int | None, ..
 def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
     """The model's own outputs on rows, on CPU; nothing that training depends on is changed.
 
-    The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of the model. It does not hold back
-    a raw `tf.Variable` that a layer assigns, nor the eager random generator: so a call not known to be plain is traced first
+    The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of the model. It does not hold
+    back a raw `tf.Variable` that a layer assigns, nor the eager random generator: so a call not known to be plain is traced first
     and not run at all where its graph does either. The call is the one `model.export` traces: the same `training` default applies.
 
     Args:

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_warmup._protos import AssetFileDef, MetaGraphDef
 from keras_warmup.errors import ReplayError
 from keras_warmup.op_errors import describe_op_error as describe_op_error  # noqa: PLC0414 - for those who import it from here
-from keras_warmup.op_errors import message_of, status_of
+from keras_warmup.op_errors import message_of, status_of, text_of
 
 _INIT_OP_KEY = "__saved_model_init_op"
 
@@ -35,7 +35,7 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef) -> Any:
     graph = tf.Graph()
     problem = _import(graph, meta_graph)
     if problem is not None:
-        raise _load_error(f"Cannot import the graph of SavedModel {export_dir!r}", problem, meta_graph)
+        raise _load_error(f"Cannot import the graph of SavedModel {export_dir!r}", problem, text_of(problem))
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
     session = tf.compat.v1.Session(graph=graph, config=config)
     stage = "restore the variables"
@@ -43,7 +43,7 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef) -> Any:
         assets = {
             asset.tensor_info.name: os.path.join(export_dir, "assets", asset.filename) for asset in _assets(meta_graph)
         }
-        prefix = os.path.join(export_dir, "variables", "variables")
+        prefix = _variables_prefix(export_dir)
         if meta_graph.HasField("saver_def") and tf.io.gfile.exists(prefix + ".index"):
             saver = meta_graph.saver_def
             session.run(
@@ -59,8 +59,23 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef) -> Any:
         problem = error
     if problem is not None:
         # Out of the except block: a chained error would be printed with all that its message quotes.
-        raise _load_error(f"Cannot {stage} of SavedModel {export_dir!r}", problem, meta_graph)
+        # The init op quotes vocabularies; the restore op sees nothing but the files.
+        quotes = stage == "run the init op"
+        said = describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...") if quotes else text_of(problem)
+        raise _load_error(f"Cannot {stage} of SavedModel {export_dir!r}", problem, said)
     return session
+
+
+def lacks_variables(export_dir: str, meta_graph: MetaGraphDef) -> bool:
+    """Whether the graph restores variables, but the files that hold them are gone.
+
+    A server loads such a model without a word, and fails each request that reads a variable.
+    """
+    return meta_graph.HasField("saver_def") and not tf.io.gfile.exists(_variables_prefix(export_dir) + ".index")
+
+
+def _variables_prefix(export_dir: str) -> str:
+    return os.path.join(export_dir, "variables", "variables")
 
 
 def _import(graph: tf.Graph, meta_graph: MetaGraphDef) -> Exception | None:
@@ -72,13 +87,13 @@ def _import(graph: tf.Graph, meta_graph: MetaGraphDef) -> Exception | None:
     return None
 
 
-def _load_error(what: str, error: Exception, meta_graph: MetaGraphDef) -> ReplayError:
+def _load_error(what: str, error: Exception, said: str) -> ReplayError:
     cure = "Export the model again, with all its files."
     if "Op type not registered" in message_of(error):
         cure = "Import the library that registers the op; the model server must be built with it."
+        said = describe_op_error(error).removesuffix(" ...")  # without advice about TensorFlow 1
     status = status_of(error) if isinstance(error, tf.errors.OpError) else ""
-    said = describe_op_error(error, meta_graph.graph_def).removesuffix(" ...")
-    return ReplayError(f"{what}: {said}. {cure}", status=status)
+    return ReplayError(f"{what}: {said.rstrip(' .')}. {cure}", status=status)
 
 
 def _assets(meta_graph: MetaGraphDef) -> list[AssetFileDef]:

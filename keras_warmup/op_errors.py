@@ -7,6 +7,7 @@ node of which op failed.
 
 from __future__ import annotations
 
+import builtins
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,10 @@ import tensorflow as tf
 WITHHELD = "(message withheld: it may hold tensor values)"
 # tf.errors.INVALID_ARGUMENT = 3 and so on: the names the server prints.
 _STATUS = {code: name for name, code in vars(tf.errors).items() if isinstance(code, int) and name.isupper()}
+# Names of Python's own errors.
+_PYTHON_ERRORS = sorted(
+    name for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, Exception)
+)
 
 _SHAPE = r"\[[\d,?]*\]"
 _NAME = r"[\w./:>\\-]*\w"
@@ -102,6 +107,9 @@ _FORMS: dict[str, str] = {
     r"(?:[^\n]*/)?(variables\.data-\d+-of-\d+; No such file or directory)": r"\1",
     r"HashTable has different value for same key": "",
     r"Checksum does not match|Read less bytes than requested": "",
+    r"(?:corrupted|truncated) record at \d+": "",
+    # A Python function of a dataset: the kind of its error, without its words.
+    rf"(?:{'|'.join(_PYTHON_ERRORS)})(?=: |\n|$)": "",
     # What the server asks of a request, and of what it gets.
     r'Serving signature key "[^"\n]*" not found\.': "",
     r"input size does not match signature: \d+!=\d+ len\({}\) != len\({}\)\. Sent extra: {}\. Missing but required: "
@@ -140,6 +148,13 @@ _SHAPE_IS_VALUE = frozenset(
 )
 
 
+# What stands before the words of the op that failed.
+_HEAD = re.compile(
+    r"^(\{\{function_node [^}\s]*\}\}\s*)?(Graph execution error:\s+)?(\d+ root error\(s\) found\.\s*\(0\) [A-Z_ a-z]+: )?"
+    r"(Error in user-defined function passed to \w+(:\d+)? transformation with iterator: [\w:\[\]]+: )?"
+)
+
+
 def _compiled(forms: dict[str, str]) -> list[tuple[re.Pattern[str], str]]:
     def spelled(form: str) -> str:
         form = re.sub(r"(?<![A-Za-z\\])S(?![A-Za-z])", lambda _: _SHAPE, form)
@@ -165,11 +180,19 @@ def describe_op_error(error: Exception, graph_def: Any = None) -> str:
     message = message_of(error)
     name, node = _failed_node(message, graph_def)
     op = node.op if node is not None else ""
-    text = re.sub(r"^(Graph execution error:\s+)?(\d+ root error\(s\) found\.\s*\(0\) [A-Z_ a-z]+: )?", "", message)
-    text = re.split(r"\n\s*\[\[|\n\nDetected at|\n\nOriginal stack|\n\t", text)[0].strip()
+    text = _first_part(message)
     where = ", ".join([f"node {name}"] * bool(name) + [f"op {op}"] * bool(op))
     shown = _shown(text, op, graph_def, node) if text else ""
     return shown + (f" ({where})" if where else "")
+
+
+def text_of(error: Exception) -> str:
+    """What a TensorFlow error says, whole but for traces: of what sees no data, such as the import of a graph."""
+    return _first_part(message_of(error))
+
+
+def _first_part(message: str) -> str:
+    return re.split(r"\n\s*\[\[|\n\nDetected at|\n\nOriginal stack|\n\t", _HEAD.sub("", message))[0].strip()
 
 
 def _shown(text: str, op: str, graph_def: Any, node: Any) -> str:
@@ -229,10 +252,20 @@ def status_of(error: Exception) -> str:
     return str(_STATUS.get(error.error_code, "UNKNOWN")) if isinstance(error, tf.errors.OpError) else "UNKNOWN"
 
 
-def cure_of(error: Exception) -> str:
-    """What to do about an error whose text alone does not tell, starting with a full stop; else empty."""
+def cure_of(error: Exception, *, no_variables: bool = False) -> str:
+    """What to do about an error whose text alone does not tell, starting with a full stop; else empty.
+
+    Args:
+        error: what TensorFlow raised.
+        no_variables: whether the SavedModel lacks the files of its variables.
+    """
     text = message_of(error)
     if isinstance(error, tf.errors.FailedPreconditionError) and "variable" in text.lower():
+        if no_variables:
+            return (
+                ". The variables are missing: the SavedModel has no variables/variables.index. Copy it, or export it "
+                "again, with all its files."
+            )
         return (
             ". The SavedModel's restore op does not fill this variable: tf.saved_model.load works, a Session does not. "
             "tf.saved_model.save of a Keras 3 model gives such files; write it with keras_warmup.save, model.export or "

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import numbers
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from keras_warmup.errors import OptionsError
@@ -29,7 +30,9 @@ def _refuse_unknown(cls: type[_T]) -> type[_T]:
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
 
     @functools.wraps(init)
-    def checked(self: _T, /, **options: Any) -> None:
+    def checked(self: _T, /, *unnamed: Any, **options: Any) -> None:
+        if unnamed:
+            raise OptionsError(f"{cls.__name__} takes options by name, got {len(unnamed)} without one.")
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -96,18 +99,25 @@ class WarmupOptions:
     on_no_data: Literal["synthesize", "error"] = "synthesize"
 
     def __post_init__(self) -> None:
-        problems = []
-        if isinstance(self.signatures, str):
-            problems.append(f"signatures must be a sequence of signature keys, got the str {self.signatures!r}")
-        if self.batch_sizes is not None:
-            sizes = self.batch_sizes
-            if isinstance(sizes, int) or not sizes or any(not _is_int(size) or size < 1 for size in sizes):
-                problems.append(f"batch_sizes must be a non-empty sequence of integers >= 1, got {sizes!r}")
-        problems += _problems_of_filters(self.output_filters)
-        if self.kinds is not None and (
-            isinstance(self.kinds, str) or not self.kinds or any(kind not in KINDS for kind in self.kinds)
+        problems: list[str] = []
+        # Iterators are read once, here; numpy integers become plain ones.
+        for name, of in (
+            ("signatures", "signature keys"),
+            ("kinds", "request kinds"),
+            ("batch_sizes", "integers >= 1"),
         ):
-            problems.append(f"kinds must be a non-empty sequence of {', '.join(map(repr, KINDS))}, got {self.kinds!r}")
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _read_sequence(name, of, value, problems))
+        if any(not isinstance(key, str) for key in self.signatures or ()):
+            problems.append(f"signatures must hold signature keys (str), got {self.signatures!r}")
+        if any(not _is_int(size) or size < 1 for size in self.batch_sizes or ()):
+            problems.append(f"batch_sizes must hold integers >= 1, got {list(self.batch_sizes or ())!r}")
+        else:
+            object.__setattr__(self, "batch_sizes", self.batch_sizes and tuple(int(size) for size in self.batch_sizes))
+        if any(kind not in KINDS for kind in self.kinds or ()):
+            problems.append(f"kinds must be among {', '.join(map(repr, KINDS))}, got {list(self.kinds or ())!r}")
+        object.__setattr__(self, "output_filters", _read_filters(self.output_filters, problems))
         if self.model_name is not None and (not isinstance(self.model_name, str) or not self.model_name):
             problems.append(f"model_name must be a non-empty str, got {self.model_name!r}")
         if self.transform is not None and not callable(self.transform):
@@ -118,10 +128,12 @@ class WarmupOptions:
             )
         if self.batching_parameters is not None and not isinstance(self.batching_parameters, (str, os.PathLike)):
             problems.append(f"batching_parameters must be a path, got {type(self.batching_parameters).__name__}")
-        if self.share_twin_signatures not in (None, True, False):
-            problems.append(f"share_twin_signatures must be True, False or None, got {self.share_twin_signatures!r}")
+        for name in ("xla", "verify", "method_name", "share_twin_signatures"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name == "share_twin_signatures" and value is None):
+                problems.append(f"{name} must be True or False, got {value!r}")
         seconds = self.max_load_seconds
-        if seconds is not None and (not isinstance(seconds, (int, float)) or seconds <= 0):
+        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0):
             problems.append(f"max_load_seconds must be a number of seconds > 0, got {seconds!r}")
         if not _is_int(self.max_bytes) or self.max_bytes < 1:
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
@@ -173,26 +185,42 @@ def as_options(warmup: WarmupOptions | Mapping[str, Any] | None) -> WarmupOption
     if isinstance(warmup, WarmupOptions):
         return warmup
     if isinstance(warmup, Mapping):
-        return WarmupOptions(**warmup)
+        return WarmupOptions(**{str(name): value for name, value in warmup.items()})
     raise OptionsError(
         f"warmup must be a WarmupOptions, a mapping of its options or None, got {type(warmup).__name__}."
     )
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
-def _problems_of_filters(filters: OutputFilters | None) -> list[str]:
+def _read_sequence(name: str, of: str, value: Any, problems: list[str]) -> tuple[Any, ...] | None:
+    """A sequence option as a tuple; `None` with a problem noted where it is none, or empty."""
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        problems.append(f"{name} must be a sequence of {of}, got {value!r}")
+        return None
+    read = tuple(value)
+    if not read:
+        problems.append(f"{name} must not be empty; leave it away for the default")
+    return read
+
+
+def _read_filters(filters: Any, problems: list[str]) -> Any:
+    """`output_filters` as tuples of tuples, or a dict of them; a problem is noted where they are neither."""
     if filters is None:
-        return []
-    groups = list(filters.values()) if isinstance(filters, Mapping) else [filters]
-    for group in groups:
-        if isinstance(group, str) or any(isinstance(filter_, str) or not filter_ for filter_ in group):
-            return [
-                f"output_filters must hold non-empty lists of output aliases, such as [['scores']], got {filters!r}"
-            ]
-        for filter_ in group:
-            if len(set(filter_)) != len(filter_):
-                return [f"output_filters must not name an output twice, got {filter_!r}"]
-    return []
+        return None
+    groups = dict(filters) if isinstance(filters, Mapping) else {"": filters}
+    read: dict[str, tuple[tuple[str, ...], ...]] = {}
+    for key, group in groups.items():
+        asked = [] if isinstance(group, (str, Mapping)) or not isinstance(group, Iterable) else list(group)
+        if not asked or any(isinstance(one, (str, Mapping)) or not isinstance(one, Iterable) for one in asked):
+            problems.append(f"output_filters must hold lists of output aliases, such as [['scores']], got {filters!r}")
+            return None
+        read[key] = tuple(tuple(one) for one in asked)
+        for one in read[key]:
+            if not one or any(not isinstance(alias, str) for alias in one):
+                problems.append(f"output_filters must hold non-empty lists of output aliases, got {list(one)!r}")
+            elif len(set(one)) != len(one):
+                problems.append(f"output_filters must not name an output twice, got {list(one)!r}")
+    return read if isinstance(filters, Mapping) else read[""]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_warmup.batch import Path, leaf_nbytes, map_leaves, walk
+from keras_warmup.batch import Path, leaf_nbytes, map_leaves, stack_rows, walk
 from keras_warmup.batching import BatchingParameters
 from keras_warmup.binding import BoundBatch
 from keras_warmup.errors import OptionsError
@@ -102,7 +102,7 @@ class PlannedRequest:
         def take(path: Path, leaf: Any) -> Any:
             if leaf is None or leaf.ndim == 0:
                 return leaf
-            return np.stack([leaves[index][path][row] for index, row in self.picks or ()])
+            return stack_rows([leaves[index][path][row] for index, row in self.picks or ()])
 
         return map_leaves(take, self.pool[0].x)
 
@@ -114,7 +114,7 @@ class PlannedRequest:
         if len({index for index, _ in self.picks}) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
             # Consecutive rows of one batch are a view.
             return self.pool[self.picks[0][0]].arrays[name][rows[0] : rows[0] + len(rows)]
-        return np.stack([self.pool[index].arrays[name][row] for index, row in self.picks])
+        return stack_rows([self.pool[index].arrays[name][row] for index, row in self.picks])
 
     def _bytes_of(self, name: str) -> int:
         array = self.pool[0].arrays[name]
@@ -205,7 +205,7 @@ def plan_requests(
 def _share_tensors(candidates: Sequence[Candidate], twins: Mapping[str, str]) -> list[list[Candidate]]:
     """Groups signatures over the same tensors, `serving_default` first: they share one executor."""
     tensors = {candidate.signature.key: candidate.signature.tensors for candidate in candidates}
-    groups: dict[frozenset[str], list[Candidate]] = {}
+    groups: dict[tuple[frozenset[str], frozenset[str]], list[Candidate]] = {}
     for candidate in sorted(candidates, key=lambda one: (one.signature.key != "serving_default", one.signature.key)):
         key = candidate.signature.key
         groups.setdefault(tensors[twins.get(key, key)], []).append(candidate)
@@ -373,6 +373,10 @@ def _request(
 ) -> PlannedRequest:
     pool = [bound for bound in candidate.bound if bound.shapes == shape]
     pool = [pool[index] for index in np.random.default_rng(options.seed).permutation(len(pool))]
+    if size is not None:
+        # Before a row is picked: an absurd size must not fill the memory first.
+        row_bytes = sum(array[:1].nbytes for name, array in pool[0].arrays.items() if name in pool[0].row_inputs)
+        _check_bytes(size * row_bytes, options)
     picks = None if size is None else tuple(_pick_rows(pool, size))
     return PlannedRequest(candidate.signature.key, kind, tuple(pool), picks, output_filter, keys)
 
@@ -391,7 +395,10 @@ def _check_limits(requests: Sequence[PlannedRequest], options: WarmupOptions, ta
             f"What is asked for needs {len(requests)} warmup records{held}, over max_records={options.max_records}. Ask for "
             "fewer batch_sizes, output_filters or signatures."
         )
-    size = sum(request.wire_bytes for request in requests)
+    _check_bytes(sum(request.wire_bytes for request in requests), options)
+
+
+def _check_bytes(size: int, options: WarmupOptions) -> None:
     if size > options.max_bytes:
         raise OptionsError(
             f"What is asked for needs at least {size} bytes of warmup records, over max_bytes={options.max_bytes}. Ask for "

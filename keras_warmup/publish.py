@@ -124,7 +124,7 @@ def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
     Raises:
         OptionsError: `path` is not a path.
         PublishError: something is there (an empty directory counts; `errno` is `EEXIST`) and `overwrite` is false or it
-            is no SavedModel; or nothing can be written beside it.
+            is no SavedModel; it lies inside a SavedModel; or nothing can be written beside it.
     """
     template = as_path(path)
     with explained(template):
@@ -138,6 +138,11 @@ def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
             if not overwrite:
                 raise _taken(target)
             _check_replaceable(target)
+        parent = parent_of(target)
+        if any(tf.io.gfile.exists(join(parent, name)) for name in _MODEL_FILES):
+            raise PublishError(
+                f"Cannot publish to {template!r}: it would publish inside the SavedModel {parent!r}. Publish beside it."
+            )
     check_writable(parent_of(target), template)
     return target
 

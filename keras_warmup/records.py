@@ -75,6 +75,8 @@ def write_records(
     temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(4)}")
     sizes: list[int] = []
     try:
+        if tf.io.gfile.isdir(path):
+            raise RecordsError(f"Cannot write warmup file {path!r}: a directory is there. Remove it.")
         tf.io.gfile.makedirs(directory)
         with tf.io.TFRecordWriter(temporary) as writer:
             for log in logs:
@@ -105,7 +107,9 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
         RecordsError: there is no file, or, when reading comes to it, something that is no record.
     """
     path = os.fspath(path)
-    file = warmup_path(path) if tf.io.gfile.isdir(path) else path
+    # A directory in place of the file itself is no SavedModel to look into.
+    is_file = path.rstrip("/").endswith(WARMUP_PATH) or not tf.io.gfile.isdir(path)
+    file = path if is_file else warmup_path(path)
     _size(file)  # says at the call, not at the first record, that there is no file
     return _read(file)
 
@@ -176,6 +180,11 @@ def _read(path: str) -> Iterator[PredictionLog]:
 
 def _size(path: str) -> int:
     try:
+        if tf.io.gfile.isdir(path):
+            raise RecordsError(
+                f"Cannot read warmup file {path!r}: it is a directory. Remove it, and write the file with "
+                "keras_warmup.add_warmup."
+            )
         stat = tf.io.gfile.stat(path)
     except tf.errors.NotFoundError as error:
         raise RecordsError(f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup.") from error

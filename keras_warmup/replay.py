@@ -28,7 +28,7 @@ from keras_warmup._protos import (
     SignatureDef,
 )
 from keras_warmup.errors import ReplayError
-from keras_warmup.loading import load_session
+from keras_warmup.loading import lacks_variables, load_session
 from keras_warmup.logs import log_kind as log_kind  # noqa: PLC0414 - for those who import them from here
 from keras_warmup.logs import log_signature_key as log_signature_key  # noqa: PLC0414
 from keras_warmup.op_errors import cure_of, describe_op_error, status_of
@@ -224,7 +224,8 @@ class ServingSession:
             fetched = dict(zip(fetch_names, executor(*(array for _, array in feeds)), strict=True))
         except (tf.errors.OpError, UnicodeDecodeError) as error:
             said = describe_op_error(error, self.meta_graph.graph_def)
-            raise Refusal(status_of(error), said + cure_of(error)) from None
+            cure = cure_of(error, no_variables=lacks_variables(self.export_dir, self.meta_graph))
+            raise Refusal(status_of(error), said + cure) from None
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
 
 

@@ -22,11 +22,14 @@ from keras_warmup._protos import (
     TensorShapeProto,
 )
 from keras_warmup.errors import SignatureError
+from keras_warmup.versions import reason_of
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
 SERVE_TAGS = ("serve",)
 # Entries that TensorFlow writes for itself (init op, train op): no client can call them.
 _RESERVED_PREFIX = "__saved_model_"
+# Attributes of a node that number the trace, or say where the graph was made.
+_TRACE_ATTRIBUTES = frozenset({"_gradient_op_type", "_construction_context", "config_proto"})
 _CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -73,9 +76,16 @@ class Signature:
     tags: tuple[str, ...] = SERVE_TAGS
 
     @property
-    def tensors(self) -> frozenset[str]:
-        """Names of the tensors it feeds and fetches: signatures with equal ones share one executor, so one warmup."""
-        return frozenset(spec.tensor for spec in (*self.inputs.values(), *self.outputs.values()))
+    def tensors(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Names of the tensors it feeds, and of those it fetches.
+
+        Signatures with equal ones share one executor, so one warmup. A tensor that one feeds and another fetches is told
+        apart: these two run different parts of the graph.
+        """
+        return (
+            frozenset(spec.tensor for spec in self.inputs.values()),
+            frozenset(spec.tensor for spec in self.outputs.values()),
+        )
 
 
 def read_meta_graph(export_dir: str | os.PathLike[str], tags: Sequence[str] | None = None) -> MetaGraphDef:
@@ -111,6 +121,9 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
 
     Returns:
         Signatures sorted by key, without the entries TensorFlow writes for itself (`__saved_model_init_op`).
+
+    Raises:
+        SignatureError: an input or output has no dtype, or one this TensorFlow does not know.
     """
     structures = _Structures(meta_graph)
     tags = tuple(sorted(meta_graph.meta_info_def.tags))
@@ -119,8 +132,8 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
         if key.startswith(_RESERVED_PREFIX):
             continue
         definition = meta_graph.signature_def[key]
-        inputs = {name: _tensor_spec(name, definition.inputs[name]) for name in sorted(definition.inputs)}
-        outputs = {name: _tensor_spec(name, definition.outputs[name]) for name in sorted(definition.outputs)}
+        inputs = {name: _spec_of(key, "input", name, definition.inputs[name]) for name in sorted(definition.inputs)}
+        outputs = {name: _spec_of(key, "output", name, definition.outputs[name]) for name in sorted(definition.outputs)}
         signatures.append(
             Signature(
                 key=key,
@@ -136,33 +149,49 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
 
 
 def _read_saved_model(export_dir: str) -> SavedModel:
-    saved_model = SavedModel()
-    binary = os.path.join(export_dir, "saved_model.pb")
-    text = os.path.join(export_dir, "saved_model.pbtxt")
-    if tf.io.gfile.exists(binary):
-        try:
-            with tf.io.gfile.GFile(binary, "rb") as file:
-                saved_model.ParseFromString(file.read())
-        except DecodeError as error:
-            raise SignatureError(
-                f"Cannot parse {binary!r}: it is not a SavedModel proto. Export the model again."
-            ) from error
-        return saved_model
-    if tf.io.gfile.exists(text):
-        try:
-            with tf.io.gfile.GFile(text, "r") as file:
-                text_format.Parse(file.read(), saved_model)
-        except text_format.ParseError as error:
-            raise SignatureError(
-                f"Cannot parse {text!r}: it is not a SavedModel proto. Export the model again."
-            ) from error
-        return saved_model
+    for name in ("saved_model.pb", "saved_model.pbtxt"):
+        path = os.path.join(export_dir, name)
+        if tf.io.gfile.exists(path):
+            return _parse(path, _content_of(path))
     if not tf.io.gfile.isdir(export_dir):
         raise SignatureError(f"No SavedModel at {export_dir!r}: the directory does not exist.")
     found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(export_dir))
     versions = [name for name in found if name.isdecimal()]
     hint = f" Give a version directory, such as {os.path.join(export_dir, versions[-1])!r}." if versions else ""
     raise SignatureError(f"No SavedModel at {export_dir!r}: it holds {found}, but no saved_model.pb.{hint}")
+
+
+def _content_of(path: str) -> bytes:
+    if tf.io.gfile.isdir(path):
+        raise SignatureError(f"Cannot read {path!r}: it is a directory, expected a file. Export the model again.")
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return bytes(file.read())
+    except tf.errors.OpError as error:
+        raise SignatureError(f"Cannot read {path!r}: {reason_of(error)}. Make it readable for this user.") from error
+
+
+def _parse(path: str, content: bytes) -> SavedModel:
+    saved_model = SavedModel()
+    try:
+        if path.endswith(".pbtxt"):
+            text_format.Parse(content.decode(), saved_model)
+        else:
+            saved_model.ParseFromString(content)
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise SignatureError(f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again.") from error
+    return saved_model
+
+
+def _spec_of(key: str, kind: str, name: str, info: TensorInfo) -> TensorSpec:
+    try:
+        return _tensor_spec(name, info)
+    except TypeError:
+        problem = "its dtype is none that this TensorFlow knows"
+    raise SignatureError(
+        f"Cannot read signature {key!r}: {kind} {name!r} is damaged: {problem} (DataType {_dtype_number(info)} in "
+        "saved_model.pb). Export the model again, or use the TensorFlow that wrote it."
+    )
 
 
 def _tensor_spec(name: str, info: TensorInfo) -> TensorSpec:
@@ -173,9 +202,16 @@ def _tensor_spec(name: str, info: TensorInfo) -> TensorSpec:
 
 def _composite_dtype(info: TensorInfo) -> str:
     """Dtype of the values: the first one in the state of the type (shape, dtype, ragged rank, dtype of the splits)."""
+    return str(tf.dtypes.as_dtype(_dtype_number(info)).name)
+
+
+def _dtype_number(info: TensorInfo) -> int:
+    """Number of its dtype in the proto, where it may be any."""
+    if info.WhichOneof("encoding") != "composite_tensor":
+        return int(info.dtype)
     state = info.composite_tensor.type_spec.type_state.tuple_value.values
     found = [part.tensor_dtype_value for part in state if part.WhichOneof("kind") == "tensor_dtype_value"]
-    return str(tf.dtypes.as_dtype(found[0] if found else tf.variant).name)
+    return int(found[0] if found else tf.variant.as_datatype_enum)
 
 
 def _tensors_of(info: TensorInfo) -> list[str]:
@@ -207,6 +243,7 @@ class _Structures:
             function.signature.name: function for function in meta_graph.graph_def.library.function
         }
         self._concrete_functions = meta_graph.object_graph_def.concrete_functions
+        self._alike: dict[tuple[str, str], bool] = {}
 
     def of(self, definition: SignatureDef) -> Any:
         """`Signature.structure` of a signature, or `None`."""
@@ -248,26 +285,72 @@ class _Structures:
         """Positional and keyword arguments of an exported function.
 
         A concrete function given as `signatures=` is not itself in the object graph; a second trace of the same Python
-        function usually is: same name but for the number, same types of arguments, same ops.
+        function usually is: same name but for the number, same names of arguments, same body to the last node. A mere
+        namesake may take the same tensors in another order, which would swap them.
         """
         name = function.signature.name
         traces = [name] if name in self._concrete_functions else []
         if not traces:
             stem = name.rpartition("_")[0]
             same = [other for other in self._concrete_functions if other.rpartition("_")[0] == stem]
-            traces = [other for other in same if _alike(function, self._functions.get(other))]
+            traces = [other for other in same if self._are_alike(name, other)]
         found = [self._concrete_functions[trace].canonicalized_input_signature.tuple_value.values for trace in traces]
         if not found or any(parts != found[0] for parts in found) or len(found[0]) != 2:
             return [], []
         positional, keywords = found[0]
         return list(positional.tuple_value.values), list(keywords.dict_value.fields.values())
 
+    def _are_alike(self, name: str, other: str) -> bool:
+        """Whether two functions are traces of the same code, those that they call included."""
+        pair = (name, other)
+        if name != other and pair not in self._alike:
+            self._alike[pair] = True  # of a function that calls itself
+            self._alike[pair] = self._bodies_alike(name, other)
+        return name == other or self._alike[pair]
 
-def _alike(function: FunctionDef, other: FunctionDef | None) -> bool:
-    def outline(one: FunctionDef) -> tuple[list[int], list[str]]:
-        return [argument.type for argument in one.signature.input_arg], [node.op for node in one.node_def]
+    def _bodies_alike(self, name: str, other: str) -> bool:
+        one, two = self._functions.get(name), self._functions.get(other)
+        if one is None or two is None or _interface_of(one) != _interface_of(two):
+            return False
+        if dict(one.ret) != dict(two.ret) or dict(one.control_ret) != dict(two.control_ret):
+            return False
+        nodes = {node.name: node for node in two.node_def}
+        return len(one.node_def) == len(two.node_def) and all(
+            node.name in nodes and self._nodes_alike(node, nodes[node.name]) for node in one.node_def
+        )
 
-    return other is not None and outline(function) == outline(other)
+    def _nodes_alike(self, node: NodeDef, other: NodeDef) -> bool:
+        if (node.op, node.device, list(node.input)) != (other.op, other.device, list(other.input)):
+            return False
+        names = set(node.attr) - _TRACE_ATTRIBUTES
+        return names == set(other.attr) - _TRACE_ATTRIBUTES and all(
+            self._attributes_alike(node.attr[name], other.attr[name]) for name in names
+        )
+
+    def _attributes_alike(self, value: Any, other: Any) -> bool:
+        called, also_called = _functions_in(value), _functions_in(other)
+        if called and len(called) == len(also_called):
+            return all(map(self._are_alike, called, also_called))
+        # As bytes: NaN, which a proto may hold, differs from itself.
+        return bool(value.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True))
+
+
+def _interface_of(function: FunctionDef) -> tuple[list[tuple[str, int, bytes]], list[tuple[str, int]]]:
+    """Name, dtype and given name of each argument, name and dtype of each result."""
+    arguments = [
+        (argument.name, argument.type, function.arg_attr[index].attr["_user_specified_name"].s)
+        if index in function.arg_attr and "_user_specified_name" in function.arg_attr[index].attr
+        else (argument.name, argument.type, b"")
+        for index, argument in enumerate(function.signature.input_arg)
+    ]
+    return arguments, [(result.name, result.type) for result in function.signature.output_arg]
+
+
+def _functions_in(value: Any) -> list[str]:
+    kind = value.WhichOneof("value")
+    if kind == "func":
+        return [value.func.name]
+    return [function.name for function in value.list.func] if kind == "list" else []
 
 
 class _Untold(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import traceback
 import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -29,9 +30,11 @@ from keras_warmup.batch import (
     slice_rows,
     walk,
 )
-from keras_warmup.errors import DataError
+from keras_warmup.errors import DataError, WarmupError
+from keras_warmup.op_errors import describe_op_error, status_of
 
 DEFAULT_BATCH_SIZE = 32
+_END = object()
 
 _ACCEPTED = (
     "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a tf.data.Dataset, a PyDataset, a "
@@ -57,7 +60,8 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
         An iterator over batches. It is infinite where the data is, and reads no further than it is asked to.
 
     Raises:
-        DataError: the data cannot be read. For arrays at once, for all else when the bad element is read.
+        DataError: the data cannot be read. For arrays at once, for all else when the bad element is read. What the
+            user's code raises while it is read is named by its type and place, since its text may hold values.
     """
     if _is_class_of(data, "tensorflow", "DistributedDataset", "DistributedDatasetsFromFunction"):
         raise DataError(
@@ -207,7 +211,7 @@ def _rows_of_leaf(leaf: Any) -> int:
 
 def _read_elements(elements: Iterable[Any], where: str) -> Iterator[Batch]:
     count = 0
-    for index, element in enumerate(elements):
+    for index, element in enumerate(_guarded(elements, where)):
         batch = read_element(element, f"element {index} of {where}")
         # fit trains on such an element too; there is no row in it to keep.
         if batch.size:
@@ -215,6 +219,35 @@ def _read_elements(elements: Iterable[Any], where: str) -> Iterator[Batch]:
             yield batch
     if not count:
         raise DataError(f"Cannot read {where}: it is empty. Pass data with at least one row.")
+
+
+def _guarded(elements: Iterable[Any], where: str) -> Iterator[Any]:
+    """The elements; what their owner's code raises becomes a `DataError` without its text."""
+    iterator: Iterator[Any] = _called(lambda: iter(elements), f"Cannot read {where}")
+    for index in itertools.count():
+        element = _called(lambda: next(iterator, _END), f"Cannot read element {index} of {where}")
+        if element is _END:
+            return
+        yield element
+
+
+def _called(function: Callable[[], Any], what: str) -> Any:
+    """What `function`, which runs the user's code, returns.
+
+    Raises:
+        DataError: it raised; without the text of the error, which may hold values of the data.
+    """
+    try:
+        return function()
+    except WarmupError:
+        raise
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        said = f"{status_of(error)}: {describe_op_error(error)}"
+    except Exception as error:  # the user's code may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"it raised {type(error).__name__} at {frame.filename}:{frame.lineno}"
+    # Out of the except block: a chained error would be printed with its text.
+    raise DataError(f"{what}: {said}. Check that it can be read to its end without keras_warmup.")
 
 
 def _batch_strings(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
@@ -246,7 +279,7 @@ def _read_made(function: Callable[[], Any], batch_size: int) -> Iterator[Batch]:
         raise DataError(
             f"Cannot read data: the function {name!r} needs arguments {needed}. Pass one that is called without any."
         )
-    made = function()
+    made = _called(function, f"Cannot read data: the function {name!r} failed")
     # Made for us alone, so that nobody misses what is read from it: no warning.
     if hasattr(made, "__next__"):
         return _read_elements(made, f"what the function {name!r} returns")

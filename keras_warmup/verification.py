@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.batch import render_shape
-from keras_warmup.errors import ReplayError
+from keras_warmup.errors import RecordsError, ReplayError
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.options import MAX_RECORDS
@@ -117,7 +117,7 @@ def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
         A verdict for each record, the failures, and what depends on the server.
 
     Raises:
-        SignatureError: there is no SavedModel to verify.
+        SignatureError: there is no SavedModel to verify, or it is damaged.
     """
     export_dir = os.fspath(export_dir)
     meta_graph = read_meta_graph(export_dir)
@@ -135,7 +135,10 @@ def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
             failures.append(str(error))
         path = warmup_path(export_dir)
         if tf.io.gfile.exists(path):
-            records = list(_judge(path, session, notes, facts))
+            try:
+                records.extend(_judge(path, session, notes, facts))
+            except RecordsError as error:
+                failures.append(str(error))
         else:
             failures.append(
                 f"No warmup file at {path!r}: the first requests will be cold. Write one with keras_warmup.add_warmup."

@@ -26,13 +26,15 @@ def as_path(path: str | os.PathLike[str]) -> str:
         path: a local path, or a URL that `tf.io.gfile` takes, such as `gs://bucket/models/1`.
 
     Raises:
-        OptionsError: it is not a path, is empty, or is a `pathlib.Path` made of a URL (which has lost a slash).
+        OptionsError: it is not a path, is empty, holds a NUL byte, or is a `pathlib.Path` made of a URL (which has lost a slash).
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OptionsError(f"A path must be a str or os.PathLike, got {type(path).__name__}.")
     text = os.fsdecode(path)
     if not isinstance(path, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
         raise OptionsError(f"The path {text!r} was a URL before pathlib folded its slashes. Pass it as a str.")
+    if "\0" in text:
+        raise OptionsError(f"A path must not hold a NUL byte, got {text!r}.")
     text = text.removeprefix("file://")
     if not text:
         raise OptionsError("A path must not be empty.")

@@ -31,7 +31,6 @@ from keras_warmup.rewriting import share_tensors
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.twins import find_twins
 
-
 # What made-up values can bring about; a missing file or kernel fails whatever the rows are.
 _FAULTS_OF_ROWS = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
 
@@ -248,7 +247,7 @@ def _prove(
     x = request.x()
     if x is None:
         made_up = request.source == "synthetic"
-        return "unproved: made-up rows" if made_up else "unproved: transform= names the inputs"
+        return f"unproved: {'made-up rows' if made_up else 'the rows were sent in another form than the model takes'}"
     try:
         return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
     except ProofError:

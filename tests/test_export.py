@@ -15,6 +15,7 @@ from keras_warmup.capture import remember
 from keras_warmup.errors import (
     BindingError,
     DataError,
+    ExportError,
     OptionsError,
     ProofError,
     PublishError,
@@ -724,11 +725,14 @@ def test_one_signature_no_request_can_reach_leaves_the_others_warm(tmp_path):
     assert [record.signature_key for record in report.records] == ["serving_default"]
 
 
-def test_where_warnings_are_errors_nothing_is_published(model, tmp_path):
+def test_where_warnings_are_errors_nothing_is_published(tmp_path):
     import warnings
 
+    # A model of its own: nothing was captured for it.
+    model = functional(input_4("x"))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        # Only ours: TensorFlow and Keras have deprecations of their own.
+        warnings.simplefilter("error", UserWarning)
         with pytest.raises(UserWarning, match="hold made-up rows"):
             kw.export_with_warmup(model, tmp_path / "1")
     assert os.listdir(tmp_path) == []
@@ -765,3 +769,71 @@ def test_serialized_examples_pass_to_the_endpoints_of_a_keras_model(tmp_path):
     report = kw.save(model, tmp_path / "1", signatures={"serving_default": endpoint}, data=examples)
     (log,) = kw.read_records(report.export_dir)
     assert predict_inputs(log)["examples"].tolist() == examples
+
+
+def test_strings_keep_trailing_nuls_when_rows_are_repeated(tmp_path):
+    text = keras.Input((), dtype="string", name="text")
+    length = keras.layers.Lambda(lambda x: tf.cast(tf.strings.length(x), tf.float32)[:, None], output_shape=(1,))
+    model = keras.Model(text, length(text))
+    report = kw.export_with_warmup(model, tmp_path / "1", data=[b"ab\0\0"])
+    (log,) = kw.read_records(report.export_dir)
+    assert predict_inputs(log)["text"].tolist() == [b"ab\0\0"] * 2
+    assert set(report.proofs.values()) == {"proved"}
+
+
+class ByKey(keras.Model):
+    def __init__(self, key):
+        super().__init__()
+        self.key = key
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(x[self.key])
+
+
+@pytest.mark.parametrize("key", ["größe", "a b", "_x", "1a", "self", "a.b"])
+@pytest.mark.parametrize("how", ["model.export", "save"])
+def test_odd_feature_names_of_subclassed_models_are_exported(key, how, tmp_path):
+    x = {key: rows(3), "a_b": rows(3)}
+    model = ByKey(key)
+    model(x)
+    export = kw.export_with_warmup if how == "model.export" else kw.save
+    assert set(export(model, tmp_path / "1", data=x).proofs.values()) == {"proved"}
+
+
+def test_what_keras_cannot_trace_is_one_clear_error_with_its_cause(tmp_path):
+    class Strict(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x):
+            return self.dense(x["a"])
+
+    model = Strict()
+    model({"a": rows(3)})
+    with pytest.raises(ExportError, match="or export_fn= that writes the SavedModel") as error:
+        kw.export_with_warmup(model, tmp_path / "1", data=rows(3))
+    assert error.value.__cause__ is not None
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_model_without_signatures_is_saved_with_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="has no signature that a request can reach: it has no warmup file"):
+        report = kw.save(tf.Module(), tmp_path / "1", data=rows(3))
+    assert report.records == ()
+
+
+def test_data_keyed_by_crossed_input_names_is_never_swapped(tmp_path):
+    first, second = input_4("zz"), input_4("aa")
+    model = keras.Model(
+        {"aa": first, "zz": second}, keras.layers.Dense(2)(keras.layers.Concatenate()([first * 2.0, second]))
+    )
+    model.export(tmp_path / "1", verbose=False)
+    with pytest.raises(BindingError):
+        kw.add_warmup(tmp_path / "1", {"aa": rows(4), "zz": rows(4)})
+
+
+def test_absurd_batch_sizes_are_refused_before_memory_is_filled(model, data, tmp_path):
+    with pytest.raises(OptionsError, match="over max_bytes="):
+        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"batch_sizes": [10**12]})

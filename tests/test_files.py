@@ -78,3 +78,19 @@ def test_an_npz_without_arrays_is_refused(tmp_path):
     np.savez(path)
     with pytest.raises(DataError, match="it holds no named array"):
         read_npz(path)
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.csv", "rows.tfrecord.gz"])
+def test_what_is_neither_npz_nor_tfrecord_is_refused_at_once(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("npy"):
+        np.save(path, np.arange(12.0))
+    else:
+        path.write_bytes(b"\x1f\x8b garbage" if name.endswith("gz") else b"a,b\n1,2\n3,4\n")
+    with pytest.raises(DataError) as error:
+        read_file(path)
+    assert str(error.value) == (
+        f"Cannot read data from {str(path)!r}: its first record cannot be read, so it is no TFRecord file, or a damaged "
+        "one. Give an .npz file, as numpy.savez(path, input_name=array) writes it, or a TFRecord file of serialized "
+        "tf.Examples."
+    )

@@ -342,6 +342,19 @@ def test_path_without_a_new_name_is_refused(path):
         publish.check_publishable(path, overwrite=True)
 
 
+@pytest.mark.parametrize("name", ["5", "{version}"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_nothing_is_published_inside_a_saved_model(base, name, overwrite):
+    publish_to(f"{base}/1")
+    before = sorted(gfile.listdir(f"{base}/1"))
+    with pytest.raises(PublishError) as caught, publish.staged(f"{base}/1/{name}", overwrite=overwrite):
+        pass
+    assert str(caught.value) == (
+        f"Cannot publish to '{base}/1/{name}': it would publish inside the SavedModel '{base}/1'. Publish beside it."
+    )
+    assert sorted(gfile.listdir(f"{base}/1")) == before
+
+
 def test_check_publishable_leaves_nothing_behind(tmp_path):
     target = publish.check_publishable(tmp_path / "a" / "m" / "{version}", overwrite=False)
     assert target == str(tmp_path / "a" / "m" / "1")
@@ -513,12 +526,13 @@ def test_integer_field_with_another_format_is_refused(filepath):
     [
         (None, "A path must be a str or os.PathLike, got NoneType."),
         ("", "A path must not be empty."),
+        ("a\0b", "A path must not hold a NUL byte, got 'a\\x00b'."),
         (
             pathlib.PurePosixPath("gs://b/m"),
             "The path 'gs:/b/m' was a URL before pathlib folded its slashes. Pass it as a str.",
         ),
     ],
-    ids=["None", "empty", "folded URL"],
+    ids=["None", "empty", "NUL", "folded URL"],
 )
 def test_what_is_no_path_is_refused(path, text):
     with pytest.raises(OptionsError) as caught:

@@ -101,11 +101,32 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         write(path, [predict_log(1)])
 
 
-def test_what_the_file_system_refuses_is_a_records_error(tmp_path, path):
-    os.makedirs(path)  # a directory where the file should be opens, and fails when it is read
-    with pytest.raises(RecordsError, match="^Cannot read warmup file '" + path) as caught:
-        list(read_records(tmp_path))
-    assert isinstance(caught.value.__cause__, tf.errors.OpError)
+@pytest.mark.parametrize("of", ["export_dir", "file"])
+def test_a_directory_in_place_of_the_file_is_named(tmp_path, of):
+    place = warmup_path(tmp_path)
+    os.makedirs(place)
+    with pytest.raises(RecordsError) as caught:
+        read_records(tmp_path if of == "export_dir" else place)
+    assert str(caught.value) == (
+        f"Cannot read warmup file {place!r}: it is a directory. Remove it, and write the file with "
+        "keras_warmup.add_warmup."
+    )
+    with pytest.raises(RecordsError) as caught:
+        write(place, [predict_log(1)])
+    assert str(caught.value) == f"Cannot write warmup file {place!r}: a directory is there. Remove it."
+    assert os.listdir(os.path.dirname(place)) == [os.path.basename(place)]
+
+
+def test_what_the_file_system_refuses_is_a_records_error(path, monkeypatch):
+    write(path, [predict_log(1)])
+
+    def refuse(*_):
+        raise tf.errors.PermissionDeniedError(None, None, "Permission denied")
+
+    monkeypatch.setattr(tf.io.gfile, "GFile", refuse)
+    with pytest.raises(RecordsError) as caught:
+        list(read_records(path))
+    assert str(caught.value) == f"Cannot read warmup file {path!r}: Permission denied."
 
 
 def frames(path, *records):

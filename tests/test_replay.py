@@ -1,6 +1,7 @@
 import base64
 import pickle
 import re
+import shutil
 import traceback
 
 import keras
@@ -685,9 +686,12 @@ def test_the_status_is_an_attribute_that_survives_pickling(failing_session, sess
         # Of which op is not known, and of some these shapes are values.
         ("Incompatible shapes: [2] vs. [3]\n\t [[{{node a}}]]", f"{WITHHELD} (node a)"),
         ("{{node fed}} is no path\n\t [[{{function_node f}}{{node real}}]]", f"{WITHHELD} (node real)"),
+        ("{{function_node __wrapped__IteratorGetNext}} corrupted record at 12", "corrupted record at 12"),
+        ("KeyError: 'Jane'\nTraceback (most recent call last)", "KeyError ..."),
+        ("KeyErrors: 'Jane'", WITHHELD),
         ("layer : Tensor had Inf and NaN values", "Tensor had Inf and NaN values"),
     ],
-    ids=["rule", "several", "shape", "node", "nan"],
+    ids=["rule", "several", "shape", "node", "record", "python", "other", "nan"],
 )
 def test_a_servers_message_is_read_without_its_graph(message, text):
     assert describe_op_error(tf.errors.UnknownError(None, None, message)) == text
@@ -738,10 +742,48 @@ def test_damaged_variables_fail_the_load(functions_dir, tmp_path):
     with pytest.raises(ReplayError) as caught:
         open_session(path)
     assert str(caught.value) == (
-        f"Cannot restore the variables of SavedModel {path!r}: variables.data-00000-of-00001; No such file or directory "
-        "(node RestoreV2, op RestoreV2). Export the model again, with all its files."
+        f"Cannot restore the variables of SavedModel {path!r}: {path}/variables/variables.data-00000-of-00001; No such "
+        "file or directory. Export the model again, with all its files."
     )
     assert caught.value.status == "NOT_FOUND"
+
+
+def test_garbage_in_the_variables_is_told_in_tensorflows_words(functions_dir, tmp_path):
+    path = shutil.copytree(functions_dir, str(tmp_path / "1"))
+    with open(f"{path}/variables/variables.index", "wb") as file:
+        file.write(b"garbage")
+    with pytest.raises(ReplayError) as caught:
+        open_session(path)
+    text = str(caught.value)
+    assert text.startswith(f"Cannot restore the variables of SavedModel {path!r}: ")
+    assert text.endswith(". Export the model again, with all its files.")
+    assert "sstable" in text
+    assert WITHHELD not in text
+
+
+def test_a_bad_graph_is_told_in_tensorflows_words(functions_dir, tmp_path):
+    saved_model = SavedModel.FromString(tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read())
+    nodes = saved_model.meta_graphs[0].graph_def.node
+    nodes.add().CopyFrom(nodes[0])
+    (tmp_path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+    with pytest.raises(ReplayError) as caught:
+        open_session(tmp_path)
+    assert str(caught.value) == (
+        f"Cannot import the graph of SavedModel {str(tmp_path)!r}: Node '{nodes[0].name}' is not unique. Export the "
+        "model again, with all its files."
+    )
+
+
+def test_missing_variables_are_not_taken_for_the_keras_3_trap(functions_dir, tmp_path):
+    path = shutil.copytree(functions_dir, str(tmp_path / "1"))
+    shutil.rmtree(f"{path}/variables")
+    with open_session(path) as session:
+        text = refusal(session, predict(x=ROWS, w=ROWS))
+    assert text.startswith("FAILED_PRECONDITION: ")
+    assert text.endswith(
+        ". The variables are missing: the SavedModel has no variables/variables.index. Copy it, or export it again, "
+        "with all its files."
+    )
 
 
 def test_an_init_op_does_not_quote_the_vocabulary(tmp_path):

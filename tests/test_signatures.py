@@ -120,15 +120,17 @@ def named(name):
         (lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")]), ({"x": "q"}, ["r"])),
         (lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")], True), ({"x": "q"}, ["r"])),
         (
-            lambda m: m.nested.get_concrete_function({"x": FLOATS}, Pair(FLOATS, FLOATS)),
-            ({"x": "a"}, ("b", "b_1")),
+            lambda m: m.nested.get_concrete_function({"x": named("q")}, Pair(named("r"), named("s"))),
+            ({"x": "q"}, ("r", "s")),
         ),
+        # The trace in the object graph has other argument names (a_x, b_late): no evidence.
+        (lambda m: m.nested.get_concrete_function({"x": FLOATS}, Pair(FLOATS, FLOATS)), None),
         (lambda m: m.two.get_concrete_function(named("z.b"), named("A")), ("z.b", "A")),
         (lambda m: m.any_rank, ("text",)),
         (lambda m: m.keywords.get_concrete_function(first=FLOATS, second=FLOATS), None),
         (lambda m: m.ragged.get_concrete_function(tf.RaggedTensorSpec([None, None])), None),
     ],
-    ids=["nested", "python-value", "namedtuple", "sanitized-names", "unknown-rank", "keywords", "ragged"],
+    ids=["nested", "python-value", "namedtuple", "unnamed", "sanitized-names", "unknown-rank", "keywords", "ragged"],
 )
 def test_structure_of_a_function_holds_its_tensor_arguments(tmp_path, make, structure):
     assert save_functions(tmp_path, f=make)["f"].structure == structure
@@ -152,8 +154,67 @@ def test_signature_has_names_dtypes_and_shapes(tmp_path):
     }
     assert signatures["text"].inputs["text"].shape is None
     assert signatures["text"].inputs["text"].dtype == "string"
-    assert two.tensors == {"two_a:0", "two_z:0", two.outputs["n"].tensor, two.outputs["y"].tensor}
+    assert two.tensors == ({"two_a:0", "two_z:0"}, {two.outputs["n"].tensor, two.outputs["y"].tensor})
     assert two.tensors != signatures["text"].tensors
+
+
+def test_a_tensor_fed_here_and_fetched_there_tells_signatures_apart():
+    x, y, z = (TensorSpec(name, f"{name}:0", "float32", (None,)) for name in "xyz")
+    one = Signature("one", "", {"x": x, "y": y}, {"z": z}, frozenset())
+    other = Signature("other", "", {"x": x}, {"y": y, "z": z}, frozenset())
+    assert one.tensors == ({"x:0", "y:0"}, {"z:0"})
+    assert other.tensors == ({"x:0"}, {"y:0", "z:0"})
+
+
+def namesake(order, body):
+    """A function named `call` over the tensors named in `order`, which takes a dict where `order` is a set."""
+    specs = {name: named(name) for name in (sorted(order) if isinstance(order, set) else order)}
+    if isinstance(order, set):
+
+        def call(d):
+            return {"o": body(d["a"], d["b"])}
+
+        return tf.function(call, input_signature=[specs])
+
+    def call(one, two):
+        return {"o": body(one, two)}
+
+    return tf.function(call, input_signature=list(specs.values()))
+
+
+@pytest.mark.parametrize(
+    ("tracked", "exported"),
+    [
+        # The same nodes over the same types, but the first tensor has another name.
+        (namesake({"a", "b"}, lambda a, b: 2.0 * a - b), namesake("ba", lambda b, a: 2.0 * b - a)),
+        # The same names, but the nodes read other tensors.
+        (namesake("ab", lambda a, b: 2.0 * a - b), namesake("ab", lambda a, b: 2.0 * b - a)),
+        # The same nodes but for a constant.
+        (namesake("ab", lambda a, b: 2.0 * a - b), namesake("ab", lambda a, b: 3.0 * a - b)),
+        # The same nodes but in a function that is called.
+        (
+            namesake("ab", lambda a, b: tf.function(lambda x, y: x - y)(a, b)),
+            namesake("ab", lambda a, b: tf.function(lambda x, y: y - x)(a, b)),
+        ),
+    ],
+    ids=["names", "inputs", "attributes", "called"],
+)
+def test_a_namesake_in_the_object_graph_tells_no_structure(tmp_path, tracked, exported):
+    module = tf.Module()
+    module.tracked = tracked
+    tf.saved_model.save(module, tmp_path, signatures=exported.get_concrete_function())
+    found = read_meta_graph(tmp_path).object_graph_def.concrete_functions
+    assert [name.rpartition("_")[0] for name in sorted(found)] == ["__inference_call", "__inference_signature_wrapper"]
+    assert signatures_of(tmp_path)["serving_default"].structure is None
+
+
+def test_a_second_trace_that_calls_functions_tells_the_structure(tmp_path):
+    module = tf.Module()
+    module.tracked = namesake({"a", "b"}, lambda a, b: tf.function(lambda x, y: x - y)(a, b))
+    specs = {"a": named("a"), "b": named("b")}
+    module.again = tf.function(module.tracked.python_function)
+    tf.saved_model.save(module, tmp_path, signatures=module.again.get_concrete_function(specs))
+    assert signatures_of(tmp_path)["serving_default"].structure == ({"a": "a", "b": "b"},)
 
 
 class Composites(tf.Module):
@@ -213,6 +274,18 @@ def test_a_composite_type_that_does_not_tell_its_dtype_is_a_variant():
     assert signature.outputs == {"y": TensorSpec("y", "", "variant", None)}
 
 
+@pytest.mark.parametrize(("number", "side"), [(0, "input"), (77, "input"), (77, "output")])
+def test_a_dtype_that_is_none_is_named(number, side):
+    meta_graph = MetaGraphDef()
+    getattr(meta_graph.signature_def["s"], f"{side}s")["x"].dtype = number
+    with pytest.raises(SignatureError) as caught:
+        read_signatures(meta_graph)
+    assert str(caught.value) == (
+        f"Cannot read signature 's': {side} 'x' is damaged: its dtype is none that this TensorFlow knows (DataType "
+        f"{number} in saved_model.pb). Export the model again, or use the TensorFlow that wrote it."
+    )
+
+
 def test_inputs_with_a_default_are_listed(tmp_path):
     save_functions(tmp_path, two=lambda m: m.two.get_concrete_function(named("z"), named("a")))
     meta_graph = read_meta_graph(tmp_path)
@@ -270,6 +343,30 @@ def test_a_corrupt_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x0a\x7fno proto")
     path = str(tmp_path / name)
     assert error_of(tmp_path) == f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+
+
+def test_a_text_file_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "saved_model.pbtxt").write_bytes(b"meta_graphs { \xff\xfe }")
+    path = str(tmp_path / "saved_model.pbtxt")
+    assert error_of(tmp_path) == f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt"])
+def test_a_directory_in_place_of_the_file_is_named(tmp_path, name):
+    (tmp_path / name).mkdir()
+    path = str(tmp_path / name)
+    assert error_of(tmp_path) == (f"Cannot read {path!r}: it is a directory, expected a file. Export the model again.")
+
+
+def test_what_the_file_system_says_is_passed_on(tmp_path, monkeypatch):
+    path = str(tmp_path / "saved_model.pb")
+    (tmp_path / "saved_model.pb").touch()
+
+    def refuse(*_):
+        raise tf.errors.PermissionDeniedError(None, None, f"{path}; Permission denied")
+
+    monkeypatch.setattr(tf.io.gfile, "GFile", refuse)
+    assert error_of(tmp_path) == f"Cannot read {path!r}: Permission denied. Make it readable for this user."
 
 
 def test_wrong_tags_are_listed(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import itertools
+import re
 import subprocess
 import sys
+import traceback
 import types
 import warnings
 
@@ -477,14 +479,94 @@ def test_bad_arrays_are_refused_at_once():
         read_batches(np.zeros((0, 3)))
 
 
-def test_errors_of_a_generator_reach_its_owner():
-    def broken():
-        yield X, Y
-        raise OSError("disk")
+SECRET = "Jane Doe"
 
-    read = read_batches(broken)
-    assert next(read).size == 5
-    with pytest.raises(OSError, match="disk"):
+
+def broken_generator():
+    yield X, Y
+    raise OSError(SECRET)
+
+
+class BrokenPyDataset(keras.utils.PyDataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        if index:
+            raise KeyError(SECRET)
+        return X, Y
+
+
+def printed(error) -> str:
+    return "".join(traceback.format_exception(error)) + repr((error.args, error.__cause__, error.__context__))
+
+
+CHECK = "Check that it can be read to its end without keras_warmup."
+
+
+@pytest.mark.parametrize(
+    ("data", "where", "said"),
+    [
+        (broken_generator, "what the function 'broken_generator' returns", "it raised OSError at "),
+        (BrokenPyDataset, "the PyDataset", "it raised KeyError at "),
+        (
+            lambda: tf.data.Dataset.from_tensor_slices([["1.5"], [SECRET]]).map(tf.strings.to_number),
+            "the tf.data.Dataset",
+            "INVALID_ARGUMENT: StringToNumberOp could not correctly convert string ...",
+        ),
+    ],
+    ids=["generator", "py_dataset", "dataset"],
+)
+def test_what_the_users_code_raises_is_named_without_its_text(data, where, said):
+    read = read_batches(data if where.startswith("what") else data())
+    next(read)
+    with pytest.raises(DataError) as caught:
+        next(read)
+    text = str(caught.value)
+    assert text.startswith(f"Cannot read element 1 of {where}: {said}")
+    assert text.endswith(CHECK)
+    if "raised" in said:
+        assert re.search(rf" at {re.escape(__file__)}:\d+\. Check", text)
+    assert SECRET not in printed(caught.value)
+
+
+def test_the_python_error_behind_a_dataset_is_named_by_its_type():
+    def rows():
+        yield X
+        raise ValueError(SECRET)
+
+    data = tf.data.Dataset.from_generator(rows, output_signature=tf.TensorSpec(X.shape, X.dtype))
+    read = read_batches(data)
+    next(read)
+    with pytest.raises(DataError) as caught:
+        next(read)
+    assert str(caught.value).startswith(
+        "Cannot read element 1 of the tf.data.Dataset: INVALID_ARGUMENT: ValueError ... ("
+    )
+    assert SECRET not in printed(caught.value)
+
+
+def test_a_function_that_fails_is_named():
+    def make():
+        raise RuntimeError(SECRET)
+
+    with pytest.raises(DataError) as caught:
+        read_batches(make)
+    line = make.__code__.co_firstlineno + 1
+    assert str(caught.value) == (
+        f"Cannot read data: the function 'make' failed: it raised RuntimeError at {__file__}:{line}. {CHECK}"
+    )
+    assert SECRET not in printed(caught.value)
+
+
+def test_an_interrupt_passes_through():
+    def interrupted():
+        yield X
+        raise KeyboardInterrupt
+
+    read = read_batches(interrupted)
+    next(read)
+    with pytest.raises(KeyboardInterrupt):
         next(read)
 
 

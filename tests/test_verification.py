@@ -116,6 +116,16 @@ def test_no_warmup_file_is_not_ok(export_dir):
     )
 
 
+def test_a_directory_in_place_of_the_warmup_file_is_not_ok(export_dir):
+    tf.io.gfile.makedirs(warmup_path(export_dir))
+    report = verify(export_dir)
+    assert not report.ok
+    assert report.failures == (
+        f"Cannot read warmup file {warmup_path(export_dir)!r}: it is a directory. Remove it, and write the file with "
+        "keras_warmup.add_warmup.",
+    )
+
+
 def test_every_record_is_judged_behind_one_that_fails(export_dir):
     logs = [
         predict(x=ROWS),

@@ -1,0 +1,75 @@
+"""Options: what is wrong is told at once, by name, all in one error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keras_warmup.errors import OptionsError
+from keras_warmup.options import WarmupOptions, as_options
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"signatures": 5}, "signatures must be a sequence of signature keys, got 5"),
+        ({"signatures": "serve"}, "signatures must be a sequence of signature keys, got 'serve'"),
+        ({"signatures": []}, "signatures must not be empty; leave it away for the default"),
+        ({"signatures": [[1]]}, "signatures must hold signature keys (str), got ([1],)"),
+        ({"batch_sizes": 1.5}, "batch_sizes must be a sequence of integers >= 1, got 1.5"),
+        ({"batch_sizes": [0]}, "batch_sizes must hold integers >= 1, got [0]"),
+        ({"batch_sizes": [True]}, "batch_sizes must hold integers >= 1, got [True]"),
+        (
+            {"kinds": ["prediction"]},
+            "kinds must be among 'predict', 'classify', 'regress', 'multi_inference', got ['prediction']",
+        ),
+        ({"output_filters": 5}, "output_filters must hold lists of output aliases, such as [['scores']], got 5"),
+        (
+            {"output_filters": ["a"]},
+            "output_filters must hold lists of output aliases, such as [['scores']], got ['a']",
+        ),
+        ({"output_filters": [[]]}, "output_filters must hold non-empty lists of output aliases, got []"),
+        ({"output_filters": [["a", "a"]]}, "output_filters must not name an output twice, got ['a', 'a']"),
+        ({"xla": "false"}, "xla must be True or False, got 'false'"),
+        ({"verify": None}, "verify must be True or False, got None"),
+        ({"max_records": 1001}, "max_records must be 1 to 1000 (TensorFlow Serving refuses more), got 1001"),
+        ({"max_bytes": 0}, "max_bytes must be a positive integer, got 0"),
+        ({"max_load_seconds": -1}, "max_load_seconds must be a number of seconds > 0, got -1"),
+        ({"seed": -1}, "seed must be an integer >= 0, got -1"),
+        ({"on_no_data": "fail"}, "on_no_data must be 'synthesize' or 'error', got 'fail'"),
+        ({"model_name": ""}, "model_name must be a non-empty str, got ''"),
+        ({"transform": 1}, "transform must be callable, got int"),
+        ({"batching_parameters": 1}, "batching_parameters must be a path, got int"),
+    ],
+)
+def test_a_bad_option_is_told(options, told):
+    with pytest.raises(OptionsError) as error:
+        WarmupOptions(**options)
+    assert str(error.value) == f"Bad warmup options: {told}."
+
+
+def test_all_bad_options_are_told_in_one_error():
+    with pytest.raises(OptionsError, match=r"seed must .*; on_no_data must"):
+        WarmupOptions(seed=-1, on_no_data="fail")
+
+
+def test_iterators_and_numpy_integers_are_read_once_and_made_plain():
+    options = WarmupOptions(
+        signatures=iter(["a", "b"]), batch_sizes=np.array([1, 2]), output_filters=iter([iter(["x"])])
+    )
+    assert (options.signatures, options.batch_sizes, options.output_filters) == (("a", "b"), (1, 2), (("x",),))
+    assert all(type(size) is int for size in options.batch_sizes)
+
+
+def test_options_have_names():
+    with pytest.raises(OptionsError, match="takes options by name, got 1 without one"):
+        WarmupOptions(1)
+    with pytest.raises(OptionsError, match="Unknown warmup option '1'"):
+        as_options({1: 2})
+    with pytest.raises(OptionsError, match="warmup must be a WarmupOptions, a mapping of its options or None, got int"):
+        as_options(3)
+
+
+def test_frozen_options_can_be_given_as_a_mapping():
+    assert as_options({"seed": 3}) == WarmupOptions(seed=3)
+    assert as_options(None) == WarmupOptions()
