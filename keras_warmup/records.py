@@ -75,8 +75,7 @@ def write_records(
     temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(4)}")
     sizes: list[int] = []
     try:
-        if tf.io.gfile.isdir(path):
-            raise RecordsError(f"Cannot write warmup file {path!r}: a directory is there. Remove it.")
+        check_replaceable(path)
         tf.io.gfile.makedirs(directory)
         with tf.io.TFRecordWriter(temporary) as writer:
             for log in logs:
@@ -92,6 +91,16 @@ def write_records(
             if tf.io.gfile.exists(temporary):
                 tf.io.gfile.remove(temporary)
     return sizes
+
+
+def check_replaceable(path: str) -> None:
+    """Checks that a warmup file can be put at `path`.
+
+    Raises:
+        RecordsError: a directory is there.
+    """
+    if tf.io.gfile.isdir(path):
+        raise RecordsError(f"Cannot write warmup file {path!r}: a directory is there. Remove it.")
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:

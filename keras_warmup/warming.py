@@ -23,7 +23,7 @@ from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, PlannedRequest, plan_requests
 from keras_warmup.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
-from keras_warmup.records import read_records, warmup_path, write_records
+from keras_warmup.records import check_replaceable, read_records, warmup_path, write_records
 from keras_warmup.replay import ServingSession, open_session
 from keras_warmup.report import RecordReport, WarmupReport
 from keras_warmup.requests import build_log, describe_log
@@ -72,6 +72,7 @@ def warm_saved_model(
     twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
     batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
     path = warmup_path(export_dir)
+    check_replaceable(path)
     old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
     plan = plan_requests(
         candidates, options, taken=len(old), batching=batching, twins=twins, shapes_seen=rows.shapes_seen
