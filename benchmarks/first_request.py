@@ -31,7 +31,8 @@ from keras_warmup.bench_report import render_ms
 from keras_warmup.candidates import Rows, find_candidates
 from keras_warmup.measuring import Figures, ProcessEngine, Sample
 from keras_warmup.options import WarmupOptions
-from keras_warmup.plan import Candidate, PlannedRequest
+from keras_warmup.plan import Candidate
+from keras_warmup.planned_request import PlannedRequest
 from keras_warmup.plot import STEADY, draw_groups, new_figure, write_figure
 from keras_warmup.probes import Probe, plan_probes
 from keras_warmup.records import read_records, warmup_path, write_records

@@ -22,8 +22,8 @@ from keras_warmup.errors import DataError
 from keras_warmup.sampling import BatchSample, ShapeKey, nbytes, own, shape_of
 from keras_warmup.sources import count_rows, read_leaf, x_of
 
-# With no free dimension every batch warms the same kernels: a few of them, for their rows, are enough.
-FIXED_SHAPE_BATCHES = 4
+# With no free dimension every batch warms the same kernels, and a request takes 2 rows: each batch more costs taps.
+FIXED_SHAPE_BATCHES = 2
 _NEVER = sys.maxsize
 
 _captured: weakref.WeakKeyDictionary[Any, tuple[tuple[Batch, ...], int]] = weakref.WeakKeyDictionary()
@@ -61,7 +61,7 @@ class BatchTap:
     first one warns, and the tap stops.
 
     Args:
-        num_batches: batches to keep, at least 1. Where x has no free dimension besides its rows, at most 4 are kept;
+        num_batches: batches to keep, at least 1. Where x has no free dimension besides its rows, at most 2 are kept;
             where it has, up to as many again for shapes that the sample lacks.
         rows: most rows to keep of a batch, at least 1: a contiguous range at a seeded start.
         seed: seed of every choice.

@@ -14,7 +14,7 @@ from keras_warmup.logs import describe_log as describe_log  # noqa: PLC0414 - fo
 from keras_warmup.records import MAX_RECORD_BYTES
 
 if TYPE_CHECKING:
-    from keras_warmup.plan import PlannedRequest
+    from keras_warmup.planned_request import PlannedRequest
 
 _ROOM_FOR_NAMES_BYTES = 2**20
 

@@ -21,7 +21,8 @@ from keras_warmup.candidates import Rows, choose_signatures, find_candidates
 from keras_warmup.errors import ProofError, ReplayError
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
-from keras_warmup.plan import Candidate, PlannedRequest, plan_requests
+from keras_warmup.plan import Candidate, plan_requests
+from keras_warmup.planned_request import PlannedRequest
 from keras_warmup.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
 from keras_warmup.records import check_replaceable, read_records, warmup_path, write_records
 from keras_warmup.replay import ServingSession, open_session

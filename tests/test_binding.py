@@ -13,7 +13,7 @@ from keras_warmup.batch import Batch, walk
 from keras_warmup.binding import BoundBatch, bind_batch, match_inputs
 from keras_warmup.errors import BindingError
 from keras_warmup.matching import sanitize
-from keras_warmup.plan import PlannedRequest
+from keras_warmup.planned_request import PlannedRequest
 from keras_warmup.replay import open_session
 from keras_warmup.requests import build_log
 from keras_warmup.signatures import Signature, TensorSpec, read_meta_graph, read_signatures

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from keras_warmup._protos import PredictionLog, TensorProto
 from keras_warmup.binding import BoundBatch
-from keras_warmup.plan import PlannedRequest
+from keras_warmup.planned_request import PlannedRequest
 from keras_warmup.requests import build_log, describe_log, fill_tensor
 
 DTYPES = [

@@ -1,0 +1,83 @@
+"""`PlannedRequest`: one request to write, whose rows are gathered when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_warmup.batch import Path, leaf_nbytes, map_leaves, stack_rows, walk
+from keras_warmup.binding import BoundBatch
+from keras_warmup.report import Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRequest:
+    """One request to write. Its rows are gathered when they are asked for, so that a plan holds no second copy of them.
+
+    Attributes:
+        signature_key: the signature it runs.
+        kind: the request kind.
+        pool: bound batches with rows of one shape.
+        picks: `(batch in pool, row)` of each row; `None` where the inputs have no batch dimension.
+        output_filter: aliases asked for; empty means all.
+        warms: keys of the signatures over the same tensors.
+        tasks: signature_key and kind of each task of a MultiInference; else empty.
+    """
+
+    signature_key: str
+    kind: Kind
+    pool: tuple[BoundBatch, ...]
+    picks: tuple[tuple[int, int], ...] | None
+    output_filter: tuple[str, ...]
+    warms: tuple[str, ...]
+    tasks: tuple[tuple[str, Kind], ...] = ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows; `None` where no input has a batch dimension."""
+        return None if self.picks is None else len(self.picks)
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from."""
+        return self.pool[0].source
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of the tensors' values; strings count their own lengths."""
+        return sum(self._bytes_of(name) for name in self.pool[0].arrays)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Input name -> array of the request, gathered anew at each call."""
+        return {name: self._gather(name) for name in self.pool[0].arrays}
+
+    def x(self) -> Any:
+        """The same rows in the model's own structure; `None` where they cannot be given back to the model."""
+        if self.pool[0].x is None or self.picks is None:
+            return self.pool[0].x
+        leaves = [dict(walk(bound.x)) for bound in self.pool]
+
+        def take(path: Path, leaf: Any) -> Any:
+            if leaf is None or leaf.ndim == 0:
+                return leaf
+            return stack_rows([leaves[index][path][row] for index, row in self.picks or ()])
+
+        return map_leaves(take, self.pool[0].x)
+
+    def _gather(self, name: str) -> np.ndarray:
+        first = self.pool[0]
+        if self.picks is None or name not in first.row_inputs:
+            return first.arrays[name]
+        rows = [row for _, row in self.picks]
+        if len({index for index, _ in self.picks}) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
+            # Consecutive rows of one batch are a view.
+            return self.pool[self.picks[0][0]].arrays[name][rows[0] : rows[0] + len(rows)]
+        return stack_rows([self.pool[index].arrays[name][row] for index, row in self.picks])
+
+    def _bytes_of(self, name: str) -> int:
+        array = self.pool[0].arrays[name]
+        if self.picks is None or name not in self.pool[0].row_inputs:
+            return leaf_nbytes(array)
+        return sum(leaf_nbytes(self.pool[index].arrays[name][row : row + 1]) for index, row in self.picks)
