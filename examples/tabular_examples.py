@@ -2,9 +2,9 @@
 
     python examples/tabular_examples.py [DIRECTORY]
 
-Trains on scikit-learn's diabetes table (real data, no download) with a made-up site name beside it, and publishes a model with a
-Classify, a Regress and a Predict endpoint that read serialized tf.Examples. The warmup file holds a record for each, and a
-MultiInference over the first two: the Examples are built from the very batches the model was trained on.
+Trains on scikit-learn's iris table (real data, no download; the species is its string column) to tell the petal width, and
+publishes a model with a Classify, a Regress and a Predict endpoint that read serialized tf.Examples. The warmup file holds a
+record for each, and a MultiInference over the first two: the Examples are built from the very batches the model was trained on.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ import keras
 import numpy as np
 import tensorflow as tf
 from rich.console import Console
-from sklearn.datasets import load_diabetes
+from sklearn.datasets import load_iris
 
 import keras_warmup as kw
 
-NUMBERS = ["age", "bmi", "bp"]
-SITES = ["north", "south", "west"]
+NUMBERS = ["sepal_length", "sepal_width", "petal_length"]
+SPECIES = ["setosa", "versicolor", "virginica"]
+# Petals under 1 cm are narrow.
+WIDE_CM = 1.0
 SPEC = {
-    "site": tf.io.FixedLenFeature([], tf.string),
+    "species": tf.io.FixedLenFeature([], tf.string),
     **{name: tf.io.FixedLenFeature([], tf.float32) for name in NUMBERS},
 }
 
 
 def load_features() -> tuple[dict[str, np.ndarray], np.ndarray]:
-    table = load_diabetes(as_frame=True)
-    x = {name: table.data[[name]].to_numpy("float32") for name in NUMBERS}
-    x["site"] = np.array(SITES)[np.arange(len(table.target)) % len(SITES)][:, None]
-    return x, (table.target.to_numpy("float32") / 100)[:, None]
+    table = load_iris()
+    x = {name: table.data[:, index : index + 1].astype("float32") for index, name in enumerate(NUMBERS)}
+    x["species"] = table.target_names[table.target][:, None]
+    return x, table.data[:, 3:].astype("float32")
 
 
 def build_model() -> keras.Model:
     inputs = {name: keras.Input((1,), name=name) for name in NUMBERS}
-    inputs["site"] = keras.Input((1,), name="site", dtype="string")
-    site = keras.layers.StringLookup(vocabulary=SITES, output_mode="one_hot")(inputs["site"])
-    x = keras.layers.Concatenate()([site, *(inputs[name] for name in NUMBERS)])
+    inputs["species"] = keras.Input((1,), name="species", dtype="string")
+    species = keras.layers.StringLookup(vocabulary=SPECIES, output_mode="one_hot")(inputs["species"])
+    x = keras.layers.Concatenate()([species, *(inputs[name] for name in NUMBERS)])
     x = keras.layers.Dense(16, activation="relu")(x)
-    return keras.Model(inputs, keras.layers.Dense(1, name="progression")(x))
+    return keras.Model(inputs, keras.layers.Dense(1, name="petal_width")(x))
 
 
 def write(model: keras.Model, export_dir: str) -> None:
     """The SavedModel's endpoints: scores by class, the number itself, and every output of the model."""
     x = model.output
-    bands = keras.ops.softmax(keras.ops.concatenate([1.5 - x, x - 1.5], axis=-1))
+    bands = keras.ops.softmax(keras.ops.concatenate([WIDE_CM - x, x - WIDE_CM], axis=-1))
     classifier = keras.Model(model.input, bands)
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("serving_default", kw.endpoints.predict_examples(model, SPEC))
-    archive.add_endpoint("classification", kw.endpoints.classify(classifier, SPEC, classes=["low", "high"]))
+    archive.add_endpoint("classification", kw.endpoints.classify(classifier, SPEC, classes=["narrow", "wide"]))
     archive.add_endpoint("regression", kw.endpoints.regress(model, SPEC))
     archive.write_out(export_dir, verbose=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "directory", nargs="?", default="./diabetes", help="base path of the model (default: ./diabetes)"
-    )
+    parser.add_argument("directory", nargs="?", default="./iris", help="base path of the model (default: ./iris)")
     arguments = parser.parse_args()
 
     x, y = load_features()

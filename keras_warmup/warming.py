@@ -278,19 +278,27 @@ def _ignored(rows: Rows, candidates: Sequence[Candidate]) -> tuple[str, ...]:
     return tuple(sorted({*rows.ignored, *unused}))
 
 
+def _rows_shipped(request: PlannedRequest) -> set[tuple[int, int]]:
+    if request.picks is not None:
+        return {(id(request.pool[index]), row) for index, row in request.picks}
+    whole = request.pool[0]
+    return {(id(whole), row) for row in range(max((len(one) for one in whole.arrays.values() if one.ndim), default=1))}
+
+
 def _notes(candidates: Sequence[Candidate], rows: Rows, requests: Sequence[PlannedRequest | None]) -> list[str]:
     notes = []
+    # An upper bound: two signatures may hold the same row, and of a ragged batch sent whole the components are counted.
     real = {
-        (id(request.pool[index]), row)
+        pick
         for request in requests
         if request is not None and request.source != "synthetic"
-        for index, row in request.picks or ((0, 0),)
+        for pick in _rows_shipped(request)
     }
     old = sum(request is None for request in requests)
     if real:
         beside = f", beside those of {old} records that were in the file" if old else ""
         notes.append(
-            f"{len(real)} real rows of your data ship inside the model{beside}, readable by whoever has its files."
+            f"Up to {len(real)} real rows of your data ship inside the model{beside}, readable by whoever has its files."
         )
     if any(request is not None and request.source == "synthetic" for request in requests):
         notes.append("Rows were made up from the signatures: branches that depend on values may stay cold. Pass data=.")

@@ -209,7 +209,7 @@ def test_one_record_a_signature_where_twins_stay_apart(model, data, tmp_path):
     assert not report.synthetic
     assert report.load_ms > 0
     assert all(record.replay_ms > 0 for record in report.records)
-    assert "4 real rows of your data ship inside the model, readable by whoever has its files." in report.notes
+    assert "Up to 4 real rows of your data ship inside the model, readable by whoever has its files." in report.notes
 
 
 def test_signatures_over_the_same_tensors_share_a_record(tmp_path):

@@ -31,8 +31,8 @@ def test_quickstart_publishes_a_warm_model_and_measures_it(monkeypatch, capfd, t
 
 
 def test_tabular_examples_serve_all_four_kinds(monkeypatch, tmp_path):
-    run(monkeypatch, "tabular_examples.py", tmp_path / "diabetes")
-    export_dir = tmp_path / "diabetes" / "1"
+    run(monkeypatch, "tabular_examples.py", tmp_path / "iris")
+    export_dir = tmp_path / "iris" / "1"
     assert kinds_in(export_dir) == ["predict_log", "classify_log", "regress_log", "multi_inference_log"]
     report = kw.verify(export_dir)
     assert report.ok
