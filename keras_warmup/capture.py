@@ -19,8 +19,9 @@ import tensorflow as tf
 
 from keras_warmup.batch import Batch, map_leaves, render_path, walk
 from keras_warmup.errors import DataError
+from keras_warmup.leaves import count_rows, read_leaf
 from keras_warmup.sampling import BatchSample, ShapeKey, nbytes, own, shape_of
-from keras_warmup.sources import count_rows, read_leaf, x_of
+from keras_warmup.sources import x_of
 
 # With no free dimension every batch warms the same kernels, and a request takes 2 rows: each batch more costs taps.
 FIXED_SHAPE_BATCHES = 2

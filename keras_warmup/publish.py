@@ -24,15 +24,22 @@ import contextlib
 import dataclasses
 import errno
 import os
-import re
 import secrets
-import time
-import warnings
 from collections.abc import Iterator
 
 import tensorflow as tf
 
 from keras_warmup.errors import PublishError
+from keras_warmup.moving import (
+    MODEL_FILES,
+    discard,
+    hidden_sibling,
+    make_parents,
+    move,
+    occupied_error,
+    remove_empty,
+    sweep_stale,
+)
 from keras_warmup.versions import (
     as_path,
     explained,
@@ -46,12 +53,8 @@ from keras_warmup.versions import (
     scheme_of,
 )
 
-_ATOMIC_SCHEMES = frozenset({"", "hdfs", "viewfs"})
-_STAGING_NAME = re.compile(r"^\..+\.kw-[0-9a-f]{16}$")
-_STALE_AFTER_S = 24 * 60 * 60
-_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
 _SAVED_MODEL_ENTRIES = frozenset(
-    {*_MODEL_FILES, "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", "debug"}
+    {*MODEL_FILES, "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", "debug"}
 )
 
 
@@ -94,20 +97,20 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging
     template = as_path(path)
     target = check_publishable(template, overwrite)
     parent = parent_of(target)
-    staging = Staging(_hidden_sibling(target))
+    staging = Staging(hidden_sibling(target))
     created: list[str] = []
     try:
         with explained(target):
-            _make_parents(parent, created)
-            _sweep_stale(parent)
+            make_parents(parent, created)
+            sweep_stale(parent)
             # mkdir, not tempfile.mkdtemp: its 0700 would shut out a server that runs as another user.
             tf.io.gfile.mkdir(staging.directory)
         yield staging
         staging.published = _publish(staging.directory, template, target, overwrite)
     except BaseException:
-        _discard(staging.directory)
+        discard(staging.directory)
         for directory in reversed(created):
-            _remove_empty(directory)
+            remove_empty(directory)
         raise
 
 
@@ -136,10 +139,10 @@ def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
             )
         if tf.io.gfile.exists(target):
             if not overwrite:
-                raise _taken(target)
+                raise occupied_error(target)
             _check_replaceable(target)
         parent = parent_of(target)
-        if any(tf.io.gfile.exists(join(parent, name)) for name in _MODEL_FILES):
+        if any(tf.io.gfile.exists(join(parent, name)) for name in MODEL_FILES):
             raise PublishError(
                 f"Cannot publish to {template!r}: it would publish inside the SavedModel {parent!r}. Publish beside it."
             )
@@ -190,7 +193,7 @@ def check_free(path: str) -> None:
     """
     with explained(path):
         if tf.io.gfile.exists(path):
-            raise _taken(path)
+            raise occupied_error(path)
 
 
 def target_of(path: str | os.PathLike[str]) -> str:
@@ -214,9 +217,9 @@ def remove_published(path: str) -> None:
     with explained(path):
         if not tf.io.gfile.exists(path):
             return
-        aside = _hidden_sibling(path)
-        _move(path, aside, model_last=False)
-    _discard(aside)
+        aside = hidden_sibling(path)
+        move(path, aside, model_last=False)
+    discard(aside)
 
 
 def _publish(staging: str, template: str, target: str, overwrite: bool) -> str:
@@ -234,7 +237,7 @@ def _publish(staging: str, template: str, target: str, overwrite: bool) -> str:
                 if overwrite and tf.io.gfile.exists(target):
                     _replace(staging, target)
                 else:
-                    _move(staging, target, model_last=True)
+                    move(staging, target, model_last=True)
             return target
         except PublishError as error:
             # Another exporter took this version between our look and our rename.
@@ -246,59 +249,19 @@ def _publish(staging: str, template: str, target: str, overwrite: bool) -> str:
 
 def _replace(staging: str, target: str) -> None:
     _check_replaceable(target)
-    aside = _hidden_sibling(target, "old-")
+    aside = hidden_sibling(target, "old-")
     try:
-        _move(target, aside, model_last=False)
-        _move(staging, target, model_last=True)
+        move(target, aside, model_last=False)
+        move(staging, target, model_last=True)
     except BaseException:
         # An interrupt can also fall between a rename and the next line: look what is there instead of remembering.
         if tf.io.gfile.exists(aside):
             if not tf.io.gfile.exists(target):
-                _move(aside, target, model_last=True)
+                move(aside, target, model_last=True)
             elif not tf.io.gfile.exists(staging):
-                _discard(aside)
+                discard(aside)
         raise
-    _discard(aside)
-
-
-def _move(source: str, target: str, *, model_last: bool) -> None:
-    if tf.io.gfile.exists(target):
-        raise _taken(target)
-    if scheme_of(source) not in _ATOMIC_SCHEMES:
-        _move_files(source, target, model_last)
-        return
-    try:
-        tf.io.gfile.rename(source, target)
-    except tf.errors.UnimplementedError:
-        # EXDEV: overlay file systems (containers) refuse to rename a directory of a lower layer.
-        _move_files(source, target, model_last)
-    except tf.errors.OpError as error:
-        if tf.io.gfile.exists(target):
-            raise _taken(target) from error
-        raise
-
-
-def _move_files(source: str, target: str, model_last: bool) -> None:
-    """Renames file by file; when that fails, moves back what was moved, in reverse."""
-    names = [
-        join(directory, name)[len(source) :].lstrip("/")
-        for directory, _, files in tf.io.gfile.walk(source)
-        for name in files
-    ]
-    names.sort(key=lambda name: ((name in _MODEL_FILES) == model_last, name))
-    moved: list[str] = []
-    try:
-        for name in names:
-            tf.io.gfile.makedirs(parent_of(join(target, name)))
-            moved.append(name)
-            tf.io.gfile.rename(join(source, name), join(target, name))
-    except BaseException:
-        for name in reversed(moved):
-            if tf.io.gfile.exists(join(target, name)) and not tf.io.gfile.exists(join(source, name)):
-                tf.io.gfile.rename(join(target, name), join(source, name))
-        _discard(target)
-        raise
-    _discard(source)
+    discard(aside)
 
 
 def _check_replaceable(target: str) -> None:
@@ -308,7 +271,7 @@ def _check_replaceable(target: str) -> None:
         versions = [entry for entry in entries if read_version(entry) is not None]
         if versions:
             raise _irreplaceable(target, f"it holds {len(versions)} versions of a model, such as {min(versions)!r}")
-        if set(entries) <= _SAVED_MODEL_ENTRIES or any(name in entries for name in _MODEL_FILES):
+        if set(entries) <= _SAVED_MODEL_ENTRIES or any(name in entries for name in MODEL_FILES):
             return
         raise _irreplaceable(target, f"it is not a SavedModel, but holds {len(entries)} other entries")
     raise _irreplaceable(target, "it is a file, not a SavedModel")
@@ -321,62 +284,3 @@ def _irreplaceable(target: str, why: str) -> PublishError:
     )
     error.errno = errno.EEXIST
     return error
-
-
-def _taken(target: str) -> PublishError:
-    kind = "a file"
-    if tf.io.gfile.isdir(target):
-        kind = "a directory" if tf.io.gfile.listdir(target) else "an empty directory"
-    error = PublishError(
-        f"Cannot publish to {target!r}: it exists ({kind}). Publish to {join(parent_of(target), '{version}')!r} for "
-        "the next free version, remove it, or pass overwrite=True where the function takes it."
-    )
-    error.errno = errno.EEXIST
-    return error
-
-
-def _hidden_sibling(path: str, mark: str = "") -> str:
-    name = f".{name_of(path)}.kw-{mark}{secrets.token_hex(8)}"
-    parent = parent_of(path)
-    return name if parent == "." and not path.startswith("./") else join(parent, name)
-
-
-def _make_parents(directory: str, created: list[str]) -> None:
-    """Makes `directory`, and notes in `created` each ancestor that was not there, outermost first."""
-    missing = []
-    while not tf.io.gfile.exists(directory) and parent_of(directory) != directory:
-        missing.append(directory)
-        directory = parent_of(directory)
-    for ancestor in reversed(missing):
-        created.append(ancestor)
-        tf.io.gfile.makedirs(ancestor)
-
-
-def _remove_empty(directory: str) -> None:
-    with contextlib.suppress(tf.errors.OpError, OSError):
-        if not scheme_of(directory):
-            os.rmdir(directory)
-        elif not tf.io.gfile.listdir(directory):
-            tf.io.gfile.rmtree(directory)
-
-
-def _discard(directory: str) -> None:
-    """Removes a hidden directory. Leaving it there is worth a warning, not the failure of an export that is done."""
-    try:
-        if tf.io.gfile.exists(directory):
-            tf.io.gfile.rmtree(directory)
-    except (tf.errors.OpError, OSError) as error:
-        warnings.warn(f"Could not remove {directory!r} ({reason_of(error)}). It can be removed by hand.", stacklevel=2)
-
-
-def _sweep_stale(parent: str) -> None:
-    # Object stores keep no modification time for a prefix.
-    if scheme_of(parent):
-        return
-    with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        for entry in entries:
-            if not _STAGING_NAME.match(entry.name) or not entry.is_dir(follow_symlinks=False):
-                continue
-            with contextlib.suppress(OSError):
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE_AFTER_S:
-                    _discard(entry.path)

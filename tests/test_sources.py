@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 from keras_warmup.batch import describe, walk
 from keras_warmup.errors import DataError
-from keras_warmup.sources import read_batches, read_leaf, x_of
+from keras_warmup.leaves import read_leaf
+from keras_warmup.sources import read_batches, x_of
 
 ACCEPTED = (
     "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a tf.data.Dataset, a PyDataset, a "
