@@ -17,7 +17,7 @@ from typing import Literal
 import tensorflow as tf
 from google.protobuf.message import DecodeError, EncodeError
 
-from keras_warmup._protos import PredictionLog
+from keras_warmup._protos import PredictionLog, checked_records
 from keras_warmup.errors import RecordsError
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
@@ -54,13 +54,13 @@ def warmup_path(export_dir: str | os.PathLike[str]) -> str:
 
 
 def write_records(
-    path: str | os.PathLike[str], logs: Iterable[PredictionLog], *, max_records: int, max_bytes: int
+    path: str | os.PathLike[str], logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int
 ) -> list[int]:
     """Writes a warmup file; whatever was at `path` is replaced only when all of it is written.
 
     Args:
         path: the file; its directory is made.
-        logs: `PredictionLog`s, in the order the server shall replay them.
+        logs: `PredictionLog`s, or such serialized, in the order the server shall replay them.
         max_records: most records.
         max_bytes: most bytes of the whole file, framing included.
 
@@ -83,7 +83,10 @@ def write_records(
                 sizes.append(len(data))
                 _check_limits(path, sizes, max_records, max_bytes)
                 writer.write(data)
+                del log, data  # or this one would stand beside the next while that is built
         tf.io.gfile.rename(temporary, path, overwrite=True)
+    except EncodeError as error:
+        raise RecordsError(f"Record {len(sizes)} cannot be serialized: {error}. Use smaller batches.") from error
     except tf.errors.OpError as error:
         raise RecordsError(f"Cannot write warmup file {path!r}: {error.message}.") from error
     finally:
@@ -148,8 +151,7 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
         yield 0, RecordProblem("empty", "the file is empty: the server loads the model cold, without a word", True)
         return
     # TensorFlow's reader checks the data: a crc32c in Python takes minutes for a record of images.
-    with tf.init_scope(), tf.device("/CPU:0"):
-        checked = iter(tf.data.TFRecordDataset(path))
+    checked = checked_records(path)
     position, index = 0, 0
     with tf.io.gfile.GFile(path, "rb") as frames:
         while position < size:
@@ -158,7 +160,7 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
             problem = _header_problem(header, position, size)
             if problem is None:
                 try:
-                    data = next(checked).numpy()
+                    data = next(checked)
                 except (tf.errors.DataLossError, StopIteration):
                     problem = RecordProblem("corrupted", f"corrupted record at byte {position}: its data differ", False)
             if problem is not None:
@@ -202,11 +204,8 @@ def _size(path: str) -> int:
     return int(stat.length)
 
 
-def _serialize(log: PredictionLog, index: int) -> bytes:
-    try:
-        data = bytes(log.SerializeToString(deterministic=True))
-    except EncodeError as error:
-        raise RecordsError(f"Record {index} cannot be serialized: {error}. Use smaller batches.") from error
+def _serialize(log: PredictionLog | bytes, index: int) -> bytes:
+    data = log if isinstance(log, bytes) else bytes(log.SerializeToString(deterministic=True))
     if len(data) > MAX_RECORD_BYTES:
         raise RecordsError(
             f"Record {index} has {len(data)} bytes; protobuf reads at most {MAX_RECORD_BYTES}. Use smaller batches."
