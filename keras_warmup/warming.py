@@ -27,7 +27,7 @@ from keras_warmup.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
 from keras_warmup.records import check_replaceable, read_records, warmup_path, write_records
 from keras_warmup.replay import ServingSession, open_session
 from keras_warmup.report import RecordReport, WarmupReport
-from keras_warmup.requests import build_log, describe_log
+from keras_warmup.requests import build_log, describe_log, encode_log
 from keras_warmup.rewriting import share_tensors
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.twins import find_twins
@@ -97,10 +97,8 @@ def warm_saved_model(
             good = [log for index, log in enumerate(read_records(draft)) if index in kept]
             sizes = write_records(draft, good, max_records=options.max_records, max_bytes=options.max_bytes)
             requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
-        reports = [
-            _record_report(*one)
-            for one in zip(read_records(draft) if requests else (), requests, sizes, done.ms, strict=True)
-        ]
+            done.described = [done.described[index] for index in kept]
+        reports = [_record_report(*one) for one in zip(done.described, requests, sizes, done.ms, strict=True)]
         twins = {key: twin for key, twin in twins.items() if key not in cold}
         if twins:
             share_tensors(export_dir, twins)
@@ -161,15 +159,16 @@ def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_n
     yield from old
     for request in requests:
         if request is not None:
-            yield build_log(request, model_name)
+            yield encode_log(request, model_name)
 
 
 @dataclasses.dataclass
 class _Replays:
-    """What replaying the draft gave: milliseconds by record, proof by signature_key, errors of made-up rows by record,
-    and the keys of twins that gave something else.
+    """What reading the draft back and replaying it gave: description and milliseconds by record, proof by signature_key,
+    errors of made-up rows by record, and the keys of twins that gave something else.
     """
 
+    described: list[dict[str, Any]]
     ms: list[float | None]
     proofs: dict[str, str]
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
@@ -186,15 +185,17 @@ def _replay(
     twins: Mapping[str, str],
     facts: Mapping[str, GraphFacts],
 ) -> _Replays:
+    logs = read_records(draft) if requests else iter(())
     if not options.verify:
         keys = [key for request in requests for key in _warms(request)] if rows.model is not None else []
-        return _Replays([None] * len(requests), dict.fromkeys(keys, "unproved: verify=False"))
-    done = _Replays([], {})
+        unproved = dict.fromkeys(keys, "unproved: verify=False")
+        return _Replays([describe_log(log) for log in logs], [None] * len(requests), unproved)
+    done = _Replays([], [], {})
     # Without a record the Session is opened all the same: a model that cannot be loaded is never published.
     with open_session(export_dir) as session:
         done.load_ms = session.load_ms
-        logs = read_records(draft) if requests else iter(())
         for index, (log, request) in enumerate(zip(logs, requests, strict=True)):
+            done.described.append(describe_log(log))
             try:
                 replayed = session.replay(log)
             except ReplayError as error:
@@ -214,17 +215,19 @@ def _replay(
             ]
             if rows.model is None:
                 continue
-            for key in request.warms:
-                if key not in done.proofs:
-                    again = partial(_outputs_of, session, log)
-                    own_call = not rows.own_calls.isdisjoint(request.warms)
-                    # Such a call could change the training that goes on after this export.
-                    known = facts[request.signature_key]
-                    done.proofs[key] = (
-                        RANDOM_OR_STATEFUL
-                        if known.random or known.writes_state
-                        else _prove(request, key, replayed.outputs, rows.model, again, own_call)
-                    )
+            to_prove = [key for key in request.warms if key not in done.proofs]
+            if to_prove:
+                again = partial(_outputs_of, session, log)
+                own_call = not rows.own_calls.isdisjoint(request.warms)
+                # Such a call could change the training that goes on after this export.
+                known = facts[request.signature_key]
+                proof = (
+                    RANDOM_OR_STATEFUL
+                    if known.random or known.writes_state
+                    else _prove(request, to_prove[0], replayed.outputs, rows.model, again, own_call)
+                )
+                # The keys of one request are one set of tensors, or were just found to give the same.
+                done.proofs.update(dict.fromkeys(to_prove, proof))
     return done
 
 
@@ -261,10 +264,12 @@ def _prove(
         return f"unproved: bound by name (the model cannot be called on the endpoint's rows: {type(error).__name__})"
 
 
-def _record_report(log: Any, request: PlannedRequest | None, size: int, ms: float | None) -> RecordReport:
+def _record_report(
+    described: Mapping[str, Any], request: PlannedRequest | None, size: int, ms: float | None
+) -> RecordReport:
     source = "file" if request is None else request.source
     warms = _warms(request)
-    return RecordReport(**describe_log(log), source=source, bytes=size, replay_ms=ms, warms=warms)
+    return RecordReport(**described, source=source, bytes=size, replay_ms=ms, warms=warms)
 
 
 def _warms(request: PlannedRequest | None) -> tuple[str, ...]:
