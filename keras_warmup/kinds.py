@@ -6,7 +6,7 @@ The rules are TensorFlow Serving's (`predict_util.cc`, `classifier.cc`, `regress
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from keras_warmup.batch import render_shape
@@ -72,29 +72,6 @@ def default_kind(signature: _Signature) -> Kind:
     if kinds["classify"] is None:
         return "classify"
     return "regress" if kinds["regress"] is None else "predict"
-
-
-def multi_inference_groups(signatures: Iterable[_Signature]) -> list[dict[str, Kind]]:
-    """Which signatures one MultiInference request can ask for together.
-
-    The server refuses tasks that do not feed the same tensor, and a signature may come once. Signatures over the same
-    tensors as an earlier one add nothing and are left out.
-
-    Args:
-        signatures: signatures of one meta graph, in the order to take them.
-
-    Returns:
-        Groups of signature_key -> `classify` or `regress`, one for each input tensor.
-    """
-    groups: dict[str, dict[str, Kind]] = {}
-    seen: set[frozenset[str]] = set()
-    for signature in signatures:
-        kind = default_kind(signature)
-        tensors = frozenset(spec.tensor for spec in (*signature.inputs.values(), *signature.outputs.values()))
-        if kind != "predict" and tensors not in seen:
-            seen.add(tensors)
-            groups.setdefault(signature.inputs["inputs"].tensor, {})[signature.key] = kind
-    return list(groups.values())
 
 
 def _why_not_predict(signature: _Signature) -> str | None:

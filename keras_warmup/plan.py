@@ -117,6 +117,7 @@ def plan_requests(
         if batching is not None:
             _require_batchable(lead, options, batching)
         sizes = _batch_sizes(lead, options, batching)
+        notes += _unheeded_sizes(lead, options, sizes)
         shapes = _shapes_of(lead)
         kept = _shapes_to_warm(lead, shapes)
         total = max(len(shapes), shapes_seen)
@@ -221,6 +222,18 @@ def _batch_sizes(candidate: Candidate, options: WarmupOptions, batching: Batchin
         return list(batching.allowed_batch_sizes)
     sizes = DEFAULT_XLA_BATCH_SIZES if candidate.facts.compiles else (DEFAULT_BATCH_SIZE,)
     return [size for size in sizes if batching is None or size <= batching.max_batch_size] or [1]
+
+
+def _unheeded_sizes(candidate: Candidate, options: WarmupOptions, sizes: Sequence[int | None]) -> list[str]:
+    """What becomes of `batch_sizes` that this signature cannot take; another one may well take them."""
+    if options.batch_sizes is None or set(sizes) == set(options.batch_sizes):
+        return []
+    why = (
+        "its inputs have no batch dimension, or are the parts of a ragged or sparse tensor, which are sent whole"
+        if sizes == [None]
+        else f"it fixes its batch at {sizes[0]}"
+    )
+    return [f"Signature {candidate.signature.key!r} cannot take batch_sizes={list(options.batch_sizes)}: {why}."]
 
 
 def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> None:

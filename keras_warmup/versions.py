@@ -41,32 +41,19 @@ def as_path(path: str | os.PathLike[str]) -> str:
     return text.rstrip("/") or "/"
 
 
-def next_version(base: str | os.PathLike[str]) -> int:
-    """The version after the highest one under `base`; 1 where there is none.
-
-    Names are read as the server reads them: decimal integers up to 2^63 - 1, leading zeros allowed (`00000123` is 123),
-    files too; hidden and other names are ignored.
-
-    Args:
-        base: the model's base path; it may not exist.
-
-    Raises:
-        PublishError: the highest version is the last there can be.
-    """
-    return _next_number(as_path(base), re.compile(r"(\d+)", re.ASCII))
-
-
 def resolve_version(path: str | os.PathLike[str]) -> str:
     """Fills in `{version}` (or `{version:08d}`): the highest integer under the base path + 1, starting at 1.
 
-    The base path is what stands before the component with the field. In a component such as `v{version}` the integers
-    are those of its siblings with the same rest of the name.
+    The base path is what stands before the component with the field; it may not exist. Names are read as the server reads
+    them: decimal integers up to 2^63 - 1, leading zeros allowed (`00000123` is 123), files too; hidden and other names are
+    ignored. In a component such as `v{version}` the integers are those of its siblings with the same rest of the name.
 
     Args:
         path: a path with or without `{version}`; other braces are taken literally.
 
     Raises:
         OptionsError: the format specification does not format an integer.
+        PublishError: the highest version is the last there can be.
     """
     template = as_path(path)
     first = _VERSION_FIELD.search(template)

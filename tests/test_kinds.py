@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from keras_warmup.kinds import default_kind, multi_inference_groups, servable_kinds
+from keras_warmup.kinds import default_kind, servable_kinds
 from keras_warmup.signatures import Signature, TensorSpec, read_meta_graph, read_signatures
 
 SAVEDMODELS = pathlib.Path(__file__).parents[2] / "shared" / "savedmodels"
@@ -180,27 +180,3 @@ def test_real_models_are_read_as_their_makers_meant():
     assert servable_kinds(unreachable)["regress"] == (
         "Regress feeds serialized tf.Examples (string), and its input 'inputs' is float32"
     )
-
-
-def test_one_multi_inference_takes_the_tasks_that_feed_the_same_tensor():
-    def task(key, tensor, outputs):
-        inputs = {"inputs": TensorSpec("inputs", tensor, "string", (None,))}
-        return Signature(key, "", inputs, specs(outputs), frozenset())
-
-    regression = {"outputs": ("float32", (None, 1))}
-    found = multi_inference_groups(
-        [
-            task("a", "x:0", SCORES),
-            task("b", "y:0", regression),
-            task("c", "x:0", regression),
-            task("twin_of_a", "x:0", SCORES),
-            task("predict", "x:0", {"other": ("float32", (None, 1))}),
-        ]
-    )
-    assert found == [{"a": "classify", "c": "regress"}, {"b": "regress"}]
-
-
-@pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
-def test_the_taxi_model_has_one_multi_inference_over_classification_and_regression():
-    signatures = read_signatures(read_meta_graph(SAVEDMODELS / "chicago_taxi_estimator" / "1"))
-    assert multi_inference_groups(signatures) == [{"classification": "classify", "regression": "regress"}]

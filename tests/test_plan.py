@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,20 @@ def test_rows_given_to_the_model_are_those_of_the_request():
 def test_a_fixed_batch_wins_over_the_default():
     assert sizes(plan(candidate(dim0=1))) == [("serving_default", 1)]
     assert sizes(plan(candidate(dim0=5, size=3))) == [("serving_default", 5)]
+
+
+def test_batch_sizes_that_a_signature_cannot_take_are_told():
+    made = plan(candidate("fixed", feed="f:0", dim0=1), candidate("free", feed="r:0"), batch_sizes=[8])
+    assert sizes(made) == [("fixed", 1), ("free", 8)]
+    assert made.notes == ("Signature 'fixed' cannot take batch_sizes=[8]: it fixes its batch at 1.",)
+    scalar = candidate()
+    bound = BoundBatch({"x": np.float32(3)[...]}, None, 1, frozenset(), "data")
+    made = plan(Candidate(scalar.signature, scalar.facts, [bound]), batch_sizes=[8])
+    assert sizes(made) == [("serving_default", None)]
+    assert made.notes == (
+        "Signature 'serving_default' cannot take batch_sizes=[8]: its inputs have no batch dimension, or are the parts of "
+        "a ragged or sparse tensor, which are sent whole.",
+    )
 
 
 def test_output_sets_are_asked_besides_all_outputs_and_a_full_set_is_no_new_one():
@@ -177,3 +193,19 @@ def test_what_no_signature_can_give_is_refused_and_not_ignored():
         plan(candidate(), output_filters={"other": [["y"]]})
     with pytest.raises(OptionsError, match=r"No signature can serve the kinds \['regress'\]"):
         plan(candidate(), kinds=["predict", "regress"])
+
+
+def test_one_multi_inference_takes_the_tasks_that_feed_the_same_tensor():
+    def task(key, kind, **changes):
+        return dataclasses.replace(candidate(key, **changes), kinds=(), task=kind)
+
+    made = plan(
+        task("a", "classify", feed="shared:0"),
+        task("b", "regress", feed="other:0"),
+        task("c", "regress", feed="shared:0", fetches=("outputs",)),
+        task("twin_of_a", "classify", feed="shared:0"),
+    )
+    assert [(request.kind, request.tasks) for request in made.requests] == [
+        ("multi_inference", (("a", "classify"), ("c", "regress"))),
+        ("multi_inference", (("b", "regress"),)),
+    ]

@@ -373,29 +373,29 @@ def test_relative_paths_are_published_below_the_working_directory(tmp_path, monk
 
 
 def test_next_version_reads_names_as_the_server_does(base):
-    assert versions.next_version(base) == 1
+    assert versions.resolve_version(f"{base}/{{version}}") == f"{base}/1"
     for name in ["2", "00000123", ".999", "v7", "12a", "-5", "3.5", "99999999999999999999", "٤٥٦"]:
         gfile.makedirs(f"{base}/{name}")
-    assert versions.next_version(base) == 124
+    assert versions.resolve_version(f"{base}/{{version}}") == f"{base}/124"
     with gfile.GFile(f"{base}/130", "w") as file:
         file.write("the server takes a file for a version too")
-    assert versions.next_version(base) == 131
+    assert versions.resolve_version(f"{base}/{{version}}") == f"{base}/131"
 
 
 def test_next_version_ends_at_int64(tmp_path):
     (tmp_path / str(2**63 - 1)).mkdir()
     with pytest.raises(PublishError) as caught:
-        versions.next_version(tmp_path)
+        versions.resolve_version(tmp_path / "{version}")
     assert str(caught.value) == (
-        f"Cannot take the next version under '{tmp_path}': 9223372036854775807 is the last one a server reads."
+        f"Cannot take the next version under '{tmp_path}/': 9223372036854775807 is the last one a server reads."
     )
 
 
 def test_next_version_ignores_models_under_construction(tmp_path):
     with publish.staged(tmp_path / "5", overwrite=False) as staging:
-        assert versions.next_version(tmp_path) == 1
+        assert versions.resolve_version(tmp_path / "{version}") == str(tmp_path / "1")
         build(staging)
-    assert versions.next_version(tmp_path) == 6
+    assert versions.resolve_version(tmp_path / "{version}") == str(tmp_path / "6")
 
 
 def test_version_counts_up(base):
