@@ -2,38 +2,52 @@
 
     python benchmarks/first_request.py --output benchmarks/results
 
-Writes first_request.json, first_request.png and first_request.md (the table of the README) to the output directory. Each
-figure is the median of fresh processes that take turns; clients send a batch of 4 rows that no warmup file holds.
+Writes first_request.json, first_request.png and first_request.md (the table of the README) to the output directory,
+and the table into a README with `--readme`. Each figure is the median of fresh processes that take turns; clients send a batch
+of 4 rows that no warmup file holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import platform
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
+from first_request_report import (
+    APART,
+    BATCH_1,
+    COPIES,
+    DEFAULT_ONLY,
+    NONE,
+    OURS,
+    SMALLEST,
+    claims_of,
+    is_warm,
+    legend_of,
+    read_results,
+    table_of,
+    update_readme,
+    write_results,
+)
 from zoo import ZOO, Specimen
 
 import keras_warmup as kw
-from keras_warmup.bench_report import render_ms
 from keras_warmup.candidates import Rows, find_candidates
 from keras_warmup.measuring import Figures, ProcessEngine, Sample
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate
 from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.plot import STEADY, draw_groups, new_figure, write_figure
 from keras_warmup.probes import Probe, plan_probes
 from keras_warmup.records import read_records, warmup_path, write_records
 from keras_warmup.requests import build_log
@@ -43,20 +57,10 @@ from keras_warmup.sources import read_batches
 
 EXAMPLE = """example:
   python benchmarks/first_request.py --output benchmarks/results
+  python benchmarks/first_request.py --output benchmarks/results --readme README.md
   python benchmarks/first_request.py --models MLP LSTM --processes 3
 """
 CLIENT_BATCH = 4
-NONE, BATCH_1, COPIES, OURS, APART, SMALLEST = (
-    "none",
-    "batch 1, each signature",
-    "100 copies of one",
-    "keras_warmup",
-    "keras_warmup, twins apart",
-    "smallest found by trial",
-)
-COLOURS = {NONE: "#3b6fb6", BATCH_1: "#b6483b", COPIES: "#8e5ba6", OURS: "#e07b39"}
-# Warm is at most half as slow again as steady, or as good as that: a client does not feel 3 ms.
-WARM_RATIO, WARM_MS = 1.5, 3.0
 
 
 @dataclasses.dataclass
@@ -107,11 +111,14 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     candidates.sort(key=lambda one: one.signature.key != "serving_default")
     ones = [request_of(candidate, 1) for candidate in candidates]
     variants[1:1] = [
+        variant_of(DEFAULT_ONLY, plain, directory, ones[:1]),
         variant_of(BATCH_1, plain, directory, ones),
         variant_of(COPIES, plain, directory, ones[:1] * 100),
     ]
     if not arguments.no_trial:
-        variants.append(smallest_by_trial(specimen, plain, directory, candidates, probes))
+        ours = next(variant for variant in variants if variant.name == OURS)
+        # On our own export: where signatures share tensors, fewer records do there than anywhere else.
+        variants.append(smallest_by_trial(specimen, ours.export_dir, directory, candidates, probes))
     for turn in range(arguments.processes):
         for index, probe in enumerate(probes):
             order = variants[turn % len(variants) :] + variants[: turn % len(variants)]
@@ -174,11 +181,6 @@ def sample(variant: Variant, probe: Probe, count: int) -> Sample:
     return ProcessEngine(variant.export_dir).sample(probe.logs, count, variant.file)
 
 
-def is_warm(first_ms: float, steady_ms: float) -> bool:
-    """Whether a first request is as good as a steady one."""
-    return first_ms <= WARM_RATIO * steady_ms or first_ms <= steady_ms + WARM_MS
-
-
 def smallest_by_trial(
     specimen: Specimen, export_dir: str, directory: str, candidates: Sequence[Candidate], probes: Sequence[Probe]
 ) -> Variant:
@@ -205,7 +207,7 @@ def smallest_by_trial(
         ordered = sorted(probes, key=lambda probe: (probe.signature_key, probe.output_filter) != one[:2])
         if rest and _all_warm(variant_of(SMALLEST, export_dir, directory, [log for _, _, log in rest]), ordered):
             records = rest
-    print(f"{specimen.name}: {len(records)} records suffice", file=sys.stderr, flush=True)
+    print(f"{specimen.name}: records that suffice: {len(records)}", file=sys.stderr, flush=True)
     return variant_of(SMALLEST, export_dir, directory, [log for _, _, log in records])
 
 
@@ -254,93 +256,6 @@ def summary_of(specimen: Specimen, variants: Sequence[Variant], probes: Sequence
     }
 
 
-def table_of(results: Sequence[dict[str, Any]]) -> str:
-    """The table of the README."""
-    lines = [
-        "| model | warmup file | records | bytes | first request, ms | steady, ms | load added, ms |",
-        "|---|---|--:|--:|--:|--:|--:|",
-    ]
-    for result in results:
-        for row in result["files"]:
-            firsts = " / ".join(
-                f"**{render_ms(ms)}**" if warm else render_ms(ms)
-                for ms, warm in zip(row["first_ms"], row["warm"], strict=True)
-            )
-            steady = " / ".join(render_ms(ms) for ms in result["steady_ms"])
-            lines.append(
-                f"| {result['model']} | {row['file']} | {row['records']} | {row['bytes']} | {firsts} | {steady} | "
-                f"{row['load_added_ms']:.0f} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def legend_of(results: Sequence[dict[str, Any]]) -> str:
-    """What each number of a row is."""
-    lines = ["First requests, in this order (bold: warm):", ""]
-    for result in results:
-        asked = [
-            probe["signature_key"] + (f" {probe['output_filter']}" if probe["output_filter"] else "")
-            for probe in result["probes"]
-        ]
-        lines.append(f"- {result['model']}: {', '.join(f'`{one}`' for one in asked)}")
-    return "\n".join(lines) + "\n"
-
-
-def draw(results: Sequence[dict[str, Any]], path: str) -> None:
-    """The slowest first request of each model with each file."""
-    figure, axes = new_figure(2 * len(results))
-    series: list[Any] = []
-    for name, colour in COLOURS.items():
-        bars = []
-        for result in results:
-            row = next(one for one in result["files"] if one["file"] == name)
-            slowest = max(range(len(row["first_ms"])), key=lambda index: row["first_ms"][index])
-            bars.append((row["first_ms"][slowest], tuple(row["first_range_ms"][slowest])))
-        label = {NONE: "no warmup file", OURS: "keras_warmup"}.get(name, name)
-        series.append((label, colour, bars))
-    series.append(("steady", STEADY, [(max(result["steady_ms"]), None) for result in results]))
-    draw_groups(axes, [result["model"] for result in results], series)
-    axes.set_title("Slowest first request of a batch of 4 after loading", loc="left", fontsize=11)
-    write_figure(figure, path)
-
-
-def claims_of(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether what the project claims holds in this run, a line each."""
-    lines = []
-    for result in results:
-        rows = {row["file"]: row for row in result["files"]}
-        ours = rows[OURS]
-        lines.append(f"{result['model']}: ours warm: {all(ours['warm'])}; batch 1 warm: {all(rows[BATCH_1]['warm'])}")
-        if SMALLEST in rows:
-            share = ours["load_added_ms"] / rows[SMALLEST]["load_added_ms"]
-            lines.append(f"{result['model']}: load added, ours / smallest by trial: {share:.2f} (claim: <= 1.2)")
-        if APART in rows:
-            share = ours["load_added_ms"] / rows[APART]["load_added_ms"]
-            lines.append(f"{result['model']}: load added, twins shared / apart: {share:.2f} (claim: <= 0.65)")
-    return lines
-
-
-def write_results(results: Sequence[dict[str, Any]], arguments: argparse.Namespace, seconds: float) -> None:
-    """Writes what there is so far."""
-    about = {
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "cpus": os.cpu_count(),
-        "machine": platform.machine(),
-        "processes": arguments.processes,
-        "client_batch_size": CLIENT_BATCH,
-        "seconds": round(seconds),
-        "load_average": os.getloadavg()[0],
-    }
-    base = os.path.join(arguments.output, "first_request")
-    with open(f"{base}.json", "w", encoding="utf-8") as file:
-        json.dump({"about": about, "results": results, "claims": claims_of(results)}, file, indent=1)
-        file.write("\n")
-    with open(f"{base}.md", "w", encoding="utf-8") as file:
-        file.write(table_of(results) + "\n" + legend_of(results))
-    draw(results, f"{base}.png")
-
-
 def main() -> int:
     """Runs the zoo."""
     parser = argparse.ArgumentParser(
@@ -354,19 +269,48 @@ def main() -> int:
     parser.add_argument(
         "--no-trial", action="store_true", help="do not look for the smallest sufficient set of records"
     )
+    parser.add_argument("--readme", metavar="FILE", help="also write the table into this file, between its marks")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing: render what --output holds once more")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    started = time.perf_counter()
     os.makedirs(arguments.output, exist_ok=True)
+    if arguments.redraw:
+        found = read_results(arguments.output)
+        results, about = found["results"], found["about"]
+        write_results(results, about, arguments.output)
+    else:
+        results = run_zoo(arguments)
+    if arguments.readme:
+        update_readme(results, arguments.readme)
+    print(table_of(results) + "\n" + legend_of(results) + "\n" + "\n".join(claims_of(results)))
+    return 0
+
+
+def run_zoo(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures one model after the other."""
+    started = time.perf_counter()
     results: list[dict[str, Any]] = []
     for specimen in ZOO:
         if specimen.name in arguments.models:
             with tempfile.TemporaryDirectory(prefix="keras-warmup-zoo-") as directory:
                 results.append(measure(specimen, directory, arguments))
             # After each model: a zoo takes long, and may be interrupted.
-            write_results(results, arguments, time.perf_counter() - started)
-    print(table_of(results) + "\n" + legend_of(results) + "\n" + "\n".join(claims_of(results)))
-    return 0
+            write_results(results, about_run(arguments, time.perf_counter() - started), arguments.output)
+    return results
+
+
+def about_run(arguments: argparse.Namespace, seconds: float) -> Mapping[str, Any]:
+    """Where and how it was measured."""
+    return {
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "cpus": os.cpu_count(),
+        "machine": platform.machine(),
+        "processes": arguments.processes,
+        "client_batch_size": CLIENT_BATCH,
+        "seconds": round(seconds),
+        "load_average": os.getloadavg()[0],
+    }
 
 
 if __name__ == "__main__":
