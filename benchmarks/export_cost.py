@@ -1,13 +1,19 @@
 """What an export with a warmup file costs beside what it cannot do without.
 
-Each round times, in turns and in one process: `model.export`; loading that SavedModel into a Session, replaying the records once
-and calling the model on their rows; `export_with_warmup`; and the same with `verify=False`. Printed are the median over the rounds
-of the whole / (export + load + replay + call), and of the unverified / export.
+Each round times, in turns and in one process: `model.export`; loading that SavedModel into a Session, replaying the records once,
+replaying them on the twin signatures (the two must be seen to give the same before they share tensors), and calling the model on
+their rows; `export_with_warmup`; and the same with `verify=False`. Printed are medians, and the median over the rounds of
+
+- verified: `export_with_warmup` / (export + load + replays + call),
+- file only: the same without the twins' replays in the sum,
+- unverified: `verify=False` / export.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import gc
 import json
 import os
 import statistics
@@ -15,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -24,6 +30,7 @@ import tensorflow as tf
 from zoo import ZOO, Specimen
 
 import keras_warmup as kw
+from keras_warmup._protos import PredictionLog
 from keras_warmup.replay import open_session
 
 EXAMPLE = """example:
@@ -32,7 +39,22 @@ EXAMPLE = """example:
 """
 # Those that model.export writes: a custom export_fn costs what its author makes it cost.
 MODELS = {specimen.name: specimen for specimen in ZOO if specimen.export_fn is None}
-PLAIN, PARTS, WHOLE, UNVERIFIED = "export", "load + replay + call", "export_with_warmup", "verify=False"
+PLAIN, LOAD, REPLAY, TWINS, CALL = "export", "load", "replay", "replay of twins", "call"
+WHOLE, UNVERIFIED = "export_with_warmup", "verify=False"
+
+
+class Stopwatch:
+    """Seconds by name, a value for each round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextlib.contextmanager
+    def timing(self, name: str) -> Iterator[None]:
+        """Times a block."""
+        started = time.perf_counter()
+        yield
+        self.seconds.setdefault(name, []).append(time.perf_counter() - started)
 
 
 def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
@@ -40,55 +62,68 @@ def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
     keras.utils.set_random_seed(0)
     model = specimen.build()
     data = specimen.rows(64, 1)
+    watch = Stopwatch()
     with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
         plain, whole = os.path.join(directory, "plain"), os.path.join(directory, "whole", "1")
 
-        def export_warm(**options: bool) -> None:
-            kw.export_with_warmup(
-                model, whole, data=data, warmup={**specimen.warmup, **options}, overwrite=os.path.exists(whole)
-            )
+        def export_plainly() -> None:
+            with watch.timing(PLAIN):
+                model.export(plain, verbose=False)
+
+        def export_warm(name: str, **options: bool) -> kw.WarmupReport:
+            warmup = {**specimen.warmup, **options}
+            with watch.timing(name):
+                return kw.export_with_warmup(model, whole, data=data, warmup=warmup, overwrite=os.path.exists(whole))
 
         def run_parts() -> None:
-            # What cannot be saved: the SavedModel is loaded, its records run once, and the model itself on their rows.
-            with open_session(plain) as session:
-                for log in records:
-                    session.replay(log)
-            for x in rows:
-                model(x, training=False)
+            with contextlib.ExitStack() as stack:
+                with watch.timing(LOAD):
+                    session = stack.enter_context(open_session(plain))
+                with watch.timing(REPLAY):
+                    for log in records:
+                        session.replay(log)
+                with watch.timing(TWINS):
+                    for log in twins:
+                        session.replay(log)
+            with watch.timing(CALL):
+                for x in rows:
+                    model(x, training=False)
 
-        export_warm()
+        report = export_warm(WHOLE)
         records = list(kw.read_records(whole))
-        rows = [
-            tf.make_ndarray(log.predict_log.request.inputs[name])
-            for log in records
-            for name in log.predict_log.request.inputs
-        ]
-        ways: dict[str, Callable[[], None]] = {
-            PLAIN: lambda: model.export(plain, verbose=False),
-            PARTS: run_parts,
-            WHOLE: export_warm,
-            UNVERIFIED: lambda: export_warm(verify=False),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        # Only whole output sets are compared, and called.
+        plainly = [log.predict_log.request for log in records if not log.predict_log.request.output_filter]
+        twins = []
+        for request in plainly:
+            for key in set(report.shared_signatures) - {request.model_spec.signature_name}:
+                twins.append(PredictionLog(predict_log={"request": request}))
+                twins[-1].predict_log.request.model_spec.signature_name = key
+        rows = [tf.make_ndarray(tensor) for request in plainly for tensor in request.inputs.values()]
         # One round before: whatever is loaded or started once is no part of an export.
         for turn in range(-1, rounds):
-            # `plain` must stand before it is loaded, so the first two keep their order.
-            order = [PLAIN, PARTS, WHOLE, UNVERIFIED] if turn % 2 else [UNVERIFIED, WHOLE, PLAIN, PARTS]
-            for name in order:
-                started = time.perf_counter()
-                ways[name]()
-                taken = time.perf_counter() - started
-                if turn >= 0:
-                    seconds[name].append(taken)
-    return seconds
+            if turn == 0:
+                watch.seconds.clear()
+            steps: list[Callable[[], object]] = [export_plainly, run_parts]
+            steps.insert(2 * (turn % 2), lambda: export_warm(WHOLE))
+            steps.insert(3 * (turn % 2), lambda: export_warm(UNVERIFIED, verify=False))
+            for step in steps:
+                # The graphs of one export are garbage in cycles: none must pay for collecting another's.
+                gc.collect()
+                step()
+    return watch.seconds
 
 
-def ratios_of(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """The two ratios, medians over the rounds."""
-    rounds = list(zip(*seconds.values(), strict=True))
+def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The ratios, medians over the rounds."""
+
+    def median_ratio(name: str, parts: Sequence[str]) -> float:
+        sums = [sum(one) for one in zip(*(seconds[part] for part in parts), strict=True)]
+        return statistics.median(taken / total for taken, total in zip(seconds[name], sums, strict=True))
+
     return {
-        "verified": statistics.median(whole / (plain + parts) for plain, parts, whole, _ in rounds),
-        "unverified": statistics.median(unverified / plain for plain, _, _, unverified in rounds),
+        "verified": median_ratio(WHOLE, [PLAIN, LOAD, REPLAY, TWINS, CALL]),
+        "file only": median_ratio(WHOLE, [PLAIN, LOAD, REPLAY, CALL]),
+        "unverified": median_ratio(UNVERIFIED, [PLAIN]),
     }
 
 
@@ -99,7 +134,7 @@ def main() -> int:
     )
     names = list(MODELS)
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of each model (default: 7)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each model (default: 9)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -7,6 +7,7 @@ the resident set at its peak, each way in a process of its own, in multiples of 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -64,6 +65,10 @@ def measure_seconds(directory: str, x: np.ndarray, arguments: argparse.Namespace
     for turn in range(-1, arguments.rounds):
         for name in list(WAYS) if turn % 2 == 0 else reversed(WAYS):
             path = os.path.join(directory, name)
+            # Neither way must wait until the disk has taken, or freed, what another one wrote.
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
+            os.sync()
             started = time.perf_counter()
             WAYS[name](path, x, arguments.records)
             taken = time.perf_counter() - started
