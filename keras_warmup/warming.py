@@ -11,6 +11,7 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -192,7 +193,7 @@ def _replay(
         return _Replays([describe_log(log) for log in logs], [None] * len(requests), unproved)
     done = _Replays([], [], {})
     # Without a record the Session is opened all the same: a model that cannot be loaded is never published.
-    with open_session(export_dir) as session:
+    with open_session(export_dir) as session, ThreadPoolExecutor(1) as beside:
         done.load_ms = session.load_ms
         for index, (log, request) in enumerate(zip(logs, requests, strict=True)):
             done.described.append(describe_log(log))
@@ -208,27 +209,41 @@ def _replay(
             done.ms.append(replayed.ms)
             if request is None or request.output_filter or request.tasks:
                 continue
-            done.apart += [
-                key
+            # Building a twin's executor takes as long as a cold start, and the model's own call needs no Session.
+            same = {
+                key: beside.submit(_gives_the_same, session, request, key, replayed.outputs)
                 for key in request.warms
-                if key in twins and not _gives_the_same(session, request, key, replayed.outputs)
-            ]
-            if rows.model is None:
-                continue
-            to_prove = [key for key in request.warms if key not in done.proofs]
-            if to_prove:
-                again = partial(_outputs_of, session, log)
-                own_call = not rows.own_calls.isdisjoint(request.warms)
-                # Such a call could change the training that goes on after this export.
-                known = facts[request.signature_key]
-                proof = (
-                    RANDOM_OR_STATEFUL
-                    if known.random or known.writes_state
-                    else _prove(request, to_prove[0], replayed.outputs, rows.model, again, own_call)
-                )
-                # The keys of one request are one set of tensors, or were just found to give the same.
-                done.proofs.update(dict.fromkeys(to_prove, proof))
+                if key in twins
+            }
+            if rows.model is not None:
+                _add_proofs(done, request, log, replayed.outputs, session, rows, facts[request.signature_key])
+            # Before the next record, whose time must be its own.
+            done.apart += [key for key, equal in same.items() if not equal.result()]
     return done
+
+
+def _add_proofs(
+    done: _Replays,
+    request: PlannedRequest,
+    log: Any,
+    outputs: Mapping[str, Any],
+    session: ServingSession,
+    rows: Rows,
+    facts: GraphFacts,
+) -> None:
+    """Proves the signatures a record warms and no earlier one has proved."""
+    to_prove = [key for key in request.warms if key not in done.proofs]
+    if not to_prove:
+        return
+    if facts.random or facts.writes_state:
+        # Such a call could change the training that goes on after this export.
+        proof = RANDOM_OR_STATEFUL
+    else:
+        again = partial(_outputs_of, session, log)
+        own_call = not rows.own_calls.isdisjoint(request.warms)
+        proof = _prove(request, to_prove[0], outputs, rows.model, again, own_call)
+    # The keys of one request are one set of tensors, or twins: if they turn out to be none, all is made anew.
+    done.proofs.update(dict.fromkeys(to_prove, proof))
 
 
 def _gives_the_same(session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]) -> bool:
