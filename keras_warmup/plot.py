@@ -101,12 +101,13 @@ def draw_groups(
     axes.set_xlim(min(known) / 2.5, max(known) * 4)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.set_xlabel("milliseconds, log scale (lines: least to greatest)", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", which="major", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.figure.legend(loc="outside lower center", ncols=len(series), fontsize=8, frameon=False)
+    axes.figure.legend(loc="outside lower center", ncols=min(len(series), 3), fontsize=8, frameon=False)
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -1,0 +1,110 @@
+"""The scripts in benchmarks/: what they print and write is what they measured, and the README says the same."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import runpy
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+RESULTS = BENCHMARKS / "results" / "first_request.json"
+
+
+@pytest.fixture(autouse=True)
+def rooms_of_the_scripts(monkeypatch):
+    """A script's own directory is on its path; ours is not, and their rooms must not stay."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield
+    for name in ("zoo", "first_request_report"):
+        if name not in before:
+            sys.modules.pop(name, None)
+
+
+def run(monkeypatch, name, *argv):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+    return exit_.value.code
+
+
+SCRIPTS = sorted(
+    path.name for path in BENCHMARKS.glob("*.py") if path.name not in ("zoo.py", "first_request_report.py")
+)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_says_how_to_run_it(name, monkeypatch, capsys):
+    assert run(monkeypatch, name, "--help") == 0
+    assert f"python benchmarks/{name}" in capsys.readouterr().out
+
+
+def result(model="LSTM", ours=2.0, shared=50.0):
+    def row(file, first, added, warm):
+        firsts = [first, 1.0]
+        return {
+            "file": file, "records": 1, "bytes": 10, "first_ms": firsts, "first_range_ms": [[one, one] for one in firsts],
+            "load_added_ms": added, "load_added_range_ms": [added, added], "warm": [warm, True],
+        }  # fmt: skip
+
+    rows = [row("none", 90.0, 0.0, False), row("batch 1, default signature", 40.0, 40.0, False)]
+    rows += [row("batch 1, each signature", 20.0, 80.0, False), row("100 copies of one", 40.0, 90.0, False)]
+    rows += [row("keras_warmup", ours, shared, ours <= 4), row("keras_warmup, twins apart", 2.0, 100.0, True)]
+    rows += [row("smallest found by trial", 2.0, 45.0, True)]
+    probes = [{"signature_key": key, "kind": "predict", "output_filter": []} for key in ("serving_default", "serve")]
+    return {"model": model, "probes": probes, "steady_ms": [1.0, 1.0], "files": rows}
+
+
+def test_claims_say_no_where_the_figures_do():
+    from first_request_report import claims_of
+
+    assert claims_of([result()]) == [
+        "LSTM: every first request warm: yes; batch 1, default signature: no; batch 1, each signature: no; 100 copies of "
+        "one: no",
+        "LSTM: load added, ours / smallest by trial: 1.11 (claim: <= 1.2)",
+        "LSTM: load added, twins shared / apart: 0.50 (claim: <= 0.65)",
+    ]
+    assert claims_of([result(ours=9.0)])[0].startswith("LSTM: every first request warm: NO;")
+
+
+@pytest.mark.parametrize(
+    ("first", "steady", "warm"), [(3.9, 1.0, True), (4.1, 1.0, False), (149.0, 100.0, True), (151.0, 100.0, False)]
+)
+def test_warm_is_one_and_a_half_times_steady_or_within_3_ms(first, steady, warm):
+    from first_request_report import is_warm
+
+    assert is_warm(first, steady) is warm
+
+
+def test_results_are_redrawn_and_put_between_the_marks_of_a_readme(monkeypatch, capsys, tmp_path):
+    (tmp_path / "first_request.json").write_text(json.dumps({"about": {"cpus": 2}, "results": [result()]}))
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- first request -->\nwhat was there\n<!-- /first request -->\nafter\n")
+    assert run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme) == 0
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- first request -->\n\n| model |") and text.endswith("request -->\nafter\n")
+    assert "| LSTM | keras_warmup | 1 | 10 | **2.00** / **1.00** | 1.00 / 1.00 | 50 |" in text
+    assert "what was there" not in text
+    assert (tmp_path / "first_request.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "first_request.md").read_text() in text
+    assert "claim: <= 1.2" in capsys.readouterr().out
+
+
+def test_a_readme_without_marks_is_left_alone(monkeypatch, tmp_path):
+    (tmp_path / "first_request.json").write_text(json.dumps({"about": {}, "results": [result()]}))
+    readme = tmp_path / "README.md"
+    readme.write_text("mine\n")
+    code = run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme)
+    assert "has no '<!-- first request -->'" in code
+    assert readme.read_text() == "mine\n"
+
+
+def test_the_table_in_our_readme_is_the_one_that_was_measured():
+    from first_request_report import legend_of, table_of
+
+    results = json.loads(RESULTS.read_text())["results"]
+    assert table_of(results) + "\n" + legend_of(results) in (ROOT / "README.md").read_text()
