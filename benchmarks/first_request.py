@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -58,8 +58,9 @@ from keras_warmup.sources import read_batches
 EXAMPLE = """example:
   python benchmarks/first_request.py --output benchmarks/results
   python benchmarks/first_request.py --output benchmarks/results --readme README.md
-  python benchmarks/first_request.py --models MLP LSTM --processes 3
+  python benchmarks/first_request.py --models MLP LSTM --processes 3 --output /tmp/first_request
 """
+RESULTS = "benchmarks/results"
 CLIENT_BATCH = 4
 
 
@@ -129,22 +130,20 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     return summary_of(specimen, variants, probes)
 
 
-def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -> Iterator[Variant]:
+def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -> list[Variant]:
     """Our export; and the same with twin signatures left apart, where they are shared."""
     options = dict(specimen.warmup)
     if specimen.sizes_matter:
         options["batch_sizes"] = [CLIENT_BATCH]
-    choices: list[tuple[str, dict[str, Any]]] = [(OURS, {})]
-    if "share_twin_signatures" in {field.name for field in dataclasses.fields(WarmupOptions)}:
-        choices = [(OURS, {"share_twin_signatures": True}), (APART, {"share_twin_signatures": False})]
     made: list[Variant] = []
-    for name, more in choices:
+    for name, shared in ((OURS, True), (APART, False)):
         path = os.path.join(directory, name.replace(" ", "_"), "1")
-        report = kw.export_with_warmup(model, path, data=data, warmup={**options, **more}, export_fn=specimen.export_fn)
+        options["share_twin_signatures"] = shared
+        report = kw.export_with_warmup(model, path, data=data, warmup=options, export_fn=specimen.export_fn)
         if made and len(report.records) == made[0].records:
             continue
         made.append(Variant(name, path, warmup_path(path), len(report.records)))
-    yield from made
+    return made
 
 
 def probes_of(specimen: Specimen, meta_graph: Any, export_dir: str) -> list[Probe]:
@@ -262,7 +261,7 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [specimen.name for specimen in ZOO]
-    parser.add_argument("--output", default="benchmarks/results", help="directory to write to (default: %(default)s)")
+    parser.add_argument("--output", default=RESULTS, help="directory to write to (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--processes", type=int, default=5, help="fresh processes for each figure (default: 5)")
     parser.add_argument("--requests", type=int, default=20, help="requests after the first one (default: 20)")
@@ -272,6 +271,8 @@ def main() -> int:
     parser.add_argument("--readme", metavar="FILE", help="also write the table into this file, between its marks")
     parser.add_argument("--redraw", action="store_true", help="measure nothing: render what --output holds once more")
     arguments = parser.parse_args()
+    if set(arguments.models) != set(names) and (arguments.readme or arguments.output == RESULTS):
+        parser.error("--models measures some of the zoo: give another --output, and no --readme.")
     warnings.simplefilter("ignore")
     os.makedirs(arguments.output, exist_ok=True)
     if arguments.redraw:

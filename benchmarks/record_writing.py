@@ -1,7 +1,8 @@
 """What building and writing large records costs, beside the plain way, and the memory it takes.
 
-Each round writes the same records both ways, in turns; the median ratio of the rounds is printed. Memory is the growth of
-the resident set at its peak, each way in a process of its own, in multiples of one record.
+Each round writes the same records in each way, in turns; the median ratio of the rounds is printed. Memory is the growth of
+the resident set at its peak, each way in a process of its own, in multiples of one record. The files lie in memory where the
+system has such a place, since a disk takes its own time whoever writes; `--directory` chooses another.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -32,6 +33,7 @@ EXAMPLE = """example:
   python benchmarks/record_writing.py
   python benchmarks/record_writing.py --records 5 --rounds 3 --json
 """
+IN_MEMORY = "/dev/shm"
 SHAPE = (32, 224, 224, 3)
 
 
@@ -48,14 +50,26 @@ def write_plainly(path: str, x: np.ndarray, records: int) -> None:
 
 
 def write_ours(path: str, x: np.ndarray, records: int) -> None:
-    """As an export of ours does it."""
-    bound = BoundBatch({"x": x}, None, len(x), frozenset({"x"}), "data")
-    picks = tuple((0, row) for row in range(len(x)))
-    request = PlannedRequest("serving_default", "predict", (bound,), picks, (), ("serving_default",))
+    """As an export of ours does it, where one batch has all rows of a record."""
+    _write_rows(path, [x], [(0, row) for row in range(len(x))], records)
+
+
+def write_scattered(path: str, x: np.ndarray, records: int) -> None:
+    """The same where no two rows lie together: every other one is of another batch."""
+    _write_rows(path, [x, x], [(row % 2, row) for row in range(len(x))], records)
+
+
+def _write_rows(path: str, batches: Sequence[np.ndarray], picks: Sequence[tuple[int, int]], records: int) -> None:
+    pool = tuple(BoundBatch({"x": x}, None, len(x), frozenset({"x"}), "data") for x in batches)
+    request = PlannedRequest("serving_default", "predict", pool, tuple(picks), (), ("serving_default",))
     write_records(path, (encode_log(request, "model") for _ in range(records)), max_records=1000, max_bytes=2**40)
 
 
-WAYS: dict[str, Callable[[str, np.ndarray, int], None]] = {"plain": write_plainly, "keras_warmup": write_ours}
+OURS = ("keras_warmup", "rows scattered")
+WAYS: dict[str, Callable[[str, np.ndarray, int], None]] = {
+    "plain": write_plainly,
+    **dict(zip(OURS, (write_ours, write_scattered), strict=True)),
+}
 
 
 def measure_seconds(directory: str, x: np.ndarray, arguments: argparse.Namespace) -> dict[str, list[float]]:
@@ -100,36 +114,46 @@ def main() -> int:
     )
     parser.add_argument("--records", type=int, default=20, help="records of a file (default: 20)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument(
+        "--directory",
+        default=IN_MEMORY if os.path.isdir(IN_MEMORY) else tempfile.gettempdir(),
+        help="where to write the files (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)  # what a process of its own is asked for
     arguments = parser.parse_args()
     x = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
-    with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
+    with tempfile.TemporaryDirectory(prefix="keras-warmup-", dir=arguments.directory) as directory:
         if arguments.peak:
             print(peak_of(arguments.peak, directory, x, arguments.records))
             return 0
         seconds = measure_seconds(directory, x, arguments)
         # A figure for the same thing only.
-        plain, ours = (list(read_records(os.path.join(directory, name))) for name in WAYS)
-        if plain != ours:
-            raise SystemExit("The two ways wrote different records.")
+        written = [next(read_records(os.path.join(directory, name))) for name in WAYS]
+        if any(log != written[0] for log in written):
+            raise SystemExit("The ways wrote different records.")
     peaks = {}
     if os.path.exists("/proc/self/clear_refs"):
         for name in WAYS:
             command = [sys.executable, __file__, "--peak", name, "--records", str(arguments.records)]
+            command += ["--directory", arguments.directory]
             peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    ratio = statistics.median(
-        plain / ours for plain, ours in zip(seconds["plain"], seconds["keras_warmup"], strict=True)
-    )
+    ratios = {
+        name: statistics.median(plain / ours for plain, ours in zip(seconds["plain"], seconds[name], strict=True))
+        for name in OURS
+    }
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     if arguments.json:
-        print(json.dumps({"seconds": seconds, "ratio": ratio, "peak_records": peaks}, indent=1))
+        print(json.dumps({"seconds": seconds, "ratios": ratios, "peak_records": peaks}, indent=1))
         return 0
-    print(f"{arguments.records} records of {'x'.join(map(str, SHAPE))} float32, median of {arguments.rounds} rounds:")
+    shape = "x".join(map(str, SHAPE))
+    print(
+        f"{arguments.records} records of {shape} float32 in {arguments.directory}, median of {arguments.rounds} rounds:"
+    )
     for name, taken in medians.items():
         peak = f", peak memory {peaks[name]:.2f} x one record" if peaks else ""
-        print(f"  {name:<13} {taken:.3f} s{peak}")
-    print(f"  keras_warmup is {ratio:.2f} x as fast")
+        faster = f", {ratios[name]:.2f} x as fast as plain" if name in ratios else ""
+        print(f"  {name:<14} {taken:.3f} s{peak}{faster}")
     return 0
 
 

@@ -101,7 +101,7 @@ def find_candidates(
                     "batch cannot fill them."
                 )
             facts = graph_facts(graph, signature)
-            if getattr(facts, "python_ops", ()):
+            if facts.python_ops:
                 raise SignatureError(
                     f"Signature {signature.key!r} calls Python ({', '.join(facts.python_ops)}), which a server does not have: "
                     "every request fails there, and a warmup record would keep the model from loading. Replace "

@@ -14,9 +14,9 @@ from keras_warmup.consumers import find_consumers
 from keras_warmup.formats import Consumer, ExampleParser, describe_consumer
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.kinds import TFRT_NOTE, servable_kinds
+from keras_warmup.logs import describe_log
 from keras_warmup.records import read_records, warmup_path
 from keras_warmup.report import Kind, RecordList, RecordReport, to_plain
-from keras_warmup.requests import describe_log
 from keras_warmup.serving_rules import XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 

@@ -19,11 +19,11 @@ import tensorflow as tf
 from keras_warmup._protos import PredictionLog
 from keras_warmup.bench_report import render_ms
 from keras_warmup.errors import OptionsError, RecordsError
+from keras_warmup.logs import describe_log
 from keras_warmup.measuring import MIN_FIGURES, Engine, Figures, ProcessEngine, Sample
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import read_records, warmup_path, write_records
 from keras_warmup.report import to_plain
-from keras_warmup.requests import describe_log
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -50,8 +50,20 @@ class PlannedRequest:
         return sum(self._bytes_of(name) for name in self.pool[0].arrays)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Input name -> array of the request, gathered anew at each call."""
-        return {name: self._gather(name) for name in self.pool[0].arrays}
+        """Input name -> array of the request; a view of a batch where its rows lie together, else gathered anew."""
+        # Not np.stack of rows: of `bytes` that gives fixed-width strings, which lose trailing NULs.
+        return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in self.pieces().items()}
+
+    def pieces(self) -> dict[str, list[np.ndarray]]:
+        """Input name -> views of the batches whose rows, one after the other, are the request's."""
+        first = self.pool[0]
+        runs = self._runs()
+        return {
+            name: [array]
+            if name not in first.row_inputs or not runs
+            else [self.pool[index].arrays[name][start:stop] for index, start, stop in runs]
+            for name, array in first.arrays.items()
+        }
 
     def x(self) -> Any:
         """The same rows in the model's own structure; `None` where they cannot be given back to the model."""
@@ -66,15 +78,15 @@ class PlannedRequest:
 
         return map_leaves(take, self.pool[0].x)
 
-    def _gather(self, name: str) -> np.ndarray:
-        first = self.pool[0]
-        if self.picks is None or name not in first.row_inputs:
-            return first.arrays[name]
-        rows = [row for _, row in self.picks]
-        if len({index for index, _ in self.picks}) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
-            # Consecutive rows of one batch are a view.
-            return self.pool[self.picks[0][0]].arrays[name][rows[0] : rows[0] + len(rows)]
-        return stack_rows([self.pool[index].arrays[name][row] for index, row in self.picks])
+    def _runs(self) -> list[tuple[int, int, int]]:
+        """`(batch in pool, first row, row behind the last)` of each run of rows that lie together."""
+        runs: list[tuple[int, int, int]] = []
+        for index, row in self.picks or ():
+            if runs and runs[-1][0] == index and runs[-1][2] == row:
+                runs[-1] = (index, runs[-1][1], row + 1)
+            else:
+                runs.append((index, row, row + 1))
+        return runs
 
     def _bytes_of(self, name: str) -> int:
         array = self.pool[0].arrays[name]

@@ -21,11 +21,12 @@ from keras_warmup.candidates import Rows, find_candidates
 from keras_warmup.errors import BindingError, SignatureError
 from keras_warmup.graph import graph_facts
 from keras_warmup.kinds import METHOD_NAMES, default_kind
+from keras_warmup.logs import describe_log
 from keras_warmup.options import Transform, WarmupOptions
 from keras_warmup.plan import DEFAULT_BATCH_SIZE, fetched_aliases, fixed_batch_size
 from keras_warmup.planned_request import PlannedRequest
 from keras_warmup.report import Kind
-from keras_warmup.requests import build_log, describe_log
+from keras_warmup.requests import build_log
 from keras_warmup.serving_rules import to_array, to_examples
 from keras_warmup.signatures import Signature, read_signatures
 

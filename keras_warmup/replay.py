@@ -29,8 +29,7 @@ from keras_warmup._protos import (
 )
 from keras_warmup.errors import ReplayError
 from keras_warmup.loading import lacks_variables, load_session
-from keras_warmup.logs import log_kind as log_kind  # noqa: PLC0414 - for those who import them from here
-from keras_warmup.logs import log_signature_key as log_signature_key  # noqa: PLC0414
+from keras_warmup.logs import log_kind, log_signature_key
 from keras_warmup.op_errors import cure_of, describe_op_error, status_of
 from keras_warmup.serving_rules import (
     CLASSIFY_METHOD,

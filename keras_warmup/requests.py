@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +11,6 @@ import tensorflow as tf
 from keras_warmup import _protos
 from keras_warmup.errors import RecordsError
 from keras_warmup.kinds import METHOD_NAMES
-from keras_warmup.logs import describe_log as describe_log  # noqa: PLC0414 - for those who import it from here
 from keras_warmup.records import MAX_RECORD_BYTES
 from keras_warmup.wire import encode_predict
 
@@ -57,14 +57,14 @@ def build_log(request: PlannedRequest, model_name: str = "") -> Any:
 
 
 def encode_log(request: PlannedRequest, model_name: str = "") -> bytes:
-    """Serializes the `PredictionLog` of a planned request, with each tensor's values copied once.
+    """Serializes the `PredictionLog` of a planned request.
 
     Args:
         request: the planned request.
         model_name: `model_spec.name`.
 
     Returns:
-        The bytes of `build_log(request, model_name).SerializeToString(deterministic=True)`.
+        The message that `build_log(request, model_name)` is. The values of a Predict request are copied once.
 
     Raises:
         RecordsError: the request does not fit a proto (2 GiB).
@@ -72,13 +72,19 @@ def encode_log(request: PlannedRequest, model_name: str = "") -> bytes:
     if request.kind != "predict":
         return bytes(build_log(request, model_name).SerializeToString(deterministic=True))
     _check_size(request)
-    spec = _protos.PredictRequest()
-    _fill_model_spec(spec.model_spec, model_name, request.signature_key)
-    tensors: dict[str, tuple[Any, np.ndarray | None]] = {}
-    for name, array in request.arrays().items():
+    head = _protos.PredictRequest()
+    _fill_model_spec(head.model_spec, model_name, request.signature_key)
+    tensors: dict[str, tuple[Any, Sequence[np.ndarray]]] = {}
+    for name, parts in request.pieces().items():
         proto = _protos.TensorProto()
-        tensors[name] = (proto, array if _fill_header(proto, array) else None)
-    return encode_predict(spec, tensors, _protos.PredictRequest(output_filter=request.output_filter))
+        shape = parts[0].shape if len(parts) == 1 else (sum(map(len, parts)), *parts[0].shape[1:])
+        if _fill_header(proto, parts[0].dtype, shape) != tf.string:
+            tensors[name] = proto, parts
+            continue
+        for part in parts:
+            proto.string_val.extend(part.ravel().tolist())
+        tensors[name] = proto, ()
+    return encode_predict(head, tensors, _protos.PredictRequest(output_filter=request.output_filter))
 
 
 def _check_size(request: PlannedRequest) -> None:
@@ -110,16 +116,16 @@ def fill_tensor(proto: Any, array: np.ndarray) -> None:
         proto: an empty `TensorProto`.
         array: any dtype a TensorProto carries, in native byte order; strings as object array of `bytes`.
     """
-    if _fill_header(proto, array):
+    if _fill_header(proto, array.dtype, array.shape) == tf.string:
+        proto.string_val.extend(array.ravel().tolist())
+    else:
         proto.tensor_content = array.tobytes()
 
 
-def _fill_header(proto: Any, array: np.ndarray) -> bool:
-    """Dtype and shape, and the values of strings; whether the values are still to be written as `tensor_content`."""
-    dtype = tf.string if array.dtype.kind == "O" else tf.as_dtype(array.dtype)
+def _fill_header(proto: Any, numpy_dtype: np.dtype[Any], shape: Sequence[int]) -> tf.DType:
+    """Dtype and shape; returns the dtype."""
+    dtype = tf.string if numpy_dtype.kind == "O" else tf.as_dtype(numpy_dtype)
     proto.dtype = dtype.as_datatype_enum
-    for size in array.shape:
+    for size in shape:
         proto.tensor_shape.dim.add().size = size
-    if dtype == tf.string:
-        proto.string_val.extend(array.ravel().tolist())
-    return bool(dtype != tf.string)
+    return dtype

@@ -20,8 +20,8 @@ from keras_warmup._services import (
 )
 from keras_warmup.errors import OptionsError, ReplayError, ServerError
 from keras_warmup.loading import describe_op_error
+from keras_warmup.logs import log_kind, log_signature_key
 from keras_warmup.measuring import Sample
-from keras_warmup.replay import log_kind, log_signature_key
 
 _CHANNEL_OPTIONS = (
     # gRPC's own limit is 4 MB, a batch of images is more.

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from keras_warmup.batching import read_batching_parameters
 from keras_warmup.candidates import Rows, choose_signatures, find_candidates
 from keras_warmup.errors import ProofError, ReplayError
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.logs import describe_log
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, plan_requests
 from keras_warmup.planned_request import PlannedRequest
@@ -28,7 +29,7 @@ from keras_warmup.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
 from keras_warmup.records import check_replaceable, read_records, warmup_path, write_records
 from keras_warmup.replay import ServingSession, open_session
 from keras_warmup.report import RecordReport, WarmupReport
-from keras_warmup.requests import build_log, describe_log, encode_log
+from keras_warmup.requests import build_log, encode_log
 from keras_warmup.rewriting import share_tensors
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.twins import find_twins
@@ -156,7 +157,7 @@ def _require_restorable(graph: ModelGraph, signatures: Sequence[Signature], expo
 
 
 def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_name: str) -> Iterator[Any]:
-    """One log at a time, so that a large file never stands in memory whole."""
+    """One record at a time, so that what is planned never stands in memory whole."""
     yield from old
     for request in requests:
         if request is not None:
@@ -211,14 +212,14 @@ def _replay(
                 continue
             # Building a twin's executor takes as long as a cold start, and the model's own call needs no Session.
             same = {
-                key: beside.submit(_gives_the_same, session, request, key, replayed.outputs)
+                key: _begin(beside, partial(_gives_the_same, session, request, key, replayed.outputs))
                 for key in request.warms
                 if key in twins
             }
             if rows.model is not None:
                 _add_proofs(done, request, log, replayed.outputs, session, rows, facts[request.signature_key])
             # Before the next record, whose time must be its own.
-            done.apart += [key for key, equal in same.items() if not equal.result()]
+            done.apart += [key for key, gives_the_same in same.items() if not gives_the_same()]
     return done
 
 
@@ -244,6 +245,14 @@ def _add_proofs(
         proof = _prove(request, to_prove[0], outputs, rows.model, again, own_call)
     # The keys of one request are one set of tensors, or twins: if they turn out to be none, all is made anew.
     done.proofs.update(dict.fromkeys(to_prove, proof))
+
+
+def _begin(beside: Executor, function: Callable[[], bool]) -> Callable[[], bool]:
+    """Starts a function in a thread; what is returned waits for its result."""
+    try:
+        return beside.submit(function).result
+    except RuntimeError:  # an interpreter that shuts down starts no threads, but an atexit handler may export
+        return function
 
 
 def _gives_the_same(session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]) -> bool:

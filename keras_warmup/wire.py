@@ -1,8 +1,8 @@
-"""A Predict request as the bytes of its `PredictionLog`, each tensor's memory copied once.
+"""A Predict request as the bytes of its `PredictionLog`: the tensors' values go from the batches right into the record.
 
 A proto takes the array's bytes in, and `SerializeToString` copies them out again, as often as messages are nested. Here protobuf
-writes everything that is small, and the values go from the arrays right into the record (https://protobuf.dev/programming-guides/encoding).
-The bytes are those of `SerializeToString(deterministic=True)`.
+writes everything that is small, and the values are joined to it once (https://protobuf.dev/programming-guides/encoding).
+Inputs come in the order of their names: a map has none, and the same request must give the same file.
 """
 
 from __future__ import annotations
@@ -20,32 +20,30 @@ _LENGTH_DELIMITED = 2
 
 
 def encode_predict(
-    model_spec: PredictRequest,
-    tensors: Mapping[str, tuple[TensorProto, np.ndarray | None]],
-    output_filter: PredictRequest,
+    head: PredictRequest, tensors: Mapping[str, tuple[TensorProto, Sequence[np.ndarray]]], tail: PredictRequest
 ) -> bytes:
     """Serializes the `PredictionLog` of a Predict request.
 
     Args:
-        model_spec: a request that holds the model_spec and nothing else.
-        tensors: input name -> its `TensorProto`; beside one that lacks its `tensor_content`, the array whose memory that is,
-            else `None`.
-        output_filter: a request that holds the output_filter and nothing else.
+        head: the request's model_spec alone.
+        tensors: input name -> its `TensorProto`, and arrays of one dtype whose memory, one after the other, is the
+            `tensor_content` that the proto lacks; none for strings.
+        tail: the request's output_filter alone.
 
     Returns:
         The record.
     """
-    parts: list[Any] = [model_spec.SerializeToString()]
+    parts: list[Any] = [head.SerializeToString()]
     for name in sorted(tensors):
-        proto, array = tensors[name]
+        proto, arrays = tensors[name]
         value = [proto.SerializeToString()]
-        if array is not None and array.size:
-            # A view as bytes: bfloat16 and its like do not lend their memory under their own dtype.
-            content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-            value += _delimited(_number(TensorProto, "tensor_content"), [content])
+        # Views as bytes: bfloat16 and its like do not lend their memory under their own dtype.
+        content = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays if array.size]
+        if content:
+            value += _delimited(_number(TensorProto, "tensor_content"), content)
         entry = [*_delimited(_MAP_KEY, [name.encode()]), *_delimited(_MAP_VALUE, value)]
         parts += _delimited(_number(PredictRequest, "inputs"), entry)
-    parts.append(output_filter.SerializeToString())
+    parts.append(tail.SerializeToString())
     request = _delimited(_number(PredictLog, "request"), parts)
     return b"".join(_delimited(_number(PredictionLog, "predict_log"), request))
 

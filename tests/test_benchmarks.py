@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import runpy
 import sys
 
@@ -94,6 +95,22 @@ def test_results_are_redrawn_and_put_between_the_marks_of_a_readme(monkeypatch, 
     assert "claim: <= 1.2" in capsys.readouterr().out
 
 
+def test_some_models_only_are_no_results_to_show(monkeypatch, capsys, tmp_path):
+    before = RESULTS.read_bytes()
+    for argv in (["--models", "MLP"], ["--models", "MLP", "--output", tmp_path, "--readme", tmp_path / "README.md"]):
+        assert run(monkeypatch, "first_request.py", *argv) == 2
+        assert "--models measures some of the zoo" in capsys.readouterr().err
+    assert RESULTS.read_bytes() == before
+
+
+def test_ratios_of_an_export_are_medians_over_the_rounds(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["export_cost.py"])
+    ratios_of = runpy.run_path(str(BENCHMARKS / "export_cost.py"))["ratios_of"]
+    seconds = {"export": [1.0, 1.0, 2.0], "load": [1.0] * 3, "replay": [1.0] * 3, "replay of twins": [1.0] * 3}
+    seconds |= {"call": [0.0] * 3, "export_with_warmup": [4.0, 6.0, 5.0], "verify=False": [1.0, 3.0, 2.0]}
+    assert ratios_of(seconds) == {"verified": 1.0, "file only": 4 / 3, "unverified": 1.0}
+
+
 def test_a_readme_without_marks_is_left_alone(monkeypatch, tmp_path):
     (tmp_path / "first_request.json").write_text(json.dumps({"about": {}, "results": [result()]}))
     readme = tmp_path / "README.md"
@@ -108,3 +125,7 @@ def test_the_table_in_our_readme_is_the_one_that_was_measured():
 
     results = json.loads(RESULTS.read_text())["results"]
     assert table_of(results) + "\n" + legend_of(results) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_holds_no_figure_still_to_be_measured():
+    assert not re.search(r"TODO|FIXME|RATIO_|XX", (ROOT / "README.md").read_text())

@@ -7,10 +7,11 @@ from rich.console import Console
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import OptionsError, RecordsError
+from keras_warmup.logs import describe_log
 from keras_warmup.measuring import Sample
 from keras_warmup.minimizing import drop_records, find_redundant, minimize
 from keras_warmup.records import read_records, warmup_path, write_records
-from keras_warmup.requests import describe_log, fill_tensor
+from keras_warmup.requests import fill_tensor
 
 STEADY_MS = 1.0
 

@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf.message import EncodeError
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import RecordsError
@@ -91,6 +92,17 @@ def test_an_error_of_the_source_leaves_no_temporary_file(path):
 
     with pytest.raises(KeyboardInterrupt):
         write(path, logs())
+    assert os.listdir(os.path.dirname(path)) == []
+
+
+def test_a_record_that_protobuf_does_not_serialize_is_named(path):
+    class TooLarge:
+        def SerializeToString(self, deterministic):
+            raise EncodeError("Failed to serialize proto")
+
+    with pytest.raises(RecordsError) as caught:
+        write(path, [predict_log(1), TooLarge()])
+    assert str(caught.value) == "Record 1 cannot be serialized: Failed to serialize proto. Use smaller batches."
     assert os.listdir(os.path.dirname(path)) == []
 
 

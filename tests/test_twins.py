@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
+from keras_warmup.errors import ReplayError
 from keras_warmup.replay import open_session
 from keras_warmup.requests import fill_tensor
 from keras_warmup.rewriting import share_tensors
@@ -153,6 +156,27 @@ def test_twins_that_give_something_else_after_all_stay_apart(model, monkeypatch,
     report = kw.export_with_warmup(model, tmp_path / "1", data=X)
     assert report.shared_signatures == {}
     assert [record.signature_key for record in report.records] == ["serving_default", "serve"]
+
+
+def test_a_twin_that_cannot_be_replayed_refuses_the_export(model, monkeypatch, tmp_path):
+    from keras_warmup import warming
+
+    def fail(*_):
+        raise ReplayError("the twin fails")
+
+    monkeypatch.setattr(warming, "_gives_the_same", fail)
+    with pytest.raises(ReplayError, match=r"^the twin fails$"):
+        kw.export_with_warmup(model, tmp_path / "1", data=X)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interpreter_that_starts_no_more_threads_compares_twins_all_the_same():
+    from keras_warmup import warming
+
+    beside = ThreadPoolExecutor(1)
+    assert warming._begin(beside, lambda: True)() is True
+    beside.shutdown()
+    assert warming._begin(beside, lambda: True)() is True
 
 
 def test_add_warmup_changes_no_signature_unless_asked_to(model, tmp_path):
