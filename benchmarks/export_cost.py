@@ -145,9 +145,14 @@ def main() -> int:
         if not arguments.json:
             medians = ", ".join(f"{way} {statistics.median(taken):.2f} s" for way, taken in seconds.items())
             ratios = ", ".join(f"{way} {ratio:.2f} x" for way, ratio in results[name]["ratios"].items())
-            print(f"{name}: {medians}: {ratios}", flush=True)
+            print(f"{name}\n  {medians}\n  {ratios}", flush=True)
     if arguments.json:
         print(json.dumps(results, indent=1))
+    else:
+        print(
+            f"Medians of {arguments.rounds} rounds. verified: {WHOLE} / ({PLAIN} + {LOAD} + {REPLAY} + {TWINS} + {CALL}); "
+            f"file only: without {TWINS}; unverified: {UNVERIFIED} / {PLAIN}."
+        )
     return 0
 
 

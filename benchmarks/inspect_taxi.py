@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
+    if not os.path.isdir(arguments.export_dir):
+        parser.error(f"no SavedModel in {arguments.export_dir}: give the directory of one")
     rounds = []
     for _ in range(arguments.rounds):
         done = subprocess.run(

@@ -77,6 +77,7 @@ def benchmark(
         SignatureError: there is no SavedModel.
         RecordsError: the warmup file cannot be read.
         DataError: the data cannot be read.
+        BindingError: they do not fit the signatures.
         ReplayError: the model does not load, or a record of the file fails.
         ServerError: the server cannot be found, started or reached.
     """
@@ -94,7 +95,8 @@ def benchmark(
         meta_graph, records, batches=_read_data(data, sizes, seed), batch_sizes=sizes, transform=transform, seed=seed
     )
     if not probes:
-        raise OptionsError(f"There is nothing to measure in {directory!r}. {' '.join(notes)}")
+        why = " ".join(notes) or "It has no signature that a request can reach; keras-warmup inspect says more."
+        raise OptionsError(f"There is nothing to measure in {directory!r}. {why}")
     files: dict[str, str | None] = {"cold": None, "warm": path} if records else {"cold": None}
     if kind == "server":
         # It loaded the model before: its first request is all there is, once.

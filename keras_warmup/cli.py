@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from keras_warmup.minimizing import MinimizeReport
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+# What a shell gives a command that Ctrl-C ended.
+EXIT_INTERRUPTED = 130
 
 _INSPECT_EXAMPLE = """example:
   keras-warmup inspect ./digits/1
@@ -70,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (such as `head`) has seen enough; without this Python complains once more while it shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except KeyboardInterrupt:
+        print("keras-warmup: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (WarmupError, OSError) as error:
         print(f"keras-warmup: error: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, OptionsError) else EXIT_FAILED
@@ -78,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="keras-warmup",
-        description="Warmup files for TensorFlow Serving: the first real request to a freshly loaded model as fast as the next.",
+        description="Warmup files for TensorFlow Serving: no slow first request to a freshly loaded model.",
     )
     parser.add_argument("--version", action="version", version=f"keras-warmup {__version__}")
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -209,9 +214,14 @@ def _add(arguments: argparse.Namespace) -> int:
         return EXIT_OK
     from keras_warmup.minimizing import drop_records
 
+    if not arguments.json:
+        _show(report, as_json=False)
     minimized = _minimize(arguments.export_dir, 3, arguments.json)
     drop_records(minimized)
-    _show(minimized, arguments.json)
+    if arguments.json:
+        print(json.dumps({**report.to_dict(), "minimized": minimized.to_dict()}, indent=2))
+    else:
+        _show(minimized, as_json=False)
     return EXIT_OK
 
 
@@ -220,7 +230,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         _show(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
         return EXIT_OK
     from keras_warmup.benchmarking import benchmark
+    from keras_warmup.plot import check_plot_path, plot_report
 
+    if arguments.plot:
+        check_plot_path(arguments.plot)
     data = _read_data(arguments)
     with _progress("measuring", arguments.json) as progress:
         report = benchmark(
@@ -238,8 +251,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         )
     _show(report, arguments.json)
     if arguments.plot:
-        from keras_warmup.plot import plot_report
-
         plot_report(report, arguments.plot)
         print(f"keras-warmup: wrote {arguments.plot}", file=sys.stderr)
     return EXIT_OK

@@ -246,10 +246,17 @@ def _explained(what: str, how: str) -> Iterator[None]:
         AssertionError,
         tf.errors.OpError,
     ) as error:
+        # tf.saved_model.save says so of a resource that a signature captures and the object does not hold.
+        cure = (
+            "A signature reads variables that the saved object does not hold: save a tf.Module that has every model its "
+            "signatures call among its attributes."
+            if "untracked" in str(error)
+            else "If the batches that fit trains on are not what the model's call takes, pass data= with what it takes, or "
+            "export_fn= that writes the SavedModel."
+        )
         raise ExportError(
             f"Cannot export {what}: {how} raised {type(error).__name__} (see the error above, its cause). Nothing was "
-            "published. If the batches that fit trains on are not what the model's call takes, pass data= with what it takes, "
-            "or export_fn= that writes the SavedModel."
+            f"published. {cure}"
         ) from error
 
 

@@ -133,8 +133,17 @@ class WarmupOptions:
             if not isinstance(value, bool) and not (name == "share_twin_signatures" and value is None):
                 problems.append(f"{name} must be True or False, got {value!r}")
         seconds = self.max_load_seconds
-        if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or seconds <= 0):
+        if seconds is not None and (
+            isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0
+        ):
             problems.append(f"max_load_seconds must be a number of seconds > 0, got {seconds!r}")
+        if self.verify is False:
+            # What only a replay can tell is not taken and then ignored.
+            needing = {"share_twin_signatures=True": self.share_twin_signatures is True}
+            needing[f"max_load_seconds={seconds!r}"] = seconds is not None
+            problems += [
+                f"{asked} needs the replay that verify=False leaves out" for asked, given in needing.items() if given
+            ]
         if not _is_int(self.max_bytes) or self.max_bytes < 1:
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
         if not _is_int(self.seed) or self.seed < 0:

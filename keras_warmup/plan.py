@@ -117,7 +117,7 @@ def plan_requests(
         if batching is not None:
             _require_batchable(lead, options, batching)
         sizes = _batch_sizes(lead, options, batching)
-        notes += _unheeded_sizes(lead, options, sizes)
+        notes += _unheeded_sizes(keys, options, batching, sizes)
         shapes = _shapes_of(lead)
         kept = _shapes_to_warm(lead, shapes)
         total = max(len(shapes), shapes_seen)
@@ -224,16 +224,22 @@ def _batch_sizes(candidate: Candidate, options: WarmupOptions, batching: Batchin
     return [size for size in sizes if batching is None or size <= batching.max_batch_size] or [1]
 
 
-def _unheeded_sizes(candidate: Candidate, options: WarmupOptions, sizes: Sequence[int | None]) -> list[str]:
-    """What becomes of `batch_sizes` that this signature cannot take; another one may well take them."""
-    if options.batch_sizes is None or set(sizes) == set(options.batch_sizes):
+def _unheeded_sizes(
+    keys: Sequence[str], options: WarmupOptions, batching: BatchingParameters | None, sizes: Sequence[int | None]
+) -> list[str]:
+    """What becomes of sizes that these signatures cannot take; others may well take them."""
+    asked, name = options.batch_sizes, "batch_sizes"
+    if asked is None and batching is not None:
+        asked, name = batching.allowed_batch_sizes, "allowed_batch_sizes"
+    left = [size for size in dict.fromkeys(asked or ()) if size not in sizes]
+    if not left:
         return []
     why = (
         "its inputs have no batch dimension, or are the parts of a ragged or sparse tensor, which are sent whole"
-        if sizes == [None]
+        if list(sizes) == [None]
         else f"it fixes its batch at {sizes[0]}"
     )
-    return [f"Signature {candidate.signature.key!r} cannot take batch_sizes={list(options.batch_sizes)}: {why}."]
+    return [f"Signature {key!r} cannot take {name} {left}, which stay cold: {why}." for key in keys]
 
 
 def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> None:

@@ -110,15 +110,28 @@ def draw_groups(
     axes.figure.legend(loc="outside lower center", ncols=min(len(series), 3), fontsize=8, frameon=False)
 
 
-def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure.
+def check_plot_path(path: str | os.PathLike[str]) -> None:
+    """Checks that a picture can be written, before long work for it.
 
     Raises:
-        OptionsError: matplotlib cannot write a file with this ending.
+        OptionsError: matplotlib is not installed, cannot write a file with this ending, or there is no such directory.
     """
-    target: Any = os.fspath(path)
+    target = os.fspath(path)
+    figure, _ = new_figure(1)
     kinds = figure.canvas.get_supported_filetypes()
     ending = os.path.splitext(target)[1].lstrip(".").lower()
     if ending not in kinds:
         raise OptionsError(f"A plot cannot be written to {target!r}: its ending is none of {', '.join(sorted(kinds))}.")
+    if not os.path.isdir(os.path.dirname(target) or "."):
+        raise OptionsError(f"A plot cannot be written to {target!r}: its directory does not exist.")
+
+
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure.
+
+    Raises:
+        OptionsError: as `check_plot_path`.
+    """
+    check_plot_path(path)
+    target: Any = os.fspath(path)
     figure.savefig(target, dpi=150)

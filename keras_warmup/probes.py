@@ -109,6 +109,9 @@ def plan_probes(
     Returns:
         One probe for each signature, kind, output set, batch size and row shape in the file, and one for each signature
         without a record; and sentences about what could not be had.
+
+    Raises:
+        BindingError: the batches do not fit the signatures.
     """
     signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
     read = [found for log in records if (found := _read_record(log, signatures)) is not None]
@@ -155,11 +158,7 @@ class _Pool:
         self._other: dict[str, Sequence[BoundBatch]] = {}
         if batches:
             # What reads a string input of one signature tells how rows for another are serialized: bind them together.
-            try:
-                candidates, cold = find_candidates(meta_graph, signatures, Rows(batches), options)
-            except (BindingError, SignatureError) as error:
-                self.notes = [f"data= was not sent: {error}"]
-                return
+            candidates, cold = find_candidates(meta_graph, signatures, Rows(batches), options)
             self._other = {one.signature.key: one.bound for one in candidates}
             self.notes = [f"data= was not sent to signature {key!r}: {why}" for key, why in sorted(cold.items())]
 

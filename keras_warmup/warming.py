@@ -101,7 +101,7 @@ def warm_saved_model(
             requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
             done.described = [done.described[index] for index in kept]
         reports = [_record_report(*one) for one in zip(done.described, requests, sizes, done.ms, strict=True)]
-        twins = {key: twin for key, twin in twins.items() if key not in cold}
+        twins = {key: twin for key, twin in twins.items() if key in done.alike}
         if twins:
             share_tensors(export_dir, twins)
         if requests:
@@ -167,13 +167,14 @@ def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_n
 @dataclasses.dataclass
 class _Replays:
     """What reading the draft back and replaying it gave: description and milliseconds by record, proof by signature_key,
-    errors of made-up rows by record, and the keys of twins that gave something else.
+    errors of made-up rows by record, and the keys of twins that gave the same, or something else.
     """
 
     described: list[dict[str, Any]]
     ms: list[float | None]
     proofs: dict[str, str]
     failed: dict[int, str] = dataclasses.field(default_factory=dict)
+    alike: list[str] = dataclasses.field(default_factory=list)
     apart: list[str] = dataclasses.field(default_factory=list)
     load_ms: float | None = None
 
@@ -219,7 +220,8 @@ def _replay(
             if rows.model is not None:
                 _add_proofs(done, request, log, replayed.outputs, session, rows, facts[request.signature_key])
             # Before the next record, whose time must be its own.
-            done.apart += [key for key, gives_the_same in same.items() if not gives_the_same()]
+            for key, gives_the_same in same.items():
+                (done.alike if gives_the_same() else done.apart).append(key)
     return done
 
 

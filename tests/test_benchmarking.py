@@ -15,7 +15,7 @@ from keras_warmup._protos import PredictionLog
 from keras_warmup.batch import Batch
 from keras_warmup.bench_report import BenchmarkEntry, BenchmarkReport, describe_noise, notes_of, render_gain, render_ms
 from keras_warmup.benchmarking import benchmark, measure_probes
-from keras_warmup.errors import OptionsError, ReplayError, SignatureError
+from keras_warmup.errors import BindingError, OptionsError, ReplayError, SignatureError
 from keras_warmup.measuring import Figures, ProcessEngine, Sample, _environment
 from keras_warmup.probes import Probe, plan_probes
 from keras_warmup.records import read_records, warmup_path, write_records
@@ -144,15 +144,15 @@ def test_each_output_set_and_batch_size_is_sent_once(warm_dir):
     assert all(len(rows_of(log)) == probe.batch_size for probe in probes for log in probe.logs)
 
 
-def test_data_that_does_not_fit_is_said_and_the_rows_of_the_file_sent(warm_dir):
+def test_data_that_does_not_fit_is_refused_before_anything_is_measured(warm_dir):
     data = Batch(np.zeros((4, 9), np.float32), 4)
-    probes, notes = plan_probes(read_meta_graph(warm_dir), [predict_log(WARMED)], batches=[data])
-    assert [probe.rows for probe in probes] == ["reordered", "reordered"]
-    assert notes == [
-        "data= was not sent: Cannot bind batch to signature 'other': input 'x' expects "
+    with pytest.raises(BindingError) as caught:
+        plan_probes(read_meta_graph(warm_dir), [predict_log(WARMED)], batches=[data])
+    assert str(caught.value) == (
+        "Cannot bind batch to signature 'other': input 'x' expects "
         "float32 [None, 3], got float32 [4, 9] from x (shape differs in dimension 1). Cast or reshape it in the dataset, or pass "
         "transform=."
-    ]
+    )
 
 
 def test_without_records_and_data_rows_are_made_up(cold_dir):

@@ -138,6 +138,11 @@ def test_bench_measures_and_minimize_keeps_what_warms(capsys, export_dir, npz):
     assert {(entry["signature_key"], entry["batch_size"]) for entry in json.loads(out)["entries"]} >= {
         ("serving_default", 2)
     }
+    code, out, err = run(capsys, "bench", export_dir, "--plot", "/nowhere/bench.png")
+    assert (code, err) == (
+        EXIT_USAGE,
+        "keras-warmup: error: A plot cannot be written to '/nowhere/bench.png': its directory does not exist.\n",
+    )
     code, out, err = run(capsys, "bench", export_dir, "--processes", "1", "--minimize")
     assert (code, err) == (EXIT_USAGE, "keras-warmup: error: processes must be an integer >= 3, got 1.\n")
 
@@ -155,3 +160,30 @@ def test_method_names_are_written_in_place(capsys, saved_models, tmp_path):
     assert {one["key"]: one["method_name"] for one in json.loads(out)["signatures"]}[
         "regression"
     ] == "tensorflow/serving/regress"
+
+
+def test_interrupted_work_ends_without_a_traceback(capsys, monkeypatch, export_dir):
+    from keras_warmup import verification
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verification, "verify", interrupt)
+    code, out, err = run(capsys, "verify", export_dir, "--json")
+    assert (code, out, err) == (130, "", "keras-warmup: interrupted\n")
+
+
+def test_add_minimize_tells_what_was_written_and_what_was_dropped(capsys, monkeypatch, export_dir, npz):
+    from keras_warmup import minimizing
+
+    def minimize(path, **_):
+        return minimizing.MinimizeReport(path, 1, (0,), (), 1.0, 0.0, 3)
+
+    monkeypatch.setattr(minimizing, "minimize", minimize)
+    code, out, _ = run(capsys, "add", export_dir, "--data", npz, "--share-twins", "--minimize", "--json")
+    assert code == EXIT_OK
+    told = json.loads(out)
+    assert [record["batch_size"] for record in told["records"]] == [2]
+    assert told["minimized"]["kept"] == [0]
+    _, out, _ = run(capsys, "add", export_dir, "--data", npz, "--share-twins", "--minimize")
+    assert "real rows of your data" in out and "warm" in out.splitlines()[-1]

@@ -34,6 +34,12 @@ from keras_warmup.options import WarmupOptions, as_options
         ({"verify": None}, "verify must be True or False, got None"),
         ({"max_records": 1001}, "max_records must be 1 to 1000 (TensorFlow Serving refuses more), got 1001"),
         ({"max_bytes": 0}, "max_bytes must be a positive integer, got 0"),
+        ({"max_load_seconds": float("nan")}, "max_load_seconds must be a number of seconds > 0, got nan"),
+        (
+            {"max_load_seconds": 1, "share_twin_signatures": True, "verify": False},
+            "share_twin_signatures=True needs the replay that verify=False leaves out; max_load_seconds=1 needs the replay "
+            "that verify=False leaves out",
+        ),
         ({"max_load_seconds": -1}, "max_load_seconds must be a number of seconds > 0, got -1"),
         ({"seed": -1}, "seed must be an integer >= 0, got -1"),
         ({"on_no_data": "fail"}, "on_no_data must be 'synthesize' or 'error', got 'fail'"),

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from keras_warmup.batching import BatchingParameters
 from keras_warmup.binding import BoundBatch
 from keras_warmup.errors import OptionsError
 from keras_warmup.graph import GraphFacts
@@ -91,14 +92,23 @@ def test_a_fixed_batch_wins_over_the_default():
 def test_batch_sizes_that_a_signature_cannot_take_are_told():
     made = plan(candidate("fixed", feed="f:0", dim0=1), candidate("free", feed="r:0"), batch_sizes=[8])
     assert sizes(made) == [("fixed", 1), ("free", 8)]
-    assert made.notes == ("Signature 'fixed' cannot take batch_sizes=[8]: it fixes its batch at 1.",)
+    assert made.notes == ("Signature 'fixed' cannot take batch_sizes [8], which stay cold: it fixes its batch at 1.",)
     scalar = candidate()
     bound = BoundBatch({"x": np.float32(3)[...]}, None, 1, frozenset(), "data")
     made = plan(Candidate(scalar.signature, scalar.facts, [bound]), batch_sizes=[8])
     assert sizes(made) == [("serving_default", None)]
     assert made.notes == (
-        "Signature 'serving_default' cannot take batch_sizes=[8]: its inputs have no batch dimension, or are the parts of "
-        "a ragged or sparse tensor, which are sent whole.",
+        "Signature 'serving_default' cannot take batch_sizes [8], which stay cold: its inputs have no batch dimension, or are "
+        "the parts of a ragged or sparse tensor, which are sent whole.",
+    )
+
+
+def test_allowed_batch_sizes_that_a_signature_cannot_take_are_told():
+    parameters = BatchingParameters(8, (4, 8))
+    made = plan_requests([candidate(dim0=4)], WarmupOptions(), batching=parameters)
+    assert sizes(made) == [("serving_default", 4)]
+    assert made.notes == (
+        "Signature 'serving_default' cannot take allowed_batch_sizes [8], which stay cold: it fixes its batch at 4.",
     )
 
 

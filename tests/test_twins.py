@@ -158,6 +158,18 @@ def test_twins_that_give_something_else_after_all_stay_apart(model, monkeypatch,
     assert [record.signature_key for record in report.records] == ["serving_default", "serve"]
 
 
+def test_twins_that_no_record_can_reach_stay_apart(tmp_path):
+    module = tf.Module()
+    spec = [tf.TensorSpec([None, 4], tf.float32, name="x")]
+    double = tf.function(lambda x: {"y": x * 2.0}, input_signature=spec, autograph=False, jit_compile=True)
+    with pytest.warns(UserWarning, match="stays cold: it compiles with XLA"):
+        report = kw.save(
+            module, tmp_path / "1", {"serving_default": double, "serve": double}, data={"x": np.ones((2, 4))}
+        )
+    assert report.shared_signatures == {}
+    assert [one.same_tensors_as for one in kw.inspect(tmp_path / "1").signatures] == [(), ()]
+
+
 def test_a_twin_that_cannot_be_replayed_refuses_the_export(model, monkeypatch, tmp_path):
     from keras_warmup import warming
 
