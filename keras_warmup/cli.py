@@ -6,15 +6,14 @@ Exit codes: 0 good, 1 the check failed, 2 usage.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_warmup._version import __version__
+from keras_warmup.console import measuring, plain_warnings, show_report, working
 from keras_warmup.errors import DataError, OptionsError, WarmupError
 from keras_warmup.report import KINDS
 
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TensorFlow's start-up chatter belongs in no report; the user's own setting wins.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
-        with _plain_warnings():
+        with plain_warnings():
             return int(arguments.run(arguments))
     except BrokenPipeError:
         # The reader (such as `head`) has seen enough; without this Python complains once more while it shuts down.
@@ -186,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(arguments: argparse.Namespace) -> int:
     from keras_warmup.inspection import inspect
 
-    _show(inspect(arguments.export_dir), arguments.json)
+    show_report(inspect(arguments.export_dir), arguments.json)
     return EXIT_OK
 
 
@@ -207,27 +206,27 @@ def _add(arguments: argparse.Namespace) -> int:
         verify=not arguments.no_verify,
     )
     data = _read_data(arguments)
-    with _working("adding warmup records", arguments.json):
+    with working("adding warmup records", arguments.json):
         report = add_warmup(arguments.export_dir, data, warmup=options, append=arguments.append)
     if not arguments.minimize:
-        _show(report, arguments.json)
+        show_report(report, arguments.json)
         return EXIT_OK
     from keras_warmup.minimizing import drop_records
 
     if not arguments.json:
-        _show(report, as_json=False)
+        show_report(report, as_json=False)
     minimized = _minimize(arguments.export_dir, 3, arguments.json)
     drop_records(minimized)
     if arguments.json:
         print(json.dumps({**report.to_dict(), "minimized": minimized.to_dict()}, indent=2))
     else:
-        _show(minimized, as_json=False)
+        show_report(minimized, as_json=False)
     return EXIT_OK
 
 
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.minimize:
-        _show(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
+        show_report(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
         return EXIT_OK
     from keras_warmup.benchmarking import benchmark
     from keras_warmup.plot import check_plot_path, plot_report
@@ -235,7 +234,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         check_plot_path(arguments.plot)
     data = _read_data(arguments)
-    with _progress("measuring", arguments.json) as progress:
+    with measuring(arguments.json) as progress:
         report = benchmark(
             arguments.export_dir,
             data=data,
@@ -249,7 +248,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             server_args=arguments.server_arg,
             progress=progress,
         )
-    _show(report, arguments.json)
+    show_report(report, arguments.json)
     if arguments.plot:
         plot_report(report, arguments.plot)
         print(f"keras-warmup: wrote {arguments.plot}", file=sys.stderr)
@@ -271,7 +270,7 @@ def _read_data(arguments: argparse.Namespace) -> Any:
 def _minimize(export_dir: str, processes: int, quiet: bool) -> MinimizeReport:
     from keras_warmup.minimizing import minimize
 
-    with _progress("measuring", quiet) as progress:
+    with measuring(quiet) as progress:
         return minimize(export_dir, processes=processes, progress=progress)
 
 
@@ -280,86 +279,21 @@ def _method_names(arguments: argparse.Namespace) -> int:
     from keras_warmup.rewriting import name_methods
 
     name_methods(arguments.export_dir)
-    _show(inspect(arguments.export_dir), arguments.json)
+    show_report(inspect(arguments.export_dir), arguments.json)
     return EXIT_OK
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from keras_warmup.verification import verify
 
-    with _working("replaying the warmup file", arguments.json):
+    with working("replaying the warmup file", arguments.json):
         report = verify(arguments.export_dir)
-    _show(report, arguments.json)
+    show_report(report, arguments.json)
     return EXIT_OK if report.ok else EXIT_FAILED
 
 
 def _records(arguments: argparse.Namespace) -> int:
     from keras_warmup.inspection import list_records
 
-    _show(list_records(arguments.export_dir), arguments.json)
+    show_report(list_records(arguments.export_dir), arguments.json)
     return EXIT_OK
-
-
-def _show(report: Any, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(report.to_dict(), indent=2))
-        return
-    from rich.console import Console
-
-    # A pipe has no width of its own; a table folded to 80 columns is unreadable in a log.
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(report)
-
-
-@contextlib.contextmanager
-def _working(what: str, quiet: bool) -> Iterator[None]:
-    """A spinner on a terminal, a plain line elsewhere; on stderr, so that stdout holds the report alone."""
-    if quiet:
-        yield
-        return
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"keras-warmup: {what} ...", file=sys.stderr)
-        yield
-        return
-    with console.status(what):
-        yield
-
-
-@contextlib.contextmanager
-def _progress(what: str, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar on a terminal, a line for each tenth elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if quiet:
-        yield None
-    elif console.is_terminal:
-        with Progress(console=console, transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total, step: bar.update(task, completed=done, total=total, description=f"{what} {step}")
-    else:
-
-        def say(done: int, total: int, step: str) -> None:
-            if done == total or done * 10 // total > (done - 1) * 10 // total:
-                print(f"keras-warmup: {what} {done}/{total}", file=sys.stderr)
-
-        yield say
-
-
-@contextlib.contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Warnings as one line a shell user can read, without a source line."""
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if issubclass(category, UserWarning):
-            print(f"keras-warmup: warning: {message}", file=sys.stderr)
-
-    original = warnings.showwarning
-    warnings.showwarning = show
-    try:
-        yield
-    finally:
-        warnings.showwarning = original
