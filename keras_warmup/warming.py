@@ -101,6 +101,15 @@ def warm_saved_model(
             requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
             done.described = [done.described[index] for index in kept]
         reports = [_record_report(*one) for one in zip(done.described, requests, sizes, done.ms, strict=True)]
+        # Nothing shares tensors unseen: a twin whose lead has no record of its own, but a MultiInference's task, stays cold.
+        alone = {key: twin for key, twin in twins.items() if key not in done.alike}
+        cold.update(
+            {
+                key: f"no record was replayed on both it and {twin!r}, whose record it was to share"
+                for key, twin in alone.items()
+                if key not in cold and key not in plan.skipped
+            }
+        )
         twins = {key: twin for key, twin in twins.items() if key in done.alike}
         if twins:
             share_tensors(export_dir, twins)

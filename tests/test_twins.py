@@ -170,6 +170,23 @@ def test_twins_that_no_record_can_reach_stay_apart(tmp_path):
     assert [one.same_tensors_as for one in kw.inspect(tmp_path / "1").signatures] == [(), ()]
 
 
+def test_a_twin_of_a_task_stays_apart_and_cold_and_is_told(tmp_path):
+    x = keras.Input((1,), name="x")
+    model = keras.Model(x, keras.layers.Dense(2, activation="softmax")(x))
+    spec = {"x": tf.io.FixedLenFeature([1], tf.float32)}
+    one, other = (kw.endpoints.classify(model, spec, classes) for classes in (["no", "yes"], ["p", "q"]))
+    with pytest.warns(UserWarning, match="Signature 'b' of .* stays cold: no record was replayed on both it and 'a'"):
+        report = kw.save(
+            model,
+            tmp_path / "1",
+            {"a": one, "b": one, "c": other},
+            data={"x": np.ones((4, 1), "float32")},
+            warmup={"kinds": ["multi_inference"]},
+        )
+    assert [record.signature_key for record in report.records] == ["a+c"]
+    assert report.shared_signatures == {}
+
+
 def test_a_twin_that_cannot_be_replayed_refuses_the_export(model, monkeypatch, tmp_path):
     from keras_warmup import warming
 
