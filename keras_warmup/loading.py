@@ -7,24 +7,28 @@ not `tf.saved_model.load`: it is what the server has, and the only place where s
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
 
 from keras_warmup._protos import AssetFileDef, MetaGraphDef
 from keras_warmup.errors import ReplayError
+from keras_warmup.grappler import leave_unoptimized
 from keras_warmup.op_errors import describe_op_error as describe_op_error  # noqa: PLC0414 - for those who import it from here
 from keras_warmup.op_errors import message_of, status_of, text_of
 
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
-def load_session(export_dir: str, meta_graph: MetaGraphDef) -> Any:
+def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()) -> Any:
     """A Session over the imported graph, its variables restored and its init op run.
 
     Args:
         export_dir: version directory of the SavedModel.
         meta_graph: the one to load.
+        unoptimized: keys of signatures to run as they were traced (`grappler.py`), which restoring is as well then; the calls in
+            `meta_graph` are changed. Defaults to none: everything is optimized, as in a server.
 
     Returns:
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
@@ -32,11 +36,13 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef) -> Any:
     Raises:
         ReplayError: one of the three steps fails; the message says which, and what to do.
     """
+    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
+    if unoptimized:
+        leave_unoptimized(meta_graph, unoptimized, config)
     graph = tf.Graph()
     problem = _import(graph, meta_graph)
     if problem is not None:
         raise _load_error(f"Cannot import the graph of SavedModel {export_dir!r}", problem, text_of(problem))
-    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
     session = tf.compat.v1.Session(graph=graph, config=config)
     stage = "restore the variables"
     try:

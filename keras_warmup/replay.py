@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -73,13 +73,13 @@ class ServingSession:
         load_ms: time to import the graph, restore its variables and run its init op, milliseconds.
     """
 
-    def __init__(self, export_dir: str, meta_graph: MetaGraphDef) -> None:
+    def __init__(self, export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()) -> None:
         started = time.perf_counter()
         self.export_dir = export_dir
         self.meta_graph = meta_graph
         # DirectSession keeps one executor for each set of feeds and fetches; so do we, or nothing would ever be warm.
         self._executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]] = {}
-        self._session: Any = load_session(export_dir, meta_graph)
+        self._session: Any = load_session(export_dir, meta_graph, unoptimized)
         self.load_ms = (time.perf_counter() - started) * 1000
 
     def __enter__(self) -> ServingSession:
@@ -228,12 +228,16 @@ class ServingSession:
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
 
 
-def open_session(export_dir: str | os.PathLike[str], tags: Sequence[str] = SERVE_TAGS) -> ServingSession:
+def open_session(
+    export_dir: str | os.PathLike[str], tags: Sequence[str] = SERVE_TAGS, *, unoptimized: Collection[str] = ()
+) -> ServingSession:
     """Loads a SavedModel as TensorFlow Serving does, on the CPU.
 
     Args:
         export_dir: version directory of a SavedModel.
         tags: exact tags of the meta graph to load.
+        unoptimized: keys of signatures whose results are wanted, not their time: TensorFlow's graph optimizer is left out of what
+            only they run, and of loading. Defaults to none: all is optimized, as in a server.
 
     Returns:
         A context manager.
@@ -242,7 +246,7 @@ def open_session(export_dir: str | os.PathLike[str], tags: Sequence[str] = SERVE
         SignatureError: there is no SavedModel, or no meta graph with these tags.
         ReplayError: its graph cannot be imported, its variables not restored, or its init op fails.
     """
-    return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir, tags))
+    return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir, tags), unoptimized)
 
 
 def _describe(log: PredictionLog) -> str:

@@ -11,7 +11,6 @@ import dataclasses
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -204,7 +203,8 @@ def _replay(
         return _Replays([describe_log(log) for log in logs], [None] * len(requests), unproved)
     done = _Replays([], [], {})
     # Without a record the Session is opened all the same: a model that cannot be loaded is never published.
-    with open_session(export_dir) as session, ThreadPoolExecutor(1) as beside:
+    # Of a twin the results are wanted, not the time that its set of tensors would cost a server: it will have none.
+    with open_session(export_dir, unoptimized=twins) as session:
         done.load_ms = session.load_ms
         for index, (log, request) in enumerate(zip(logs, requests, strict=True)):
             done.described.append(describe_log(log))
@@ -220,17 +220,14 @@ def _replay(
             done.ms.append(replayed.ms)
             if request is None or request.output_filter or request.tasks:
                 continue
-            # Building a twin's executor takes as long as a cold start, and the model's own call needs no Session.
-            same = {
-                key: _begin(beside, partial(_gives_the_same, session, request, key, replayed.outputs))
-                for key in request.warms
-                if key in twins
-            }
+            for key in request.warms:
+                if key in twins:
+                    alike = _gives_the_same(session, request, key, replayed.outputs)
+                    (done.alike if alike else done.apart).append(key)
+            if done.apart:
+                break
             if rows.model is not None:
                 _add_proofs(done, request, log, replayed.outputs, session, rows, facts[request.signature_key])
-            # Before the next record, whose time must be its own.
-            for key, gives_the_same in same.items():
-                (done.alike if gives_the_same() else done.apart).append(key)
     return done
 
 
@@ -258,17 +255,12 @@ def _add_proofs(
     done.proofs.update(dict.fromkeys(to_prove, proof))
 
 
-def _begin(beside: Executor, function: Callable[[], bool]) -> Callable[[], bool]:
-    """Starts a function in a thread; what is returned waits for its result."""
-    try:
-        return beside.submit(function).result
-    except RuntimeError:  # an interpreter that shuts down starts no threads, but an atexit handler may export
-        return function
-
-
 def _gives_the_same(session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]) -> bool:
     """Whether a twin, still over tensors of its own, gives what the other one gave for the same rows."""
-    theirs = session.replay(build_log(dataclasses.replace(request, signature_key=key))).outputs
+    try:
+        theirs = session.replay(build_log(dataclasses.replace(request, signature_key=key))).outputs
+    except ReplayError:  # as no twin it is replayed by itself, as a server would run it, and may be refused
+        return False
     return set(theirs) == set(outputs) and all(same_values(outputs[alias], theirs[alias]) for alias in outputs)
 
 

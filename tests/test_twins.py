@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import keras
 import numpy as np
 import pytest
@@ -187,25 +185,38 @@ def test_a_twin_of_a_task_stays_apart_and_cold_and_is_told(tmp_path):
     assert report.shared_signatures == {}
 
 
-def test_a_twin_that_cannot_be_replayed_refuses_the_export(model, monkeypatch, tmp_path):
-    from keras_warmup import warming
+def test_a_twin_that_cannot_be_compared_is_replayed_by_itself(model, monkeypatch, tmp_path):
+    from keras_warmup.replay import ServingSession
 
-    def fail(*_):
-        raise ReplayError("the twin fails")
+    replayed, real = [], ServingSession.replay
 
-    monkeypatch.setattr(warming, "_gives_the_same", fail)
+    def replay_once(self, log):
+        replayed.append(log.predict_log.request.model_spec.signature_name)
+        if replayed == ["serving_default", "serve"]:
+            raise ReplayError("the twin fails unoptimized")
+        return real(self, log)
+
+    monkeypatch.setattr(ServingSession, "replay", replay_once)
+    report = kw.export_with_warmup(model, tmp_path / "1", data=X)
+    assert report.shared_signatures == {}
+    assert replayed == ["serving_default", "serve", "serving_default", "serve"]
+    assert [record.signature_key for record in report.records] == ["serving_default", "serve"]
+
+
+def test_a_twin_that_no_server_could_run_refuses_the_export(model, monkeypatch, tmp_path):
+    from keras_warmup.replay import ServingSession
+
+    real = ServingSession.replay
+
+    def fail(self, log):
+        if log.predict_log.request.model_spec.signature_name == "serve":
+            raise ReplayError("the twin fails")
+        return real(self, log)
+
+    monkeypatch.setattr(ServingSession, "replay", fail)
     with pytest.raises(ReplayError, match=r"^the twin fails$"):
         kw.export_with_warmup(model, tmp_path / "1", data=X)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_interpreter_that_starts_no_more_threads_compares_twins_all_the_same():
-    from keras_warmup import warming
-
-    beside = ThreadPoolExecutor(1)
-    assert warming._begin(beside, lambda: True)() is True
-    beside.shutdown()
-    assert warming._begin(beside, lambda: True)() is True
 
 
 def test_add_warmup_changes_no_signature_unless_asked_to(model, tmp_path):
