@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -31,7 +31,8 @@ _FORMS: dict[str, str] = {
     # Shapes and dtypes.
     r"ConcatOp : Dimension \d+ in both shapes must be equal: shape\[\d+\] = S vs\. shape\[\d+\] = S": "",
     r"ConcatOp : Ranks of all input tensors should match: shape\[\d+\] = S vs\. shape\[\d+\] = S": "",
-    r"Matrix size-incompatible: In\[0\]: S, In\[1\]: S": "",
+    # Behind the shapes some kernels say which of the two are transposed.
+    r"(Matrix size-incompatible: In\[0\]: S, In\[1\]: S)(?: [01] [01]$)?": r"\1",
     r"In\[[01]\] ndims must be >= 2: \d+": "",
     r"In\[0\] (?:and In\[1\] has different ndims|mismatch In\[1\] shape): [\d\[\],?]+ vs\. [\d\[\],?]+(?:: S S)?": "",
     r"Must provide as many biases as the last dimension of the input tensor: S vs\. S": "",
@@ -215,8 +216,9 @@ def _failed_node(message: str, graph_def: Any) -> tuple[str, Any]:
         nodes = [node for where, node in _nodes_named(graph_def, name) if where == function]
         # A function that the optimizer specialized has a name of its own.
         nodes = nodes or [node for _, node in _nodes_named(graph_def, name)]
+        nodes = nodes or [node for node in [_inlined(graph_def, name)] if node is not None]
         if len({node.op for node in nodes}) == 1:
-            return name, nodes[0]
+            return str(nodes[0].name), nodes[0]
     # The last one: TensorFlow appends it, behind whatever the message quotes.
     return (found[-1][1] if found else ""), None
 
@@ -228,6 +230,25 @@ def _nodes_named(graph_def: Any, name: str) -> Iterator[tuple[str, Any]]:
     yield from (("", node) for node in graph_def.node if node.name == name)
     for function in graph_def.library.function:
         yield from ((function.signature.name, node) for node in function.node_def if node.name == name)
+
+
+def _inlined(graph_def: Any, path: str) -> Any:
+    """The node that inlining named `call/call/node`, after the calls that led to it from the main graph."""
+    if graph_def is None:
+        return None
+    functions = {one.signature.name: one.node_def for one in graph_def.library.function}
+
+    def find(nodes: Iterable[Any], path: str) -> Any:
+        for node in nodes:
+            if node.name == path:
+                return node
+            if "f" in node.attr and path.startswith(f"{node.name}/"):
+                found = find(functions.get(node.attr["f"].func.name, ()), path[len(node.name) + 1 :])
+                if found is not None:
+                    return found
+        return None
+
+    return find(graph_def.node, path)
 
 
 def _assertion_of(graph_def: Any, node: Any) -> str:
