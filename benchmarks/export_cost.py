@@ -1,11 +1,10 @@
 """What an export with a warmup file costs beside what it cannot do without.
 
-Each round times, in turns and in one process: `model.export`; loading that SavedModel into a Session, replaying the records once,
-replaying them on the twin signatures (the two must be seen to give the same before they share tensors), and calling the model on
-their rows; `export_with_warmup`; and the same with `verify=False`. Printed are medians, and the median over the rounds of
+Each round times, in turns and in one process: `model.export`; loading that SavedModel into a Session, replaying the file's records
+once, and calling the model on their rows; `export_with_warmup`; and the same with `verify=False`. Printed are medians, and the
+median over the rounds of
 
-- verified: `export_with_warmup` / (export + load + replays + call),
-- file only: the same without the twins' replays in the sum,
+- verified: `export_with_warmup` / (export + load + replay + call),
 - unverified: `verify=False` / export.
 """
 
@@ -30,7 +29,6 @@ import tensorflow as tf
 from zoo import ZOO, Specimen
 
 import keras_warmup as kw
-from keras_warmup._protos import PredictionLog
 from keras_warmup.replay import open_session
 
 EXAMPLE = """example:
@@ -41,7 +39,7 @@ EXAMPLE = """example:
 MODELS = {specimen.name: specimen for specimen in ZOO if specimen.export_fn is None}
 # As many rounds as fit into this time, up to this many.
 SECONDS, MOST_ROUNDS = 60, 41
-PLAIN, LOAD, REPLAY, TWINS, CALL = "export", "load", "replay", "replay of twins", "call"
+PLAIN, LOAD, REPLAY, CALL = "export", "load", "replay", "call"
 WHOLE, UNVERIFIED = "export_with_warmup", "verify=False"
 
 
@@ -73,7 +71,7 @@ def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
                 model.export(plain, verbose=False)
 
         def export_warm(name: str, **options: bool) -> kw.WarmupReport:
-            warmup = {**specimen.warmup, **options}
+            warmup = specimen.options(**options)
             with watch.timing(name):
                 return kw.export_with_warmup(model, whole, data=data, warmup=warmup, overwrite=os.path.exists(whole))
 
@@ -84,22 +82,14 @@ def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
                 with watch.timing(REPLAY):
                     for log in records:
                         session.replay(log)
-                with watch.timing(TWINS):
-                    for log in twins:
-                        session.replay(log)
             with watch.timing(CALL):
                 for x in rows:
                     model(x, training=False)
 
-        report = export_warm(WHOLE)
+        export_warm(WHOLE)
         records = list(kw.read_records(whole))
-        # Only whole output sets are compared, and called.
+        # The model is called once for the records of a signature, whichever outputs they ask for.
         plainly = [log.predict_log.request for log in records if not log.predict_log.request.output_filter]
-        twins = []
-        for request in plainly:
-            for key in set(report.shared_signatures) - {request.model_spec.signature_name}:
-                twins.append(PredictionLog(predict_log={"request": request}))
-                twins[-1].predict_log.request.model_spec.signature_name = key
         rows = [tf.make_ndarray(tensor) for request in plainly for tensor in request.inputs.values()]
         # Two rounds before: what is loaded or started once is no part of an export; the second tells how many can follow.
         turn, began = -2, 0.0
@@ -127,8 +117,7 @@ def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
         return statistics.median(taken / total for taken, total in zip(seconds[name], sums, strict=True))
 
     return {
-        "verified": median_ratio(WHOLE, [PLAIN, LOAD, REPLAY, TWINS, CALL]),
-        "file only": median_ratio(WHOLE, [PLAIN, LOAD, REPLAY, CALL]),
+        "verified": median_ratio(WHOLE, [PLAIN, LOAD, REPLAY, CALL]),
         "unverified": median_ratio(UNVERIFIED, [PLAIN]),
     }
 
@@ -156,8 +145,8 @@ def main() -> int:
         print(json.dumps(results, indent=1))
     else:
         print(
-            f"Medians of the rounds. verified: {WHOLE} / ({PLAIN} + {LOAD} + {REPLAY} + {TWINS} + {CALL}); "
-            f"file only: without {TWINS}; unverified: {UNVERIFIED} / {PLAIN}."
+            f"Medians of the rounds. verified: {WHOLE} / ({PLAIN} + {LOAD} + {REPLAY} + {CALL}); "
+            f"unverified: {UNVERIFIED} / {PLAIN}."
         )
     return 0
 

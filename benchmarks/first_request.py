@@ -40,7 +40,7 @@ from first_request_report import (
     update_readme,
     write_results,
 )
-from zoo import ZOO, Specimen
+from zoo import SCORE, ZOO, Specimen
 
 import keras_warmup as kw
 from keras_warmup.candidates import Rows, find_candidates
@@ -132,9 +132,7 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
 
 def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -> list[Variant]:
     """Our export; and the same with twin signatures left apart, where they are shared."""
-    options = dict(specimen.warmup)
-    if specimen.sizes_matter:
-        options["batch_sizes"] = [CLIENT_BATCH]
+    options = specimen.options(**({"batch_sizes": [CLIENT_BATCH]} if specimen.sizes_matter else {}))
     made: list[Variant] = []
     for name, shared in ((OURS, True), (APART, False)):
         path = os.path.join(directory, name.replace(" ", "_"), "1")
@@ -193,11 +191,11 @@ def smallest_by_trial(
         for candidate in candidates:
             log = request_of(candidate, size)
             records.append((candidate.signature.key, (), log))
-            for asked in specimen.warmup.get("output_filters", ()) if candidate.kinds[0] == "predict" else ():
+            if SCORE[0] in candidate.signature.outputs and candidate.kinds[0] == "predict":
                 filtered = type(log)()
                 filtered.CopyFrom(log)
-                filtered.predict_log.request.output_filter.extend(asked)
-                records.append((candidate.signature.key, tuple(asked), filtered))
+                filtered.predict_log.request.output_filter.extend(SCORE)
+                records.append((candidate.signature.key, tuple(SCORE), filtered))
     if not _all_warm(variant_of(SMALLEST, export_dir, directory, [log for _, _, log in records]), probes):
         raise SystemExit(f"{specimen.name}: not even all records leave every request warm. Is the machine busy?")
     for one in list(records):

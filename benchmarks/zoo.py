@@ -1,4 +1,7 @@
-"""Models with random weights, as many kinds of lazy as a served model can be."""
+"""Models with random weights, as many kinds of lazy as a served model can be.
+
+Each has two outputs, an embedding and a score; there are clients who ask for both and clients who ask for the score alone.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ import tensorflow as tf
 from keras_warmup import endpoints
 
 COLOURS = ("red", "green", "blue")
+# Asked for beside both outputs.
+SCORE = ["score"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Specimen:
         name: what to call it.
         build: makes the model.
         rows: `rows(count, seed)` makes distinct rows, as `fit` would take them.
-        warmup: options of our export, beside the batch sizes.
+        warmup: options of our export, beside the output set and the batch sizes.
         sizes_matter: whether the batch size that clients send must be in the file.
         export_fn: writes the SavedModel; `None` for `model.export`.
     """
@@ -35,6 +40,10 @@ class Specimen:
     sizes_matter: bool = False
     export_fn: Callable[[keras.Model, str], Any] | None = None
 
+    def options(self, **more: Any) -> dict[str, Any]:
+        """`WarmupOptions` of our export."""
+        return {"output_filters": [SCORE], **self.warmup, **more}
+
     def export(self, model: keras.Model, export_dir: str) -> None:
         """Writes the SavedModel as anyone would, without a warmup file."""
         if self.export_fn is None:
@@ -45,9 +54,11 @@ class Specimen:
 
 def _mlp() -> keras.Model:
     x = keras.Input((32,), name="x")
-    embedding = keras.layers.Dense(128, activation="relu")(x)
-    score = keras.layers.Dense(1, activation="sigmoid")(embedding)
-    return keras.Model(x, {"embedding": embedding, "score": score})
+    return _scored(x, keras.layers.Dense(128, activation="relu")(x), keras.layers.Dense(1, activation="sigmoid"))
+
+
+def _scored(inputs: Any, embedding: Any, score: keras.Layer) -> keras.Model:
+    return keras.Model(inputs, {"embedding": embedding, "score": score(embedding)})
 
 
 def _floats(*shape: int) -> Callable[[int, int], np.ndarray]:
@@ -66,8 +77,8 @@ def _table() -> keras.Model:
     }
     colour = keras.layers.StringLookup(vocabulary=list(COLOURS), output_mode="one_hot")(inputs["colour"])
     x = keras.layers.Concatenate()([inputs["age"], inputs["income"], colour])
-    x = keras.layers.Dense(64, activation="relu")(x)
-    return keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid")(x))
+    embedding = keras.layers.Dense(64, activation="relu")(x)
+    return _scored(inputs, embedding, keras.layers.Dense(1, activation="sigmoid"))
 
 
 def _table_rows(count: int, seed: int) -> dict[str, np.ndarray]:
@@ -88,7 +99,7 @@ def _export_table(model: keras.Model, export_dir: str) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("serving_default", endpoints.predict_examples(model, spec))
-    archive.add_endpoint("classify", endpoints.classify(model, spec, ["no", "yes"]))
+    archive.add_endpoint("classify", endpoints.classify(model, spec, ["no", "yes"], output="score"))
     archive.write_out(export_dir, verbose=False)
 
 
@@ -97,7 +108,7 @@ def _export_compiled(model: keras.Model, export_dir: str) -> None:
     archive.track(model)
     spec = [tf.TensorSpec((None, 32), tf.float32, name="x")]
 
-    def call(x: tf.Tensor) -> tf.Tensor:
+    def call(x: tf.Tensor) -> dict[str, tf.Tensor]:
         return model(x)
 
     for key in ("serving_default", "other"):
@@ -109,13 +120,13 @@ def _export_compiled(model: keras.Model, export_dir: str) -> None:
 
 def _compiled() -> keras.Model:
     x = keras.Input((32,), name="x")
-    hidden = keras.layers.Dense(128, activation="relu")(x)
-    return keras.Model(x, keras.layers.Dense(10, activation="softmax")(hidden))
+    embedding = keras.layers.Dense(128, activation="relu")(x)
+    return _scored(x, embedding, keras.layers.Dense(10, activation="softmax"))
 
 
 def _lstm() -> keras.Model:
     x = keras.Input((40, 16), name="x")
-    return keras.Model(x, keras.layers.Dense(5)(keras.layers.LSTM(64)(x)))
+    return _scored(x, keras.layers.LSTM(64)(x), keras.layers.Dense(5))
 
 
 def _transformer() -> keras.Model:
@@ -126,15 +137,16 @@ def _transformer() -> keras.Model:
         x = keras.layers.LayerNormalization()(x + attended)
         hidden = keras.layers.Dense(128, activation="gelu")(x)
         x = keras.layers.LayerNormalization()(x + keras.layers.Dense(64)(hidden))
-    return keras.Model(tokens, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling1D()(x)))
+    return _scored(tokens, keras.layers.GlobalAveragePooling1D()(x), keras.layers.Dense(4))
 
 
 def _mobile_net() -> keras.Model:
-    return keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3), classes=10)
+    base = keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3), include_top=False, pooling="avg")
+    return _scored(base.input, base.output, keras.layers.Dense(10, activation="softmax"))
 
 
 ZOO = (
-    Specimen("MLP", _mlp, _floats(32), {"output_filters": [["score"]]}),
+    Specimen("MLP", _mlp, _floats(32)),
     Specimen("ParseExample table", _table, _table_rows, export_fn=_export_table),
     Specimen("XLA", _compiled, _floats(32), {"xla": True}, sizes_matter=True, export_fn=_export_compiled),
     Specimen("LSTM", _lstm, _floats(40, 16)),
