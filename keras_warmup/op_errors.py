@@ -151,7 +151,7 @@ _SHAPE_IS_VALUE = frozenset(
 
 # What stands before the words of the op that failed.
 _HEAD = re.compile(
-    r"^(\{\{function_node [^}\s]*\}\}\s*)?(Graph execution error:\s+)?(\d+ root error\(s\) found\.\s*\(0\) [A-Z_ a-z]+: )?"
+    r"^(?:\{\{function_node [^}\s]*\}\}\s*)*(Graph execution error:\s+)?(\d+ root error\(s\) found\.\s*\(0\) [A-Z_ a-z]+: )?"
     r"(Error in user-defined function passed to \w+(:\d+)? transformation with iterator: [\w:\[\]]+: )?"
 )
 
@@ -216,7 +216,7 @@ def _failed_node(message: str, graph_def: Any) -> tuple[str, Any]:
         nodes = [node for where, node in _nodes_named(graph_def, name) if where == function]
         # A function that the optimizer specialized has a name of its own.
         nodes = nodes or [node for _, node in _nodes_named(graph_def, name)]
-        nodes = nodes or [node for node in [_inlined(graph_def, name)] if node is not None]
+        nodes = nodes or list(_inlined(graph_def, name))
         if len({node.op for node in nodes}) == 1:
             return str(nodes[0].name), nodes[0]
     # The last one: TensorFlow appends it, behind whatever the message quotes.
@@ -232,23 +232,21 @@ def _nodes_named(graph_def: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield from ((function.signature.name, node) for node in function.node_def if node.name == name)
 
 
-def _inlined(graph_def: Any, path: str) -> Any:
-    """The node that inlining named `call/call/node`, after the calls that led to it from the main graph."""
+def _inlined(graph_def: Any, path: str) -> Iterator[Any]:
+    """The nodes that inlining may have named `call/call/node`, after the calls that lead to it from any graph or function."""
     if graph_def is None:
-        return None
+        return
     functions = {one.signature.name: one.node_def for one in graph_def.library.function}
 
-    def find(nodes: Iterable[Any], path: str) -> Any:
+    def find(nodes: Iterable[Any], path: str) -> Iterator[Any]:
         for node in nodes:
             if node.name == path:
-                return node
-            if "f" in node.attr and path.startswith(f"{node.name}/"):
-                found = find(functions.get(node.attr["f"].func.name, ()), path[len(node.name) + 1 :])
-                if found is not None:
-                    return found
-        return None
+                yield node
+            elif "f" in node.attr and path.startswith(f"{node.name}/"):
+                yield from find(functions.get(node.attr["f"].func.name, ()), path[len(node.name) + 1 :])
 
-    return find(graph_def.node, path)
+    for nodes in (graph_def.node, *functions.values()):
+        yield from find(nodes, path)
 
 
 def _assertion_of(graph_def: Any, node: Any) -> str:

@@ -697,6 +697,46 @@ def test_a_servers_message_is_read_without_its_graph(message, text):
     assert describe_op_error(tf.errors.UnknownError(None, None, message)) == text
 
 
+@pytest.fixture(scope="module")
+def nested():
+    """`outer` of the main graph calls the function that calls `inner`, whose function multiplies."""
+    graph = tf.compat.v1.GraphDef()
+    graph.node.add(name="outer", op="StatefulPartitionedCall").attr["f"].func.name = "between"
+    for name, node, op, called in (
+        ("between", "inner", "PartitionedCall", "innermost"),
+        ("innermost", "dense/MatMul", "MatMul", ""),
+    ):
+        function = graph.library.function.add()
+        function.signature.name = name
+        function.node_def.add(name=node, op=op)
+        if called:
+            function.node_def[0].attr["f"].func.name = called
+    return graph
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "{{node outer/inner/dense/MatMul}}",
+        "{{function_node between}}{{node inner/dense/MatMul}}",
+        "{{node dense/MatMul}}",
+    ],
+)
+def test_a_node_that_inlining_renamed_is_found_through_its_calls(nested, node):
+    # Some kernels add which of the two are transposed.
+    message = f"Matrix size-incompatible: In[0]: [2,3], In[1]: [2,4]MORE\n\t [[{node}]]"
+    for more in ("", " 0 0"):
+        error = tf.errors.InvalidArgumentError(None, None, message.replace("MORE", more))
+        text = "Matrix size-incompatible: In[0]: [2,3], In[1]: [2,4] (node dense/MatMul, op MatMul)"
+        assert describe_op_error(error, nested) == text
+        stacked = tf.errors.InvalidArgumentError(
+            None, None, "{{function_node a}} {{function_node b}} " + message.replace("MORE", more)
+        )
+        assert describe_op_error(stacked, nested) == text
+    error = tf.errors.InvalidArgumentError(None, None, message.replace("MORE", " 0 7"))
+    assert describe_op_error(error, nested) == text.replace(" (node", " ... (node")
+
+
 def test_the_keras_3_session_trap_is_found_and_its_cure_named(tmp_path):
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     tf.saved_model.save(model, tmp_path)
