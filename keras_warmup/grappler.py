@@ -3,22 +3,24 @@
 It takes most of the time of the first run of a set of tensors, and of restoring the variables, which runs a function too:
 80 to 90 % of either, for a Keras export. Where only the results of a run are wanted, it can be left out.
 
-A Session optimizes the main graph, with the functions it inlines into it; the kernel of a call that was not inlined optimizes the
-function, as the node's `config_proto` says (`partitioned_function_ops.cc`). So with the Session's own optimizer off, each call
-decides for itself. What `tf.saved_model.save` writes does all its work in functions: there a call that is left as it
-was is optimized no less than before.
+A Session inlines the functions that its main graph calls, and optimizes the whole. With its optimizer off, the kernel of each call
+optimizes the function that it calls, as the node's `config_proto` says (`partitioned_function_ops.cc`). So where a signature is one
+call, as `tf.saved_model.save` writes it, each can be optimized as a server would, or not at all. Not so for a signature with
+nodes of its own in the main graph, nor for functions that are called in other ways: a SavedModel that needs such ones is left
+as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup.bodies import source_of
+from keras_warmup.bodies import Body, source_of
 from keras_warmup.graph import ModelGraph
+from keras_warmup.signatures import RESERVED_PREFIX
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 
@@ -26,32 +28,43 @@ _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 def leave_unoptimized(meta_graph: Any, signature_keys: Collection[str], config: tf.compat.v1.ConfigProto) -> None:
     """Leaves Grappler out of the main graph, and of every function that only some signatures, or none, call.
 
-    Functions that no signature calls are those that restore and save the variables.
+    Functions that no signature calls are those that restore and save the variables. Nothing is changed where the other
+    signatures would not be optimized as in a server then.
 
     Args:
         meta_graph: the MetaGraphDef that will be imported; the calls in its graph are changed, nothing else.
         signature_keys: the signatures whose results are wanted, not their time; functions that others call as well stay.
         config: of the Session; its optimizer is switched off.
     """
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    optimized = [
-        source_of(info.name)
+    graph = ModelGraph(meta_graph)
+    # A composite tensor has no name of its own: such a signature is no call.
+    outputs = {
+        key: {source_of(info.name) for info in definition.outputs.values()}
         for key, definition in meta_graph.signature_def.items()
         if key not in signature_keys
-        for info in definition.outputs.values()
-    ]
-    kept = _reached(ModelGraph(meta_graph), optimized)
+    }
+    served = {name for key, names in outputs.items() if not key.startswith(RESERVED_PREFIX) for name in names}
+    if not all(_is_call(graph.main.nodes.get(name)) for name in served):
+        return
+    reached = list(_reached(graph, set().union(*outputs.values())))
+    if not all(_is_optimized_by_its_caller(graph, body.nodes[name]) for body, name in reached):
+        return
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    kept = {(body.name, name) for body, name in reached}
     graph_def = meta_graph.graph_def
     bodies = [("", graph_def.node), *((one.signature.name, one.node_def) for one in graph_def.library.function)]
-    for body, nodes in bodies:
+    for body_name, nodes in bodies:
         for node in nodes:
-            if node.op in _CALLS and (body, node.name) not in kept:
-                _leave_out(node)
+            if (body_name, node.name) not in kept:
+                if _is_call(node):
+                    _leave_out(node)
+            elif node.name in served and not body_name:
+                # As a server's Session does it, whatever `tf.config.optimizer` was told when the function was traced.
+                node.attr["config_proto"].s = b""
 
 
-def _reached(graph: ModelGraph, names: Iterable[str]) -> set[tuple[str, str]]:
-    """`(function, node)` of all that runs for some nodes of the main graph, whose function is empty."""
-    found: set[tuple[str, str]] = set()
+def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[Body, str]]:
+    """All nodes that run for some nodes of the main graph."""
     functions: set[str] = set()
     bodies = [(graph.main, list(names))]
     while bodies:
@@ -60,20 +73,30 @@ def _reached(graph: ModelGraph, names: Iterable[str]) -> set[tuple[str, str]]:
             node = body.nodes.get(name)
             if node is None:
                 continue
-            found.add((body.name, name))
+            yield body, name
             for call in graph.calls(node):
                 inner = graph.function(call.function)
                 if inner is not None and inner.name not in functions:
                     functions.add(inner.name)
                     bodies.append((inner, inner.roots))
-    return found
+
+
+def _is_call(node: Any) -> bool:
+    """Whether a node is a call with a `config_proto`; the `config` of old ones excludes it."""
+    return node is not None and node.op in _CALLS and not ("config" in node.attr and node.attr["config"].s)
+
+
+def _is_optimized_by_its_caller(graph: ModelGraph, node: Any) -> bool:
+    """Whether the functions a node runs are optimized along with the one it stands in, or by its own kernel."""
+    lowered = "_lower_using_switch_merge" in node.attr and node.attr["_lower_using_switch_merge"].b
+    return lowered or _is_call(node) or not any(graph.calls(node))
 
 
 def _leave_out(node: Any) -> None:
     config = tf.compat.v1.ConfigProto()
     try:
         config.ParseFromString(node.attr["config_proto"].s)
-    except DecodeError:  # another TensorFlow's: only time is lost
+    except DecodeError:  # its kernel says so, if ever it runs
         return
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     node.attr["config_proto"].s = config.SerializeToString()

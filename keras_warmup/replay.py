@@ -67,6 +67,11 @@ class Replayed:
 class ServingSession:
     """A SavedModel in a Session of its own on the CPU; use it as a context manager, through `open_session`.
 
+    Args:
+        export_dir: the SavedModel.
+        meta_graph: what to load of it; changed by `unoptimized`.
+        unoptimized: as in `open_session`.
+
     Attributes:
         export_dir: the SavedModel.
         meta_graph: its `MetaGraphDef`.
@@ -103,7 +108,8 @@ class ServingSession:
                 log with no log type runs nothing.
 
         Returns:
-            Its outputs and the time it took. The first record over a set of tensors pays what a first client would.
+            Its outputs and the time it took. The first record over a set of tensors pays what a first client would,
+            unless its signature was left unoptimized.
 
         Raises:
             ReplayError: the server would refuse to load the model with this record; the message holds the server's, as

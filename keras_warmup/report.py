@@ -62,7 +62,8 @@ class WarmupReport:
         shared_signatures: signature_key -> the twin whose tensors it names since this export.
         load_added_ms: sum of the replays, a lower bound of the load time the file adds (the process that replays is warm
             already); `None` where nothing was replayed.
-        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds.
+        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds; where twins were compared
+            TensorFlow's graph optimizer was left out of loading, which takes about half as long then.
     """
 
     export_dir: str

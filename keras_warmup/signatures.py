@@ -24,7 +24,7 @@ from keras_warmup.versions import reason_of
 DEFAULT_SIGNATURE_KEY = "serving_default"
 SERVE_TAGS = ("serve",)
 # Entries that TensorFlow writes for itself (init op, train op): no client can call them.
-_RESERVED_PREFIX = "__saved_model_"
+RESERVED_PREFIX = "__saved_model_"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
     tags = tuple(sorted(meta_graph.meta_info_def.tags))
     signatures = []
     for key in sorted(meta_graph.signature_def):
-        if key.startswith(_RESERVED_PREFIX):
+        if key.startswith(RESERVED_PREFIX):
             continue
         definition = meta_graph.signature_def[key]
         inputs = {name: _spec_of(key, "input", name, definition.inputs[name]) for name in sorted(definition.inputs)}

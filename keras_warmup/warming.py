@@ -6,35 +6,26 @@ refuse does so before the file gets its name.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from keras_warmup.batching import read_batching_parameters
 from keras_warmup.candidates import Rows, choose_signatures, find_candidates
-from keras_warmup.errors import ProofError, ReplayError
-from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
-from keras_warmup.logs import describe_log
+from keras_warmup.drafts import draft_of, replay_draft, warms_of
+from keras_warmup.errors import ReplayError
+from keras_warmup.graph import ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, plan_requests
 from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
 from keras_warmup.records import check_replaceable, read_records, warmup_path, write_records
-from keras_warmup.replay import ServingSession, open_session
 from keras_warmup.report import RecordReport, WarmupReport
-from keras_warmup.requests import build_log, encode_log
+from keras_warmup.requests import encode_log
 from keras_warmup.rewriting import share_tensors
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.twins import find_twins
-
-# What made-up values can bring about; a missing file or kernel fails whatever the rows are.
-_FAULTS_OF_ROWS = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
 
 
 def warm_saved_model(
@@ -81,20 +72,20 @@ def warm_saved_model(
     )
     requests: list[PlannedRequest | None] = [*[None] * len(old), *plan.requests]
     name = options.model_name or model_name
-    with _draft_of(path) as draft:
+    with draft_of(path) as draft:
         logs = _logs(old, requests, name)
         sizes = write_records(draft, logs, max_records=options.max_records, max_bytes=options.max_bytes)
         facts = {one.signature.key: one.facts for one in candidates}
-        done = _replay(export_dir, draft, requests, rows, options, twins, facts)
+        done = replay_draft(export_dir, draft, requests, rows, options, twins, facts)
         if done.apart:
             # They are no twins after all: once more, each warmed for itself.
             asked = dataclasses.replace(options, share_twin_signatures=False)
             return warm_saved_model(export_dir, rows, asked, model_name=name, append=append)
         if done.failed:
             kept = [index for index in range(len(requests)) if index not in done.failed]
-            warm = {key for index in kept for key in _warms(requests[index])}
+            warm = {key for index in kept for key in warms_of(requests[index])}
             for index, why in done.failed.items():
-                cold.update({key: why for key in _warms(requests[index]) if key not in warm})
+                cold.update({key: why for key in warms_of(requests[index]) if key not in warm})
             good = [log for index, log in enumerate(read_records(draft)) if index in kept]
             sizes = write_records(draft, good, max_records=options.max_records, max_bytes=options.max_bytes)
             requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
@@ -140,18 +131,6 @@ def _shareable(meta_graph: Any, candidates: Sequence[Candidate]) -> dict[str, st
     return find_twins(meta_graph, plain)
 
 
-@contextlib.contextmanager
-def _draft_of(path: str) -> Iterator[str]:
-    """A hidden file beside `path`; what is left of it when the block ends is removed."""
-    # A name of its own: two processes may add to one directory.
-    draft = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{secrets.token_hex(8)}"
-    try:
-        yield draft
-    finally:
-        if tf.io.gfile.exists(draft):
-            tf.io.gfile.remove(draft)
-
-
 def _require_restorable(graph: ModelGraph, signatures: Sequence[Signature], export_dir: str) -> None:
     for signature in signatures:
         lost = graph_facts(graph, signature).unrestored_variables
@@ -172,135 +151,11 @@ def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_n
             yield encode_log(request, model_name)
 
 
-@dataclasses.dataclass
-class _Replays:
-    """What reading the draft back and replaying it gave: description and milliseconds by record, proof by signature_key,
-    errors of made-up rows by record, and the keys of twins that gave the same, or something else.
-    """
-
-    described: list[dict[str, Any]]
-    ms: list[float | None]
-    proofs: dict[str, str]
-    failed: dict[int, str] = dataclasses.field(default_factory=dict)
-    alike: list[str] = dataclasses.field(default_factory=list)
-    apart: list[str] = dataclasses.field(default_factory=list)
-    load_ms: float | None = None
-
-
-def _replay(
-    export_dir: str,
-    draft: str,
-    requests: Sequence[PlannedRequest | None],
-    rows: Rows,
-    options: WarmupOptions,
-    twins: Mapping[str, str],
-    facts: Mapping[str, GraphFacts],
-) -> _Replays:
-    logs = read_records(draft) if requests else iter(())
-    if not options.verify:
-        keys = [key for request in requests for key in _warms(request)] if rows.model is not None else []
-        unproved = dict.fromkeys(keys, "unproved: verify=False")
-        return _Replays([describe_log(log) for log in logs], [None] * len(requests), unproved)
-    done = _Replays([], [], {})
-    # Without a record the Session is opened all the same: a model that cannot be loaded is never published.
-    # Of a twin the results are wanted, not the time that its set of tensors would cost a server: it will have none.
-    with open_session(export_dir, unoptimized=twins) as session:
-        done.load_ms = session.load_ms
-        for index, (log, request) in enumerate(zip(logs, requests, strict=True)):
-            done.described.append(describe_log(log))
-            try:
-                replayed = session.replay(log)
-            except ReplayError as error:
-                # Made-up rows may be nonsense to the model: that is no fault of the export.
-                if request is None or request.source != "synthetic" or error.status not in _FAULTS_OF_ROWS:
-                    raise
-                done.failed[index] = f"made-up rows do not run, pass data=. {error}"
-                done.ms.append(None)
-                continue
-            done.ms.append(replayed.ms)
-            if request is None or request.output_filter or request.tasks:
-                continue
-            for key in request.warms:
-                if key in twins:
-                    alike = _gives_the_same(session, request, key, replayed.outputs)
-                    (done.alike if alike else done.apart).append(key)
-            if done.apart:
-                break
-            if rows.model is not None:
-                _add_proofs(done, request, log, replayed.outputs, session, rows, facts[request.signature_key])
-    return done
-
-
-def _add_proofs(
-    done: _Replays,
-    request: PlannedRequest,
-    log: Any,
-    outputs: Mapping[str, Any],
-    session: ServingSession,
-    rows: Rows,
-    facts: GraphFacts,
-) -> None:
-    """Proves the signatures a record warms and no earlier one has proved."""
-    to_prove = [key for key in request.warms if key not in done.proofs]
-    if not to_prove:
-        return
-    if facts.random or facts.writes_state:
-        # Such a call could change the training that goes on after this export.
-        proof = RANDOM_OR_STATEFUL
-    else:
-        again = partial(_outputs_of, session, log)
-        own_call = not rows.own_calls.isdisjoint(request.warms)
-        proof = _prove(request, to_prove[0], outputs, rows.model, again, own_call)
-    # The keys of one request are one set of tensors, or twins: if they turn out to be none, all is made anew.
-    done.proofs.update(dict.fromkeys(to_prove, proof))
-
-
-def _gives_the_same(session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]) -> bool:
-    """Whether a twin, still over tensors of its own, gives what the other one gave for the same rows."""
-    try:
-        theirs = session.replay(build_log(dataclasses.replace(request, signature_key=key))).outputs
-    except ReplayError:  # as no twin it is replayed by itself, as a server would run it, and may be refused
-        return False
-    return set(theirs) == set(outputs) and all(same_values(outputs[alias], theirs[alias]) for alias in outputs)
-
-
-def _outputs_of(session: ServingSession, log: Any) -> Mapping[str, Any]:
-    return session.replay(log).outputs
-
-
-def _prove(
-    request: PlannedRequest,
-    key: str,
-    outputs: Mapping[str, Any],
-    model: Any,
-    replay_again: Callable[[], Mapping[str, Any]],
-    own_call: bool,
-) -> str:
-    x = request.x()
-    if x is None:
-        made_up = request.source == "synthetic"
-        return f"unproved: {'made-up rows' if made_up else 'the rows were sent in another form than the model takes'}"
-    try:
-        return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
-    except ProofError:
-        raise
-    # The rows are those of a custom endpoint; the model's own code may take them or fail in any way.
-    except Exception as error:
-        if own_call:
-            raise
-        return f"unproved: bound by name (the model cannot be called on the endpoint's rows: {type(error).__name__})"
-
-
 def _record_report(
     described: Mapping[str, Any], request: PlannedRequest | None, size: int, ms: float | None
 ) -> RecordReport:
     source = "file" if request is None else request.source
-    warms = _warms(request)
-    return RecordReport(**described, source=source, bytes=size, replay_ms=ms, warms=warms)
-
-
-def _warms(request: PlannedRequest | None) -> tuple[str, ...]:
-    return () if request is None else request.warms
+    return RecordReport(**described, source=source, bytes=size, replay_ms=ms, warms=warms_of(request))
 
 
 def _ignored(rows: Rows, candidates: Sequence[Candidate]) -> tuple[str, ...]:

@@ -37,12 +37,15 @@ def unoptimized_calls(meta_graph):
     return found
 
 
+def call_node(meta_graph, key):
+    (output,) = meta_graph.signature_def[key].outputs.values()
+    return next(node for node in meta_graph.graph_def.node if node.name == output.name.split(":")[0])
+
+
 def call_of(meta_graph, key):
     """The call of a signature in the main graph, and those in the function it calls."""
-    (output,) = meta_graph.signature_def[key].outputs.values()
-    name = output.name.split(":")[0]
-    node = next(node for node in meta_graph.graph_def.node if node.name == name)
-    return {("", name)} | {one for one in unoptimized_calls(meta_graph) if one[0] == node.attr["f"].func.name}
+    node = call_node(meta_graph, key)
+    return {("", node.name)} | {one for one in unoptimized_calls(meta_graph) if one[0] == node.attr["f"].func.name}
 
 
 def test_all_but_what_the_other_signatures_run_is_left_unoptimized(export_dir):
@@ -82,11 +85,81 @@ def test_what_a_function_runs_that_both_call_is_optimized(tmp_path):
 
 def test_a_call_whose_configuration_cannot_be_read_is_left_as_it_was(export_dir):
     meta_graph = read_meta_graph(export_dir)
-    (output,) = meta_graph.signature_def["serve"].outputs.values()
-    node = next(node for node in meta_graph.graph_def.node if node.name == output.name.split(":")[0])
+    node = call_node(meta_graph, "serve")
     node.attr["config_proto"].s = b"\xff\xff"
     leave_unoptimized(meta_graph, {"serve"}, tf.compat.v1.ConfigProto())
     assert node.attr["config_proto"].s == b"\xff\xff"
+
+
+def test_what_is_kept_is_optimized_as_in_a_server_whatever_the_exporter_was_told(export_dir):
+    meta_graph = read_meta_graph(export_dir)
+    calls = {key: call_node(meta_graph, key) for key in ("serve", "serving_default")}
+    told = tf.compat.v1.ConfigProto()
+    told.graph_options.rewrite_options.disable_meta_optimizer = True
+    for node in calls.values():
+        node.attr["config_proto"].s = told.SerializeToString()
+    leave_unoptimized(meta_graph, {"serve"}, tf.compat.v1.ConfigProto())
+    assert calls["serving_default"].attr["config_proto"].s == b""
+    assert unoptimized_calls(meta_graph)["", calls["serve"].name]
+
+
+def test_a_call_with_the_configuration_of_old_is_not_given_another(export_dir):
+    meta_graph = read_meta_graph(export_dir)
+    restore = next(one for one in meta_graph.graph_def.node if one.name == meta_graph.saver_def.restore_op_name)
+    restore.attr["config"].s = b"\x08\x01"
+    before = restore.attr["config_proto"].s
+    leave_unoptimized(meta_graph, {"serve"}, tf.compat.v1.ConfigProto())
+    assert restore.attr["config_proto"].s == before
+    assert unoptimized_calls(meta_graph)["", call_node(meta_graph, "serve").name]
+
+
+def left_alone(meta_graph, keys):
+    before, config = meta_graph.SerializeToString(deterministic=True), tf.compat.v1.ConfigProto()
+    leave_unoptimized(meta_graph, keys, config)
+    unchanged = meta_graph.SerializeToString(deterministic=True) == before
+    assert unchanged is (config == tf.compat.v1.ConfigProto())
+    return unchanged
+
+
+def test_a_signature_with_nodes_of_its_own_would_lose_its_optimizer(export_dir):
+    meta_graph = read_meta_graph(export_dir)
+    graph = meta_graph.graph_def
+    (output,) = meta_graph.signature_def["serving_default"].outputs.values()
+    graph.node.add(name="outside", op="Identity", input=[output.name])
+    graph.node[-1].attr["T"].type = output.dtype
+    meta_graph.signature_def["third"].CopyFrom(meta_graph.signature_def["serving_default"])
+    (output,) = meta_graph.signature_def["third"].outputs.values()
+    output.name = "outside:0"
+    assert left_alone(meta_graph, {"serve"})
+    del meta_graph.signature_def["third"]
+    assert not left_alone(meta_graph, {"serve"})
+
+
+@pytest.mark.parametrize("other", ["a", "b"])
+def test_a_function_that_its_kernel_would_not_optimize_would_lose_its_optimizer(other, tmp_path):
+    spec = [tf.TensorSpec([None], tf.float32, name="x")]
+    batched = tf.nondifferentiable_batch_function(1, 4, 1000, autograph=False)(lambda x: x * 2.0)
+    with_batching = tf.function(lambda x: {"y": batched(x)}, spec, autograph=False)
+    plain = tf.function(lambda x: {"y": x * 2.0}, spec, autograph=False)
+    tf.saved_model.save(tf.Module(), tmp_path / "1", {"a": with_batching, "b": plain})
+    assert left_alone(read_meta_graph(tmp_path / "1"), {other}) is (other == "b")
+
+
+def test_a_session_is_told_what_to_leave_unoptimized(export_dir):
+    def optimized(session, key):
+        outputs = session.meta_graph.signature_def[key].outputs
+        (feed,) = session.meta_graph.signature_def[key].inputs.values()
+        traced = tf.compat.v1.RunMetadata()
+        options = tf.compat.v1.RunOptions(output_partition_graphs=True)
+        session._session.run(outputs["y"].name, {feed.name: X}, options, traced)
+        # Grappler turns the constants' arithmetic into constants; the graphs that run tell.
+        return [len(one.node) for one in traced.partition_graphs]
+
+    with open_session(export_dir) as session:
+        both = [optimized(session, key) for key in ("serve", "serving_default")]
+    with open_session(export_dir, unoptimized={"serve"}) as session:
+        assert any(unoptimized_calls(session.meta_graph).values())
+        assert [optimized(session, key) for key in ("serve", "serving_default")] != both
 
 
 @pytest.mark.parametrize("unoptimized", [{"serve"}, {"serving_default"}, {"serve", "serving_default"}])

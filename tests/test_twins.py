@@ -147,13 +147,60 @@ def test_random_and_stateful_twins_stay_apart(tmp_path):
     assert [record.warms for record in report.records] == [("serving_default",), ("serve",)]
 
 
-def test_twins_that_give_something_else_after_all_stay_apart(model, monkeypatch, tmp_path):
-    from keras_warmup import warming
+@pytest.fixture
+def opened(monkeypatch):
+    """What was left unoptimized in each Session that replayed a draft."""
+    from keras_warmup import drafts
 
-    monkeypatch.setattr(warming, "_gives_the_same", lambda *_: False)
+    found, real = [], drafts.open_session
+
+    def open_session(export_dir, *, unoptimized):
+        found.append(set(unoptimized))
+        return real(export_dir, unoptimized=unoptimized)
+
+    monkeypatch.setattr(drafts, "open_session", open_session)
+    return found
+
+
+def test_only_the_twin_is_left_unoptimized(model, opened, tmp_path):
+    assert kw.export_with_warmup(model, tmp_path / "1", data=X).shared_signatures == {"serve": "serving_default"}
+    assert opened == [{"serve"}]
+
+
+@pytest.mark.parametrize("options", [{"share_twin_signatures": False}, {"signatures": ["serve"]}])
+def test_without_twins_to_compare_all_is_optimized(model, opened, options, tmp_path):
+    assert kw.export_with_warmup(model, tmp_path / "1", data=X, warmup=options).shared_signatures == {}
+    assert opened == [set()]
+
+
+def test_beside_records_that_the_file_held_all_is_optimized(model, opened, tmp_path):
+    kw.export_with_warmup(model, tmp_path / "1", data=X, warmup={"signatures": ["serve"]})
+    options = {"share_twin_signatures": True}
+    report = kw.add_warmup(tmp_path / "1", X, warmup=options, append=True)
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert opened == [set(), set()]
+
+
+def test_twins_that_give_something_else_after_all_stay_apart(model, opened, monkeypatch, tmp_path):
+    from keras_warmup import drafts
+
+    monkeypatch.setattr(drafts, "_gives_the_same", lambda *_: False)
     report = kw.export_with_warmup(model, tmp_path / "1", data=X)
     assert report.shared_signatures == {}
     assert [record.signature_key for record in report.records] == ["serving_default", "serve"]
+    assert opened == [{"serve"}, set(), set()]
+
+
+def test_twins_that_only_rounding_sets_apart_are_compared_as_a_server_runs_them(model, opened, monkeypatch, tmp_path):
+    from keras_warmup import drafts
+
+    real = drafts._gives_the_same
+    monkeypatch.setattr(drafts, "_gives_the_same", lambda *one: len(opened) > 1 and real(*one))
+    report = kw.export_with_warmup(model, tmp_path / "1", data=X)
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert report.proofs == {"serving_default": "proved", "serve": "proved"}
+    assert [record.signature_key for record in report.records] == ["serving_default"]
+    assert opened == [{"serve"}, set()]
 
 
 def test_twins_that_no_record_can_reach_stay_apart(tmp_path):
@@ -185,22 +232,21 @@ def test_a_twin_of_a_task_stays_apart_and_cold_and_is_told(tmp_path):
     assert report.shared_signatures == {}
 
 
-def test_a_twin_that_cannot_be_compared_is_replayed_by_itself(model, monkeypatch, tmp_path):
+def test_a_twin_that_fails_unoptimized_is_run_as_a_server_runs_it(model, monkeypatch, tmp_path):
     from keras_warmup.replay import ServingSession
 
     replayed, real = [], ServingSession.replay
 
-    def replay_once(self, log):
+    def fail_once(self, log):
         replayed.append(log.predict_log.request.model_spec.signature_name)
         if replayed == ["serving_default", "serve"]:
             raise ReplayError("the twin fails unoptimized")
         return real(self, log)
 
-    monkeypatch.setattr(ServingSession, "replay", replay_once)
+    monkeypatch.setattr(ServingSession, "replay", fail_once)
     report = kw.export_with_warmup(model, tmp_path / "1", data=X)
-    assert report.shared_signatures == {}
+    assert report.shared_signatures == {"serve": "serving_default"}
     assert replayed == ["serving_default", "serve", "serving_default", "serve"]
-    assert [record.signature_key for record in report.records] == ["serving_default", "serve"]
 
 
 def test_a_twin_that_no_server_could_run_refuses_the_export(model, monkeypatch, tmp_path):
