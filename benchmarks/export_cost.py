@@ -4,7 +4,8 @@ Each round times, in turns and in one process: `model.export`; loading that Save
 once, and calling the model on their rows; `export_with_warmup`; and the same with `verify=False`. Printed are medians, and the
 median over the rounds of
 
-- verified: `export_with_warmup` / (export + load + replay + call),
+- verified: `export_with_warmup` / (export + load + replay + call), where load and replay are a server's: restoring, and what the
+  export runs only to compare twin signatures, it runs without TensorFlow's graph optimizer,
 - unverified: `verify=False` / export.
 """
 

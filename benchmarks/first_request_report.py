@@ -24,6 +24,8 @@ PEERS = (DEFAULT_ONLY, BATCH_1, COPIES)
 COLOURS = {NONE: "#3b6fb6", DEFAULT_ONLY: "#6b8e3d", BATCH_1: "#b6483b", COPIES: "#8e5ba6", OURS: "#e07b39"}
 # Warm is at most half as slow again as steady, or as good as that: a client does not feel 3 ms.
 WARM_RATIO, WARM_MS = 1.5, 3.0
+# Models whose load is more than what a process pays once, which no sharing takes away.
+HALVED = ("LSTM", "transformer", "MobileNetV2")
 _TABLE = re.compile(r"(<!-- first request -->\n).*?(<!-- /first request -->)", re.DOTALL)
 
 
@@ -79,7 +81,8 @@ def claims_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
             lines.append(f"{result['model']}: load added, ours / smallest by trial: {share:.2f} (claim: <= 1.2)")
         if APART in rows:
             share = ours["load_added_ms"] / rows[APART]["load_added_ms"]
-            lines.append(f"{result['model']}: load added, twins shared / apart: {share:.2f} (claim: <= 0.65)")
+            claim = " (claim: <= 0.65)" if result["model"] in HALVED else ""
+            lines.append(f"{result['model']}: load added, twins shared / apart: {share:.2f}{claim}")
     return lines
 
 

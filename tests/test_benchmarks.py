@@ -70,6 +70,7 @@ def test_claims_say_no_where_the_figures_do():
         "LSTM: load added, twins shared / apart: 0.50 (claim: <= 0.65)",
     ]
     assert claims_of([result(ours=9.0)])[0].startswith("LSTM: every first request warm: NO;")
+    assert claims_of([result("MLP")])[2] == "MLP: load added, twins shared / apart: 0.50"
 
 
 @pytest.mark.parametrize(
