@@ -44,10 +44,12 @@ from zoo import SCORE, ZOO, Specimen
 
 import keras_warmup as kw
 from keras_warmup.candidates import Rows, find_candidates
+from keras_warmup.errors import OptionsError
 from keras_warmup.measuring import Figures, ProcessEngine, Sample
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate
 from keras_warmup.planned_request import PlannedRequest
+from keras_warmup.plot import new_figure
 from keras_warmup.probes import Probe, plan_probes
 from keras_warmup.records import read_records, warmup_path, write_records
 from keras_warmup.requests import build_log
@@ -271,6 +273,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if set(arguments.models) != set(names) and (arguments.readme or arguments.output == RESULTS):
         parser.error("--models measures some of the zoo: give another --output, and no --readme.")
+    try:
+        new_figure(1)  # Without matplotlib better now than after the first model.
+    except OptionsError as error:
+        parser.error(str(error))
     warnings.simplefilter("ignore")
     os.makedirs(arguments.output, exist_ok=True)
     if arguments.redraw:

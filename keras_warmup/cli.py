@@ -224,8 +224,18 @@ def _add(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+# What `bench` would measure otherwise.
+_NOT_MINIMIZED = ("data", "batch_size", "plot", "server", "model_server", "docker", "model_name", "server_arg")
+
+
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.minimize:
+        others = [f"--{name.replace('_', '-')}" for name in _NOT_MINIMIZED if getattr(arguments, name)]
+        if others:
+            raise OptionsError(
+                f"--minimize takes only --processes and --json, got {', '.join(others)}: it replays the file's own records in "
+                "fresh processes. Leave the others out."
+            )
         show_report(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
         return EXIT_OK
     from keras_warmup.benchmarking import benchmark
@@ -285,10 +295,14 @@ def _method_names(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from keras_warmup.verification import verify
+    from keras_warmup.versions import version_hint
 
     with working("replaying the warmup file", arguments.json):
         report = verify(arguments.export_dir)
     show_report(report, arguments.json)
+    hint = version_hint(os.path.realpath(arguments.export_dir)) if os.path.isdir(arguments.export_dir) else None
+    if hint:
+        print(f"keras-warmup: {hint}", file=sys.stderr)
     return EXIT_OK if report.ok else EXIT_FAILED
 
 

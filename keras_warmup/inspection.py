@@ -120,7 +120,11 @@ def _notes(one: InspectedSignature) -> list[str]:
     if facts.compiles:
         notes.append(f"compiles with XLA: the server needs {XLA_FLAGS}")
     if facts.convolves:
-        notes.append("convolves: each free image size needs a record of its own")
+        free = any(spec.shape is None or None in spec.shape[1:] for spec in one.signature.inputs.values())
+        sizes = "batch and image sizes" if free else "batch sizes"
+        notes.append(
+            f"convolves: the first request of a size is slower; records of the {sizes} that clients send warm those"
+        )
     if facts.writes_state:
         notes.append("writes state: warmup requests change it")
     if facts.foreign_ops:
