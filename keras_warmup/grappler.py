@@ -4,10 +4,11 @@ It takes most of the time of the first run of a set of tensors, and of restoring
 80 to 90 % of either, for a Keras export. Where only the results of a run are wanted, it can be left out.
 
 A Session inlines the functions that its main graph calls, and optimizes the whole. With its optimizer off, the kernel of each call
-optimizes the function that it calls, as the node's `config_proto` says (`partitioned_function_ops.cc`). So where a signature is one
-call, as `tf.saved_model.save` writes it, each can be optimized as a server would, or not at all. Not so for a signature with
-nodes of its own in the main graph, nor for functions that are called in other ways: a SavedModel that needs such ones is left
-as it was.
+optimizes the function that it calls, as the node's `config_proto` says (`partitioned_function_ops.cc`): the same passes, but they
+do not see what stands around the call. So it is left out only where there is nothing to see: every other signature is one call,
+fed by its placeholders and by variables or tables, calls its functions in no other way, and computes in no half precision, which
+shows the order of operations. Constants around a call, such as a captured array, would be folded into its function: SavedModels
+that have such are left as they were.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from keras_warmup.graph import ModelGraph
 from keras_warmup.signatures import RESERVED_PREFIX
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+_HANDLES = frozenset({"VarHandleOp", "HashTableV2", "MutableHashTableV2"})
+_HALVES = frozenset({tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum})
 
 
 def leave_unoptimized(meta_graph: Any, signature_keys: Collection[str], config: tf.compat.v1.ConfigProto) -> None:
@@ -44,10 +47,11 @@ def leave_unoptimized(meta_graph: Any, signature_keys: Collection[str], config: 
         if key not in signature_keys
     }
     served = {name for key, names in outputs.items() if not key.startswith(RESERVED_PREFIX) for name in names}
-    if not all(_is_call(graph.main.nodes.get(name)) for name in served):
+    if not all(_sees_no_more(graph, graph.main.nodes.get(name)) for name in served):
         return
     reached = list(_reached(graph, set().union(*outputs.values())))
-    if not all(_is_optimized_by_its_caller(graph, body.nodes[name]) for body, name in reached):
+    nodes = [body.nodes[name] for body, name in reached]
+    if not all(_is_optimized_by_its_caller(graph, node) and not _is_half(node) for node in nodes):
         return
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     kept = {(body.name, name) for body, name in reached}
@@ -84,6 +88,18 @@ def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[Body, st
 def _is_call(node: Any) -> bool:
     """Whether a node is a call with a `config_proto`; the `config` of old ones excludes it."""
     return node is not None and node.op in _CALLS and not ("config" in node.attr and node.attr["config"].s)
+
+
+def _sees_no_more(graph: ModelGraph, node: Any) -> bool:
+    """Whether a node is a call around which there is nothing that could be folded into its function."""
+    if not _is_call(node):
+        return False
+    sources = [graph.main.nodes.get(name) for name in graph.main.sources(node.name)]
+    return all(one is not None and (one.op == "Placeholder" or one.op in _HANDLES) for one in sources)
+
+
+def _is_half(node: Any) -> bool:
+    return any(not _HALVES.isdisjoint((value.type, *value.list.type)) for value in node.attr.values())
 
 
 def _is_optimized_by_its_caller(graph: ModelGraph, node: Any) -> bool:

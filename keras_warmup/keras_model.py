@@ -96,7 +96,7 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]
             f"Cannot bind batch to model {model.name!r}: it takes {len(targets)} inputs "
             f"({', '.join(repr(tensor.name) for _, tensor in targets)}), the batch has {len(leaves)} leaves "
             f"({', '.join(f'{render_path(path)} {describe(leaf)}' for path, leaf in leaves)}). "
-            "Give x the structure the model was trained with."
+            "Give x the structure the model was trained with, and without the targets."
         )
     return {target: path for (target, _), (path, leaf) in zip(targets, leaves, strict=True) if leaf is not None}
 

@@ -145,6 +145,26 @@ def test_a_function_that_its_kernel_would_not_optimize_would_lose_its_optimizer(
     assert left_alone(read_meta_graph(tmp_path / "1"), {other}) is (other == "b")
 
 
+def exported(function, path):
+    """Two signatures over tensors of their own."""
+    spec = [tf.TensorSpec([None, 8], tf.float32, name="x")]
+    a, b = (tf.function(lambda x: {"y": function(x)}, spec, autograph=False) for _ in range(2))
+    tf.saved_model.save(tf.Module(), path, {"a": a, "b": b})
+    return read_meta_graph(path)
+
+
+def test_a_constant_that_only_a_session_would_fold_into_the_function_would_be_missed(tmp_path):
+    captured = tf.ones([8, 64])
+    assert left_alone(exported(lambda x: x @ captured, tmp_path / "captured"), {"a"})
+    assert not left_alone(exported(lambda x: x @ tf.ones([8, 64]), tmp_path / "inside"), {"a"})
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
+def test_rounding_to_half_precision_would_differ(dtype, tmp_path):
+    assert left_alone(exported(lambda x: tf.cast(tf.cast(x, dtype) * 2, tf.float32), tmp_path / "1"), {"a"})
+    assert not left_alone(exported(lambda x: tf.cast(tf.cast(x, tf.float64) * 2, tf.float32), tmp_path / "2"), {"a"})
+
+
 def test_a_session_is_told_what_to_leave_unoptimized(export_dir):
     def optimized(session, key):
         outputs = session.meta_graph.signature_def[key].outputs

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
-from keras_warmup.errors import ReplayError
+from keras_warmup.errors import ProofError, ReplayError
 from keras_warmup.replay import open_session
 from keras_warmup.requests import fill_tensor
 from keras_warmup.rewriting import share_tensors
@@ -247,6 +247,40 @@ def test_a_twin_that_fails_unoptimized_is_run_as_a_server_runs_it(model, monkeyp
     report = kw.export_with_warmup(model, tmp_path / "1", data=X)
     assert report.shared_signatures == {"serve": "serving_default"}
     assert replayed == ["serving_default", "serve", "serving_default", "serve"]
+
+
+@pytest.mark.parametrize("error", [ProofError("not this way"), ReplayError("nor this")])
+def test_what_fails_or_cannot_be_proved_is_judged_as_a_server_runs_it(error, model, opened, monkeypatch, tmp_path):
+    from keras_warmup import drafts
+
+    real = drafts._prove
+
+    def fail_first(*arguments):
+        if len(opened) == 1:
+            raise error
+        return real(*arguments)
+
+    monkeypatch.setattr(drafts, "_prove", fail_first)
+    assert kw.export_with_warmup(model, tmp_path / "1", data=X).proofs == {
+        "serving_default": "proved",
+        "serve": "proved",
+    }
+    assert opened == [{"serve"}, set()]
+
+
+def test_a_model_whose_constants_only_a_session_folds_is_run_as_in_a_server(tmp_path):
+    # In half precision the two constants' product is zero: a server's optimizer multiplies them first.
+    weights = tf.constant(np.full((3, 3, 8, 8), 1e-3), "float16")
+
+    class Blur(keras.layers.Layer):
+        def call(self, x):
+            return tf.nn.conv2d(x, weights, 1, "SAME") * tf.constant(1e-5, tf.float16)
+
+    x = keras.Input((8, 8, 8), dtype="float16", name="x")
+    blurred = keras.Model(x, Blur(dtype="float16")(x))
+    with pytest.raises(ProofError):
+        kw.export_with_warmup(blurred, tmp_path / "1", data=np.full((4, 8, 8, 8), 300, "float16"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_twin_that_no_server_could_run_refuses_the_export(model, monkeypatch, tmp_path):
