@@ -267,3 +267,8 @@ def _tensor(leaf: Any) -> Any:
     if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64:
         leaf = leaf.astype(tf.as_dtype(keras.config.floatx()).as_numpy_dtype)
     return keras.ops.convert_to_tensor(leaf) if leaf.dtype.kind != "O" else tf.constant(leaf)
+
+
+def compute_dtypes(model: keras.Model) -> set[str]:
+    """Names of the dtypes that the model's layers compute in, those of nested ones included."""
+    return {str(layer.compute_dtype) for layer in model._flatten_layers()}

@@ -10,13 +10,15 @@ import numpy as np
 
 from keras_warmup.batch import walk
 from keras_warmup.errors import ProofError
-from keras_warmup.keras_model import call_model
+from keras_warmup.keras_model import call_model, compute_dtypes
 
 PROVED = "proved"
 RANDOM_OR_STATEFUL = "unproved: the model's call draws random numbers or writes state, and is not made for a comparison"
 NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the same rows)"
 # A Session fuses and reorders what the eager call computes step by step: digits lost, by bytes of the float.
 _RELATIVE_TOLERANCE = {2: 5e-2, 4: 2e-3, 8: 1e-6}
+# What rounding on the way may take from every value of an output, as a share of the largest: some units of 2**-8 and 2**-11.
+_ROUNDING_ON_THE_WAY = {"bfloat16": 3e-2, "float16": 5e-3}
 
 
 def prove_signature(
@@ -51,13 +53,16 @@ def prove_signature(
     pairs = _pair_outputs(mine, outputs)
     if not pairs:
         return "unproved: bound by name (the signature's outputs are not those of the model's own call)"
-    differ = [name for name, (ours, theirs) in pairs.items() if not same_values(ours, theirs)]
+    rounding = max(_ROUNDING_ON_THE_WAY.get(dtype, 0.0) for dtype in compute_dtypes(model))
+    differ = [name for name, both in pairs.items() if not same_values(*both, rounding=rounding)]
     if not differ:
         return PROVED
     # Dropout left on draws from a seed that the stateless call leaves where it was, and that a Session moves on.
     again = _pair_outputs(call_model(model, x, plain=own_call), replay_again())
     if not again or any(
-        not same_values(*both) for name in pairs for both in zip(pairs[name], again[name], strict=True)
+        not same_values(*both, rounding=rounding)
+        for name in pairs
+        for both in zip(pairs[name], again[name], strict=True)
     ):
         return NOT_DETERMINISTIC
     if not own_call:
@@ -113,8 +118,14 @@ def _is_exact(array: np.ndarray) -> bool:
     return array.dtype.kind in "OSUbiu"
 
 
-def same_values(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether two outputs are the same but for the rounding of another kernel; NaN equals NaN."""
+def same_values(ours: np.ndarray, theirs: np.ndarray, *, rounding: float = 0.0) -> bool:
+    """Whether two outputs are the same but for the rounding of another kernel; NaN equals NaN.
+
+    Args:
+        ours: one output.
+        theirs: the other.
+        rounding: what any value may differ by, as a share of the largest, where that is more than the outputs' dtype tells.
+    """
     if ours.shape != theirs.shape:
         return False
     if _is_exact(ours) or _is_exact(theirs):
@@ -125,5 +136,5 @@ def same_values(ours: np.ndarray, theirs: np.ndarray) -> bool:
     left, right = ours.astype(wide), theirs.astype(wide)
     finite = np.abs(left[np.isfinite(left)])
     # Small values beside large ones carry the large ones' rounding.
-    absolute = relative * 1e-2 * float(finite.max()) if finite.size else 0.0
+    absolute = max(relative * 1e-2, rounding) * float(finite.max()) if finite.size else 0.0
     return bool(np.allclose(left, right, rtol=relative, atol=absolute, equal_nan=True))

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_warmup as kw
 from keras_warmup import proof
 from keras_warmup.errors import ProofError
 from keras_warmup.keras_model import call_model
@@ -39,6 +40,22 @@ def test_another_order_of_rows_does_not_prove(model):
 def test_rounding_of_another_kernel_proves(model):
     outputs = call_model(model, X)
     assert prove(model, {"output_0": outputs * np.float32(1 + 1e-5)}) == PROVED
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_model_of_half_precision_is_proved_within_its_rounding(policy, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((8, 16, 16, 3), "float32")
+    for seed in range(3):
+        keras.utils.set_random_seed(seed)
+        x = keras.Input((16, 16, 3), name="x")
+        h = keras.layers.Conv2D(8, 3, activation="relu", dtype=policy)(x)
+        h = keras.layers.GlobalAveragePooling2D(dtype=policy)(h)
+        h = keras.layers.Dense(64, activation="gelu", dtype=policy)(h)
+        half = keras.Sequential([keras.Model(x, h), keras.layers.Dense(10, dtype="float32")])
+        report = kw.export_with_warmup(half, tmp_path / str(seed), data=rows, warmup={"batch_sizes": [8]})
+        assert report.proofs == {"serving_default": "proved", "serve": "proved"}
+    with pytest.raises(ProofError):
+        prove(half, {"output_0": call_model(half, rows)[::-1]}, x=rows)
 
 
 def test_a_custom_endpoint_is_told_and_not_refused(model):
@@ -79,12 +96,9 @@ def test_calling_the_model_leaves_weights_seeds_and_metrics_as_they_were(model):
 def says(monkeypatch):
     """A model whose call gives what it is told to."""
 
-    class Says:
-        name = "says"
-
     def set_outputs(**outputs):
         monkeypatch.setattr(proof, "call_model", lambda *_, **__: outputs)
-        return Says()
+        return keras.Sequential([keras.Input((2,))], name="says")
 
     return set_outputs
 
