@@ -39,6 +39,7 @@ _VERIFY_EXAMPLE = """example:
 
 Exit code 0: TensorFlow Serving would load the model and replay every record; 1: it would not, or there is no warmup file.
 """
+_REQUESTS = 20
 _BENCH_EXAMPLE = """examples:
   keras-warmup bench ./digits/1                                   # fresh processes, without and with the warmup file
   keras-warmup bench ./digits/1 --data rows.npz --plot digits.png
@@ -145,9 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--processes", type=int, default=5, metavar="N", help="fresh processes for each figure (default: 5)"
     )
-    bench.add_argument(
-        "--requests", type=int, default=20, metavar="N", help="requests after the first one (default: 20)"
-    )
+    bench.add_argument("--requests", type=int, metavar="N", help=f"requests after the first one (default: {_REQUESTS})")
     bench.add_argument(
         "--batch-size", action="append", type=int, metavar="N", help="also measure this size; may be repeated"
     )
@@ -224,8 +223,18 @@ def _add(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-# What `bench` would measure otherwise.
-_NOT_MINIMIZED = ("data", "batch_size", "plot", "server", "model_server", "docker", "model_name", "server_arg")
+# What `bench` takes to measure, and `bench --minimize` does not.
+_NOT_MINIMIZED = (
+    "data",
+    "requests",
+    "batch_size",
+    "plot",
+    "server",
+    "model_server",
+    "docker",
+    "model_name",
+    "server_arg",
+)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -249,7 +258,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             arguments.export_dir,
             data=data,
             processes=arguments.processes,
-            requests=arguments.requests,
+            requests=_REQUESTS if arguments.requests is None else arguments.requests,
             batch_sizes=arguments.batch_size,
             server=arguments.server,
             model_server=arguments.model_server,
@@ -300,7 +309,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     with working("replaying the warmup file", arguments.json):
         report = verify(arguments.export_dir)
     show_report(report, arguments.json)
-    hint = version_hint(os.path.realpath(arguments.export_dir)) if os.path.isdir(arguments.export_dir) else None
+    hint = version_hint(os.path.abspath(arguments.export_dir)) if os.path.isdir(arguments.export_dir) else None
     if hint:
         print(f"keras-warmup: {hint}", file=sys.stderr)
     return EXIT_OK if report.ok else EXIT_FAILED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import subprocess
 import sys
 
@@ -74,7 +73,8 @@ def test_verify_without_a_warmup_file_fails(capsys, export_dir):
 def test_verify_tells_of_a_directory_that_no_server_takes_for_a_version(capsys, export_dir, npz, tmp_path):
     run(capsys, "add", export_dir, "--data", npz)
     assert run(capsys, "verify", export_dir)[2] == "keras-warmup: replaying the warmup file ...\n"
-    latest = pathlib.Path(export_dir).rename(tmp_path / "latest")
+    latest = tmp_path / "latest"
+    latest.symlink_to(export_dir)
     code, _, err = run(capsys, "verify", str(latest))
     assert code == EXIT_OK
     assert f"No TensorFlow Serving server loads {str(latest)!r}: its last component is not an integer." in err
@@ -153,10 +153,10 @@ def test_bench_measures_and_minimize_keeps_what_warms(capsys, export_dir, npz):
         EXIT_USAGE,
         "keras-warmup: error: A plot cannot be written to '/nowhere/bench.png': its directory does not exist.\n",
     )
-    code, out, err = run(capsys, "bench", export_dir, "--minimize", "--plot", "bench.png", "--batch-size", "4")
+    code, out, err = run(capsys, "bench", export_dir, "--minimize", "--plot", "bench.png", "--requests", "4")
     assert (code, err) == (
         EXIT_USAGE,
-        "keras-warmup: error: --minimize takes only --processes and --json, got --batch-size, --plot: it replays the file's own "
+        "keras-warmup: error: --minimize takes only --processes and --json, got --requests, --plot: it replays the file's own "
         "records in fresh processes. Leave the others out.\n",
     )
     code, out, err = run(capsys, "bench", export_dir, "--processes", "1", "--minimize")
