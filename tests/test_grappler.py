@@ -166,20 +166,20 @@ def test_rounding_to_half_precision_would_differ(dtype, tmp_path):
 
 
 def test_a_session_is_told_what_to_leave_unoptimized(export_dir):
-    def optimized(session, key):
+    def nodes_run(session, key):
         outputs = session.meta_graph.signature_def[key].outputs
         (feed,) = session.meta_graph.signature_def[key].inputs.values()
         traced = tf.compat.v1.RunMetadata()
         options = tf.compat.v1.RunOptions(output_partition_graphs=True)
         session._session.run(outputs["y"].name, {feed.name: X}, options, traced)
-        # Grappler turns the constants' arithmetic into constants; the graphs that run tell.
+        # Where it optimizes, a Session inlines what it calls.
         return [len(one.node) for one in traced.partition_graphs]
 
     with open_session(export_dir) as session:
-        both = [optimized(session, key) for key in ("serve", "serving_default")]
+        both = [nodes_run(session, key) for key in ("serve", "serving_default")]
     with open_session(export_dir, unoptimized={"serve"}) as session:
         assert any(unoptimized_calls(session.meta_graph).values())
-        assert [optimized(session, key) for key in ("serve", "serving_default")] != both
+        assert [nodes_run(session, key) for key in ("serve", "serving_default")] != both
 
 
 @pytest.mark.parametrize("unoptimized", [{"serve"}, {"serving_default"}, {"serve", "serving_default"}])
