@@ -104,6 +104,13 @@ def test_some_models_only_are_no_results_to_show(monkeypatch, capsys, tmp_path):
     assert RESULTS.read_bytes() == before
 
 
+def test_without_matplotlib_nothing_is_measured(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run(monkeypatch, "first_request.py", "--output", tmp_path / "results") == 2
+    assert "Drawing needs matplotlib" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ratios_of_an_export_are_medians_over_the_rounds(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["export_cost.py"])
     ratios_of = runpy.run_path(str(BENCHMARKS / "export_cost.py"))["ratios_of"]

@@ -70,6 +70,14 @@ def test_verify_without_a_warmup_file_fails(capsys, export_dir):
     assert err == "keras-warmup: replaying the warmup file ...\n"
 
 
+@pytest.mark.parametrize(("side", "sizes"), [(8, "batch sizes"), (None, "batch and image sizes")])
+def test_inspect_tells_which_sizes_of_a_convolution_are_free(side, sizes, capsys, tmp_path):
+    x = keras.Input((side, side, 3), name="x")
+    keras.Model(x, keras.layers.Conv2D(2, 3)(x)).export(tmp_path / "1", verbose=False)
+    out = " ".join(run(capsys, "inspect", str(tmp_path / "1"))[1].split())
+    assert f"convolves: the first request of a size is slower; records of the {sizes} that clients send" in out
+
+
 def test_verify_tells_of_a_directory_that_no_server_takes_for_a_version(capsys, export_dir, npz, tmp_path):
     run(capsys, "add", export_dir, "--data", npz)
     assert run(capsys, "verify", export_dir)[2] == "keras-warmup: replaying the warmup file ...\n"
