@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from keras_warmup._protos import FunctionDef, MetaGraphDef, NodeDef, SignatureDef, StructuredValue, TensorInfo
+from keras_warmup.graph_limits import VisitBudget, functions_in
 
 # Attributes of a node that number the trace, or say where the graph was made.
 _TRACE_ATTRIBUTES = frozenset({"_gradient_op_type", "_construction_context", "config_proto"})
@@ -15,12 +16,15 @@ _CALL_OPS = ("PartitionedCall", "StatefulPartitionedCall")
 class ArgumentStructures:
     """What the file tells of the arguments of the function behind each signature.
 
+    Comparing functions follows their calls, which `graph_limits.check_graph` has found to end.
+
     In the main graph a signature calls a wrapper, which calls the exported function with the same tensors, in the order
     in which that function's own arguments flatten. So the pairing of input names with arguments is read along the
     tensors, never guessed from names.
     """
 
     def __init__(self, meta_graph: MetaGraphDef) -> None:
+        self._budget = VisitBudget()
         self._nodes = {node.name: node for node in meta_graph.graph_def.node}
         self._functions: dict[str, FunctionDef] = {
             function.signature.name: function for function in meta_graph.graph_def.library.function
@@ -35,6 +39,7 @@ class ArgumentStructures:
         wrapper = self._called_by(caller)
         if caller is None or wrapper is None:
             return None
+        self._budget.spend(len(wrapper.node_def) + len(caller.input), wrapper.signature.name)
         calls = [node for node in wrapper.node_def if node.op in _CALL_OPS]
         exported = self._called_by(calls[0]) if len(calls) == 1 else None
         if exported is None:
@@ -46,8 +51,10 @@ class ArgumentStructures:
         }
         passed = [name_of_argument.get(tensor.split(":")[0]) for tensor in calls[0].input]
 
+        self._budget.spend(len(calls[0].input), wrapper.signature.name)
         positional, keywords = self._arguments_of(exported)
         count = sum(map(_count_tensors, positional))
+        self._budget.spend(count, wrapper.signature.name)
         if count != len(definition.inputs) or set(passed[:count]) != set(definition.inputs):
             return None
         if any(map(_count_tensors, keywords)):
@@ -74,6 +81,7 @@ class ArgumentStructures:
         name = function.signature.name
         traces = [name] if name in self._concrete_functions else []
         if not traces:
+            self._budget.spend(len(self._concrete_functions), name)
             stem = name.rpartition("_")[0]
             same = [other for other in self._concrete_functions if other.rpartition("_")[0] == stem]
             traces = [other for other in same if self._are_alike(name, other)]
@@ -97,6 +105,7 @@ class ArgumentStructures:
             return False
         if dict(one.ret) != dict(two.ret) or dict(one.control_ret) != dict(two.control_ret):
             return False
+        self._budget.spend(len(one.node_def) + len(two.node_def), name)
         nodes = {node.name: node for node in two.node_def}
         return len(one.node_def) == len(two.node_def) and all(
             node.name in nodes and self._nodes_alike(node, nodes[node.name]) for node in one.node_def
@@ -111,7 +120,7 @@ class ArgumentStructures:
         )
 
     def _attributes_alike(self, value: Any, other: Any) -> bool:
-        called, also_called = _functions_in(value), _functions_in(other)
+        called, also_called = functions_in(value), functions_in(other)
         if called and len(called) == len(also_called):
             return all(map(self._are_alike, called, also_called))
         # As bytes: NaN, which a proto may hold, differs from itself.
@@ -127,13 +136,6 @@ def _interface_of(function: FunctionDef) -> tuple[list[tuple[str, int, bytes]], 
         for index, argument in enumerate(function.signature.input_arg)
     ]
     return arguments, [(result.name, result.type) for result in function.signature.output_arg]
-
-
-def _functions_in(value: Any) -> list[str]:
-    kind = value.WhichOneof("value")
-    if kind == "func":
-        return [value.func.name]
-    return [function.name for function in value.list.func] if kind == "list" else []
 
 
 class _Untold(Exception):

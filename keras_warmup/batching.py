@@ -14,6 +14,11 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf import wrappers_pb2 as _wrappers_pb2
 
 from keras_warmup.errors import OptionsError
+from keras_warmup.local_files import why_not_a_file
+from keras_warmup.versions import reason_of
+
+# A real one has a few hundred; the parser of text protos reads 3 MB/s.
+_MAX_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,15 +46,23 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
             (batching_session.cc: ascending, the last one equal to `max_batch_size`).
     """
     where = os.fspath(path)
-    if not tf.io.gfile.exists(where) or tf.io.gfile.isdir(where):
-        raise OptionsError(f"batching_parameters: there is no file {where!r}.")
-    with tf.io.gfile.GFile(where, "rb") as file:
-        raw = file.read()
+    problem = why_not_a_file(where)
+    if problem is not None:
+        raise OptionsError(f"batching_parameters: cannot read {where!r}: {problem}, expected a file.")
+    try:
+        if not tf.io.gfile.exists(where):
+            raise OptionsError(f"batching_parameters: there is no file {where!r}.")
+        with tf.io.gfile.GFile(where, "rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except tf.errors.OpError as error:
+        raise OptionsError(f"batching_parameters: cannot read {where!r}: {reason_of(error)}.") from error
+    if len(raw) > _MAX_BYTES:
+        raise OptionsError(f"batching_parameters: {where!r} has more than {_MAX_BYTES} bytes: it is another file.")
     message = _message_class()()
     try:
         # Later servers know more fields; none of them changes the sizes.
         text_format.Parse(raw.decode(), message, allow_unknown_field=True)
-    except (text_format.ParseError, UnicodeDecodeError) as error:
+    except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise OptionsError(
             f"batching_parameters: {where!r} is no text proto of BatchingParameters ({error}). It looks like "
             "'max_batch_size { value: 32 } allowed_batch_sizes: 8 allowed_batch_sizes: 32'."

@@ -9,6 +9,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_warmup.graph_limits import text_of_bytes
+
 _EMPTY = tf.compat.v1.AttrValue()
 
 
@@ -137,12 +139,21 @@ def canonical(tensor: str) -> str:
 def output_index(tensor: str) -> int:
     """Position in the (only) output list of a node: 2 of `x:2` and `x:output:2`, 0 of `x`."""
     last = tensor.rpartition(":")[2] if ":" in tensor else "0"
-    return int(last) if last.isdigit() else 0
+    # No node has 10^9 outputs; int() refuses very long numbers, and digits of other scripts are digits too.
+    return int(last) if len(last) <= 9 and last.isascii() and last.isdigit() else 0
+
+
+def input_of(node: Any, index: int) -> str | None:
+    """The tensor that a node reads as input `index`; `None` where it has no such input."""
+    if not 0 <= index < len(node.input) or node.input[index].startswith("^"):
+        return None
+    return str(node.input[index])
 
 
 def identity_of(variable: Any) -> tuple[str, str]:
     """What makes two variable nodes the same variable in a Session: container and shared name (else node name)."""
-    return attribute(variable, "container").s.decode(), attribute(variable, "shared_name").s.decode() or variable.name
+    container, shared_name = (text_of_bytes(attribute(variable, name).s) for name in ("container", "shared_name"))
+    return container, shared_name or variable.name
 
 
 def attribute(node: Any, name: str) -> Any:

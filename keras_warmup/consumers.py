@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.bodies import Body, Frame, attribute, output_index, source_of
+from keras_warmup.bodies import Body, Frame, attribute, input_of, output_index, source_of
 from keras_warmup.formats import (
     Base64,
     Compressed,
@@ -30,6 +30,7 @@ from keras_warmup.formats import (
     Unknown,
 )
 from keras_warmup.graph import LOOPS, SAME_VALUE, ModelGraph, SignatureLike
+from keras_warmup.graph_limits import constant_value, text_of_bytes
 
 # Ops whose output holds the same strings, perhaps fewer or shaped otherwise -> which inputs hold them; None for all.
 _PASSES: Mapping[str, tuple[int, ...] | None] = {
@@ -68,6 +69,9 @@ _IMAGE_FORMATS: Mapping[str, tuple[str, ...]] = {
 _FORMAT_ORDER = ("png", "jpeg", "gif", "bmp", "webp")
 _EXAMPLE_OPS = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
 _SEQUENCE_EXAMPLE_OPS = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
+_CHANNELS = (0, 1, 3, 4)
+# Base64 of base64: one level is common, two are odd.
+_MAX_BASE64 = 10
 _TEXT_PREFIXES = ("String", "Unicode", "Regex", "StaticRegex", "LookupTable", "HashTable", "Substr")
 _TEXT_OPS = frozenset({"Equal", "NotEqual", "AsString", "Unique", "UniqueV2", "UniqueWithCounts", "Fingerprint"})
 
@@ -92,12 +96,17 @@ def find_consumers(meta_graph: Any, signature: SignatureLike) -> dict[str, Consu
     return found
 
 
-class _Trace:
-    """Follows one string tensor to every op that looks into it."""
+class _Damaged(Exception):
+    """A node whose attributes or inputs do not fit its op; the message follows `<op> reads it, `."""
 
-    def __init__(self, graph: ModelGraph, signature: SignatureLike) -> None:
+
+class _Trace:
+    """Follows one string tensor to every op that looks into it; `base64` counts the levels decoded before it."""
+
+    def __init__(self, graph: ModelGraph, signature: SignatureLike, base64: int = 0) -> None:
         self._graph = graph
         self._signature = signature
+        self._base64 = base64
         self._seen: set[tuple[tuple[str, ...], str, int]] = set()
 
     def consumer(self, frame: Frame, tensor: str) -> Consumer:
@@ -112,8 +121,12 @@ class _Trace:
                 continue
             self._seen.add((frame.path, name, index))
             body = frame.body
+            # The path, which is hashed, is most of the cost where calls are nested.
+            self._graph.budget.spend(1 + len(frame.path), body.name)
             needed = self._graph.needed(body, self._signature)
-            for node, position in body.readers.get(name, ()):
+            readers = body.readers.get(name, ())
+            self._graph.budget.spend(len(readers), body.name)
+            for node, position in readers:
                 if node.name not in needed or _output_of(body, node.input[position]) != index:
                     continue
                 calls = list(self._graph.calls(node))
@@ -127,9 +140,15 @@ class _Trace:
                 elif node.op in _PASSES:
                     values = _PASSES[node.op]
                     if values is None or position in values:
-                        stack += [(frame, node.name, output) for output in _outputs_for(node, position)]
+                        outputs = _outputs_for(node, position)
+                        self._graph.budget.spend(len(outputs), body.name)  # an attribute may claim 10^9
+                        stack += [(frame, node.name, output) for output in outputs]
                 elif node.op not in _BLIND:
-                    yield node.op, self._read_by(frame, node, position)
+                    try:
+                        found = self._read_by(frame, node, position)
+                    except _Damaged as error:
+                        found = Unknown(f"{node.op} reads it, {error}")
+                    yield node.op, found
             for position in body.returned.get(name, ()):
                 if frame.caller is None or _output_of(body, body.returns[position]) != index:
                     continue
@@ -138,7 +157,11 @@ class _Trace:
                     loops = (
                         self._graph.enter(frame.caller, frame.node, call) for call in self._graph.calls(frame.node)
                     )
-                    stack += [(loop, loop.body.args[position], 0) for loop in loops if loop is not None]
+                    stack += [
+                        (loop, loop.body.args[position], 0)
+                        for loop in loops
+                        if loop is not None and position < len(loop.body.args)
+                    ]
 
     def _read_by(self, frame: Frame, node: Any, position: int) -> Consumer:
         op = node.op
@@ -148,19 +171,25 @@ class _Trace:
             return SequenceExampleParser()
         if op in _IMAGE_FORMATS:
             dtype = _dtypes([attribute(node, "dtype").type or tf.uint8.as_datatype_enum])[0]
-            return ImageDecoder(_IMAGE_FORMATS[op], int(attribute(node, "channels").i), dtype)
+            channels = int(attribute(node, "channels").i)
+            if channels not in _CHANNELS:
+                raise _Damaged(f"with {channels} channels, expected one of {_CHANNELS}")
+            return ImageDecoder(_IMAGE_FORMATS[op], channels, dtype)
         if op == "DecodeBase64":
-            return Base64(_Trace(self._graph, self._signature).consumer(frame, f"{node.name}:output:0"))
+            if self._base64 == _MAX_BASE64:
+                raise _Damaged(f"behind {_MAX_BASE64} others of its kind")
+            inner = _Trace(self._graph, self._signature, self._base64 + 1)
+            return Base64(inner.consumer(frame, f"{node.name}:output:0"))
         if op == "ParseTensor":
             return TensorParser(_dtypes([attribute(node, "out_type").type])[0])
         if op in ("DecodeRaw", "DecodePaddedRaw"):
             little_endian = "little_endian" not in node.attr or node.attr["little_endian"].b
             return RawDecoder(_dtypes([attribute(node, "out_type").type])[0], little_endian)
         if op == "DecodeCSV":
-            delimiter = attribute(node, "field_delim").s.decode() or ","
+            delimiter = _texts([attribute(node, "field_delim").s])[0] or ","
             return CsvDecoder(tuple(_dtypes(attribute(node, "OUT_TYPE").list.type)), delimiter)
         if op == "DecodeCompressed":
-            return Compressed(attribute(node, "compression_type").s.decode())
+            return Compressed(text_of_bytes(attribute(node, "compression_type").s))
         if op in _TEXT_OPS or op.startswith(_TEXT_PREFIXES):
             return PlainText()
         return Unknown(f"{op} reads it, whose input format is not known")
@@ -201,7 +230,7 @@ def _agree(found: list[tuple[str, Consumer]]) -> Consumer:
         unknown = [consumer for consumer in consumers if isinstance(consumer, Unknown)]
         return unknown[0] if unknown else PlainText()
     if len({type(consumer) for consumer in formats}) > 1:
-        ops = sorted({op for op, consumer in found if consumer in formats})
+        ops = sorted({op for op, consumer in found if not isinstance(consumer, (PlainText, Unknown))})
         return Unknown(f"{' and '.join(ops)} read it, which want different formats")
     examples = [consumer for consumer in formats if isinstance(consumer, ExampleParser)]
     if examples:
@@ -236,6 +265,8 @@ def _example_parser(graph: ModelGraph, frame: Frame, node: Any) -> Consumer:
     )
     ragged_keys: list[str] | None = []
     if node.op == "ParseExampleV2":
+        if len(inputs) < 5:
+            raise _Damaged("with fewer inputs than it has")
         sparse_keys, dense_keys, ragged_keys = (_strings(graph, frame, tensor) for tensor in inputs[2:5])
         defaults = inputs[5:]
     elif node.op == "ParseExample":
@@ -247,25 +278,43 @@ def _example_parser(graph: ModelGraph, frame: Frame, node: Any) -> Consumer:
         )
         defaults = inputs[2 + count + len(dense_types) :]
     else:
-        sparse_keys = [key.decode() for key in attribute(node, "sparse_keys").list.s]
-        dense_keys = [key.decode() for key in attribute(node, "dense_keys").list.s]
+        sparse_keys = _texts(attribute(node, "sparse_keys").list.s)
+        dense_keys = _texts(attribute(node, "dense_keys").list.s)
         defaults = inputs[1:]
     if sparse_keys is None or dense_keys is None or ragged_keys is None:
         return Unknown(f"{node.op} reads it with feature keys that are no constants")
+    shapes = attribute(node, "dense_shapes").list.shape
+    dense_counts = {len(dense_keys), len(dense_types), len(shapes), len(defaults)}
+    ragged_counts = {len(ragged_keys), len(ragged_types), len(split_types)}
+    if len(dense_counts) > 1 or len(ragged_counts) > 1 or len(sparse_keys) != len(sparse_types):
+        raise _Damaged("with other numbers of keys than of types, shapes or defaults")
     spec: dict[str, FeatureSpec] = {}
     for key, dtype in zip(sparse_keys, sparse_types, strict=True):
         spec[key] = FeatureSpec("sparse", dtype)
-    shapes = attribute(node, "dense_shapes").list.shape
     for key, dtype, shape, default in zip(dense_keys, dense_types, shapes, defaults, strict=True):
         sizes = tuple(None if dim.size < 0 else int(dim.size) for dim in shape.dim)
         spec[key] = FeatureSpec("dense", dtype, sizes, _default(graph, frame, default))
     for key, dtype, split in zip(ragged_keys, ragged_types, split_types, strict=True):
         spec[key] = FeatureSpec("ragged", dtype, row_splits=split)
+    graph.budget.spend(len(spec), frame.body.name)
     return ExampleParser(spec)
 
 
 def _dtypes(enums: Iterable[int]) -> list[str]:
-    return [tf.as_dtype(enum).name for enum in enums]
+    names = []
+    for enum in enums:
+        try:
+            names.append(str(tf.as_dtype(enum).name))
+        except TypeError as error:
+            raise _Damaged(f"with DataType {enum}, which this TensorFlow does not know") from error
+    return names
+
+
+def _texts(values: Iterable[bytes]) -> list[str]:
+    try:
+        return [value.decode() for value in values]
+    except UnicodeDecodeError as error:
+        raise _Damaged("with attributes that are not UTF-8") from error
 
 
 def _joined(parts: Iterator[list[str] | None]) -> list[str] | None:
@@ -275,7 +324,11 @@ def _joined(parts: Iterator[list[str] | None]) -> list[str] | None:
 
 def _strings(graph: ModelGraph, frame: Frame, tensor: str) -> list[str] | None:
     value = _constant(graph, frame, tensor)
-    return None if value is None else [key.decode() for key in value.reshape(-1)]
+    if value is None:
+        return None
+    if value.dtype != object:
+        raise _Damaged("with feature keys that are no strings")
+    return _texts(value.reshape(-1))
 
 
 def _default(graph: ModelGraph, frame: Frame, tensor: str) -> tuple[Any, ...] | None:
@@ -286,11 +339,10 @@ def _default(graph: ModelGraph, frame: Frame, tensor: str) -> tuple[Any, ...] | 
 
 def _constant(graph: ModelGraph, frame: Frame, tensor: str) -> np.ndarray[Any, Any] | None:
     at = graph.origin(frame, tensor)
-    if at is None:
-        return None
-    frame, node = at
-    if node.op == "Const":
-        value: np.ndarray[Any, Any] = tf.make_ndarray(node.attr["value"].tensor)
-        return value
     # tf.io.parse_example reshapes its defaults; only the values matter here, the parser's attributes hold the shape.
-    return _constant(graph, frame, node.input[0]) if node.op in ("Reshape", "ExpandDims", "Squeeze") else None
+    while at is not None and at[1].op in ("Reshape", "ExpandDims", "Squeeze"):
+        graph.budget.spend(1, at[0].body.name)
+        at = graph.origin(at[0], input_of(at[1], 0))
+    if at is None or at[1].op != "Const":
+        return None
+    return constant_value(at[1], graph.budget, at[0].body.name)

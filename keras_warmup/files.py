@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -12,7 +14,16 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.errors import DataError
+from keras_warmup.local_files import why_not_a_file
 from keras_warmup.versions import reason_of
+
+# What zlib can make of a byte at most (https://zlib.net/zlib_tech.html: 1032).
+_MAX_DEFLATE_RATIO = 1032
+# Of numpy, zipfile and zlib, which raise the last five for damaged headers, passwords and compressions they lack.
+_READ_ERRORS = (
+    *(ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(SyntaxError, tokenize.TokenError, RecursionError, RuntimeError, NotImplementedError),
+)
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
@@ -55,8 +66,11 @@ def _content_of(path: str, size: int = -1) -> bytes:
 
 
 def _require_file(path: str) -> None:
-    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+    problem = why_not_a_file(path)  # first: it finds the names that TensorFlow cannot take
+    if problem == "it is a directory" or (problem is None and not tf.io.gfile.exists(path)):
         raise DataError(f"Cannot read data from {path!r}: there is no such file.")
+    if problem is not None:
+        raise DataError(f"Cannot read data from {path!r}: {problem}, expected a file.")
 
 
 def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -77,10 +91,11 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     _require_file(where)
     content = _content_of(where)
     try:
+        _check_claims(content)
         # zipfile seeks back from the end, which a GFile refuses on a short file; NpzFile reads lazily.
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
         arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _READ_ERRORS as error:
         raise DataError(
             f"Cannot read data from {where!r}: {error}. It must be an .npz file of plain arrays, as numpy.savez writes it; "
             "store strings as a numpy str array, not as objects."
@@ -96,6 +111,35 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             "trailing NULs of fixed-width bytes. Store text as a numpy str array, and serialized tf.Examples as a TFRecord file."
         )
     return arrays
+
+
+def _check_claims(content: bytes) -> None:
+    """Checks what the arrays of an `.npz` claim to hold: numpy allocates that before it reads them.
+
+    Raises:
+        ValueError: an array claims more bytes than its entry can hold.
+    """
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
+        raise ValueError("it is no zip file")
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            # The size that the directory claims is a claim too.
+            most = min(entry.file_size, entry.compress_size * _MAX_DEFLATE_RATIO + 1)
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read_header = {
+                    (1, 0): np.lib.format.read_array_header_1_0,
+                    (2, 0): np.lib.format.read_array_header_2_0,
+                }.get(version)
+                if read_header is None:  # 3.0: names of fields that are not Latin-1, in structured arrays only
+                    raise ValueError(f"{entry.filename!r} is of .npy version {version}, expected 1.0 or 2.0")
+                shape, _, dtype = read_header(member)
+            claimed = math.prod(shape) * dtype.itemsize
+            if claimed > most or any(size < 0 for size in shape):
+                raise ValueError(
+                    f"{entry.filename!r} claims {list(shape)} of {dtype}, but its entry is too small for it"
+                )
 
 
 def _may_be_cut(array: np.ndarray) -> bool:

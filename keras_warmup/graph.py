@@ -12,7 +12,18 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from keras_warmup.bodies import Body, Call, Frame, attribute, canonical, identity_of, output_index, source_of
+from keras_warmup.bodies import (
+    Body,
+    Call,
+    Frame,
+    attribute,
+    canonical,
+    identity_of,
+    input_of,
+    output_index,
+    source_of,
+)
+from keras_warmup.graph_limits import VisitBudget, check_graph, function_attributes, functions_in
 from keras_warmup.ops import CONVOLVES, PYTHON, RANDOM, WRITES, is_core
 
 # How the inputs of a calling node map to the arguments of the functions it calls: attribute -> number of leading inputs
@@ -90,6 +101,7 @@ class _Reach:
 
     ops: frozenset[str]
     names: frozenset[str]  # of nodes and arguments
+    arguments: frozenset[int]  # positions of those of the function itself
     variables: frozenset[tuple[str, str]]  # (container, shared name): a variable's identity in a Session
     compiles: bool
 
@@ -99,10 +111,20 @@ class ModelGraph:
 
     Args:
         meta_graph: the MetaGraphDef; not copied, must not change afterwards.
+
+    Attributes:
+        meta_graph: the same.
+        budget: what all walks over the graph may visit, together.
+
+    Raises:
+        SignatureError: the graph cannot be walked (`graph_limits.check_graph`); any walk raises it when it exhausts the
+            budget.
     """
 
     def __init__(self, meta_graph: Any) -> None:
+        check_graph(meta_graph.graph_def)
         self.meta_graph = meta_graph
+        self.budget = VisitBudget()
         self.main = Body("", meta_graph.graph_def.node)
         self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
         self._bodies: dict[str, Body] = {}
@@ -126,11 +148,12 @@ class ModelGraph:
             if definition is None:
                 return None
             signature = definition.signature
+            self.budget.spend(len(definition.node_def), name)
             self._bodies[name] = Body(
                 name,
                 definition.node_def,
                 tuple(arg.name for arg in signature.input_arg),
-                tuple(definition.ret[arg.name] for arg in signature.output_arg),
+                tuple(definition.ret.get(arg.name, "") for arg in signature.output_arg),
                 tuple(definition.control_ret.values()),
             )
         return self._bodies[name]
@@ -139,29 +162,34 @@ class ModelGraph:
         """The functions a node calls, in the order of its attributes; none for most nodes."""
         roles = self._roles.get(node.op)
         if roles is None:
-            roles = self._roles[node.op] = self._roles_of(node)
+            roles = self._roles_of(node)
         for role, offset in roles:
             if not role:
                 yield Call(node.op, role, offset)
                 continue
-            value = attribute(node, role)
-            for function in value.list.func if value.HasField("list") else (value.func,):
-                yield Call(function.name, role, offset)
+            for function in functions_in(attribute(node, role)):
+                yield Call(function, role, offset)
 
     def _roles_of(self, node: Any) -> tuple[tuple[str, int | None], ...]:
-        """Function-valued attributes of an op: the same for all its nodes, and most ops have none."""
+        """Function-valued attributes of a node; kept for ops that are known, where they are those of the op."""
         if node.op in _CALLS:
-            return _CALLS[node.op]
-        if node.op in self._functions:  # a v1 Defun: the op is the function's name
-            return (("", 0),)
-        return tuple((role, None) for role, value in node.attr.items() if value.HasField("func") or value.list.func)
+            roles: tuple[tuple[str, int | None], ...] = _CALLS[node.op]
+        elif node.op in self._functions:  # a v1 Defun: the op is the function's name
+            roles = (("", 0),)
+        else:
+            names = function_attributes(node.op)
+            if names is None:
+                return tuple((role, None) for role, value in node.attr.items() if functions_in(value))
+            roles = tuple((role, None) for role in names)
+        self._roles[node.op] = roles
+        return roles
 
     def enter(self, frame: Frame, node: Any, call: Call) -> Frame | None:
         """The frame of a function called by `node` of `frame`; `None` when the library does not hold it."""
         body = self.function(call.function)
         return None if body is None else Frame(body, frame, node, call, (*frame.path, node.name, call.function))
 
-    def origin(self, frame: Frame, tensor: str) -> tuple[Frame, Any] | None:
+    def origin(self, frame: Frame, tensor: str | None) -> tuple[Frame, Any] | None:
         """Follows a tensor back to the node that makes its value: through same-value ops, arguments and calls.
 
         Args:
@@ -172,6 +200,9 @@ class ModelGraph:
             The node and its frame, or `None`: an argument of the signature's own, or a value that changes in a loop.
         """
         for _ in range(10_000):  # v1 loops can be cyclic
+            if tensor is None:  # the call, or the node, lacks the input
+                return None
+            self.budget.spend(1, frame.body.name)
             name = source_of(tensor)
             index = frame.body.arg_index.get(name)
             if index is not None:
@@ -180,13 +211,13 @@ class ModelGraph:
                     return None
                 if frame.node.op in LOOPS and not self.is_invariant(frame, index):
                     return None
-                tensor, frame = frame.node.input[index + call.offset], caller
+                tensor, frame = input_of(frame.node, index + call.offset), caller
                 continue
             node = frame.body.nodes.get(name)
             if node is None:
                 return None
             if node.op in SAME_VALUE:
-                tensor = node.input[output_index(tensor) if node.op == "IdentityN" else 0]
+                tensor = input_of(node, output_index(tensor) if node.op == "IdentityN" else 0)
                 continue
             calls = [] if node.op in LOOPS else list(self.calls(node))
             inner = self.enter(frame, node, calls[0]) if len(calls) == 1 and calls[0].offset is not None else None
@@ -204,7 +235,8 @@ class ModelGraph:
             return False
         name = source_of(body.returns[index])
         while name in body.nodes and body.nodes[name].op == "Identity":
-            name = source_of(body.nodes[name].input[0])
+            self.budget.spend(1, body.name)  # also where identities read each other in a circle
+            name = source_of(input_of(body.nodes[name], 0) or "")
         return body.arg_index.get(name) == index
 
     def assigned_variables(self) -> frozenset[tuple[str, str]]:
@@ -213,29 +245,43 @@ class ModelGraph:
 
     @functools.cached_property
     def _assigned(self) -> frozenset[tuple[str, str]]:
-        meta_graph = self.meta_graph
-        starts = [meta_graph.saver_def.restore_op_name, meta_graph.saver_def.filename_tensor_name]
-        for key in ("saved_model_main_op", "legacy_init_op"):
-            if key in meta_graph.collection_def:
-                starts += meta_graph.collection_def[key].node_list.value
-        if "__saved_model_init_op" in meta_graph.signature_def:
-            starts += [info.name for info in meta_graph.signature_def["__saved_model_init_op"].outputs.values()]
         found: set[tuple[str, str]] = set()
-        self._collect_assigned(Frame(self.main), [source_of(start) for start in starts if start], found)
+        starts = [*self.restore_starts, *self.init_starts]
+        self._collect_assigned(Frame(self.main), starts, found)
         return frozenset(found)
+
+    @property
+    def restore_starts(self) -> list[str]:
+        """Names of the nodes that restoring the variables runs and feeds; none for a model without variables."""
+        saver = self.meta_graph.saver_def
+        return [source_of(name) for name in (saver.restore_op_name, saver.filename_tensor_name) if name]
+
+    @property
+    def init_starts(self) -> list[str]:
+        """Names of the nodes that run after restoring: TensorFlow 2's init op, and those of TensorFlow 1's two places."""
+        starts: list[str] = []
+        for key in ("saved_model_main_op", "legacy_init_op"):
+            if key in self.meta_graph.collection_def:
+                starts += self.meta_graph.collection_def[key].node_list.value
+        if "__saved_model_init_op" in self.meta_graph.signature_def:
+            outputs = self.meta_graph.signature_def["__saved_model_init_op"].outputs
+            starts += [info.name for info in outputs.values()]
+        return [source_of(name) for name in starts if name]
 
     def _collect_assigned(self, frame: Frame, starts: list[str], found: set[tuple[str, str]]) -> None:
         for name in frame.body.ancestors(starts):
+            self.budget.spend(1, frame.body.name)
             node = frame.body.nodes.get(name)
             if node is None:
                 continue
             if node.op in _ASSIGNS:
-                at = self.origin(frame, node.input[0])
+                at = self.origin(frame, input_of(node, 0))
                 if at is not None and at[1].op in ("VarHandleOp", "VariableV2", "Variable"):
                     found.add(identity_of(at[1]))
             for call in self.calls(node):
+                reach = self._reach_of_function(call.function)
                 inner = self.enter(frame, node, call)
-                if inner is not None:
+                if reach is not None and inner is not None and not reach.ops.isdisjoint(_ASSIGNS):
                     self._collect_assigned(inner, inner.body.roots, found)
 
     def reach(self, signature: SignatureLike) -> _Reach:
@@ -258,8 +304,6 @@ class ModelGraph:
             body = self.function(name)
             if body is None:
                 return None
-            # A function that calls itself adds nothing to itself.
-            self._reaches[name] = _Reach(frozenset(), frozenset(body.args), frozenset(), False)
             found = self._reach(body, body.roots)
             if attribute(self._functions[name], "_XlaMustCompile").b:
                 found = dataclasses.replace(found, compiles=True)
@@ -280,6 +324,7 @@ class ModelGraph:
             node = body.nodes.get(name)
             if node is None:
                 continue
+            self.budget.spend(1 + len(node.input), body.name)
             ops.add(node.op)
             if node.op in ("VarHandleOp", "VariableV2", "Variable"):
                 variables.add(identity_of(node))
@@ -292,22 +337,23 @@ class ModelGraph:
             found = [(call, self._reach_of_function(call.function)) for call in calls]
             for _, inner in found:
                 if inner is not None:
+                    self.budget.spend(len(inner.ops) + len(inner.variables) + len(inner.arguments), body.name)
                     ops |= inner.ops
                     variables |= inner.variables
                     compiles = compiles or inner.compiles
             used = self._used_inputs(node, found)
             stack.extend(source_of(tensor) for tensor in used if canonical(tensor) not in fed)
-        return _Reach(frozenset(ops), frozenset(seen), frozenset(variables), compiles)
+        arguments = frozenset(body.arg_index[name] for name in seen if name in body.arg_index)
+        return _Reach(frozenset(ops), frozenset(seen), arguments, frozenset(variables), compiles)
 
     def _used_inputs(self, node: Any, calls: list[tuple[Call, _Reach | None]]) -> list[str]:
         """Inputs of a calling node that some called function reads: a variable passed but never read does no harm."""
         used: set[int] = set()
         for call, inner in calls:
-            body = self.function(call.function)
-            if inner is None or body is None or call.offset is None:
+            if inner is None or call.offset is None:
                 return list(node.input)
             used.update(range(call.offset))
-            used.update(body.arg_index[name] + call.offset for name in inner.names if name in body.arg_index)
+            used.update(position + call.offset for position in inner.arguments)
         return [tensor for index, tensor in enumerate(node.input) if index in used or tensor.startswith("^")]
 
 

@@ -14,6 +14,10 @@ from typing import Any
 
 import tensorflow as tf
 
+# Of very long messages, which quote what the graph or a request holds, these ends are looked at: the patterns below take
+# time quadratic in the length. The words of the op stand first, its node last.
+_END_CHARACTERS = 8192
+_NODES_TRIED = 10
 WITHHELD = "(message withheld: it may hold tensor values)"
 # tf.errors.INVALID_ARGUMENT = 3 and so on: the names the server prints.
 _STATUS = {code: name for name, code in vars(tf.errors).items() if isinstance(code, int) and name.isupper()}
@@ -212,7 +216,8 @@ def _shown(text: str, op: str, graph_def: Any, node: Any) -> str:
 def _failed_node(message: str, graph_def: Any) -> tuple[str, Any]:
     """Name of the node that failed, and its NodeDef where the graph has it."""
     found = re.findall(r"(?:\{\{function_node ([^}\s]+)\}\}\s*)?\{\{node ([^}\s]+)\}\}", message)
-    for function, name in found:
+    # A message may quote a text full of such names: TensorFlow's own stand at both ends.
+    for function, name in found if len(found) <= 2 * _NODES_TRIED else found[:_NODES_TRIED] + found[-_NODES_TRIED:]:
         nodes = [node for where, node in _nodes_named(graph_def, name) if where == function]
         # A function that the optimizer specialized has a name of its own.
         nodes = nodes or [node for _, node in _nodes_named(graph_def, name)]
@@ -237,16 +242,21 @@ def _inlined(graph_def: Any, path: str) -> Iterator[Any]:
     if graph_def is None:
         return
     functions = {one.signature.name: one.node_def for one in graph_def.library.function}
+    searched: set[tuple[str, str]] = set()
 
-    def find(nodes: Iterable[Any], path: str) -> Iterator[Any]:
+    def find(function: str, nodes: Iterable[Any], path: str) -> Iterator[Any]:
+        if (function, path) in searched:  # names with slashes may be taken apart in many ways
+            return
+        searched.add((function, path))
         for node in nodes:
             if node.name == path:
                 yield node
             elif "f" in node.attr and path.startswith(f"{node.name}/"):
-                yield from find(functions.get(node.attr["f"].func.name, ()), path[len(node.name) + 1 :])
+                called = node.attr["f"].func.name
+                yield from find(called, functions.get(called, ()), path[len(node.name) + 1 :])
 
-    for nodes in (graph_def.node, *functions.values()):
-        yield from find(nodes, path)
+    for function, nodes in [("", graph_def.node), *functions.items()]:
+        yield from find(function, nodes, path)
 
 
 def _assertion_of(graph_def: Any, node: Any) -> str:
@@ -260,10 +270,14 @@ def _assertion_of(graph_def: Any, node: Any) -> str:
 
 
 def message_of(error: Exception) -> str:
-    """The whole message; TensorFlow's Python cannot decode one that quotes bytes it was fed."""
+    """The message, without its middle where it is very long; TensorFlow's Python cannot decode one that quotes bytes."""
     if isinstance(error, UnicodeDecodeError):
-        return bytes(error.object).decode(errors="replace")
-    return str(error.message if isinstance(error, tf.errors.OpError) else error)
+        text = bytes(error.object).decode(errors="replace")
+    else:
+        text = str(error.message if isinstance(error, tf.errors.OpError) else error)
+    if len(text) <= 2 * _END_CHARACTERS:
+        return text
+    return f"{text[:_END_CHARACTERS]} ... {text[-_END_CHARACTERS:]}"
 
 
 def status_of(error: Exception) -> str:

@@ -19,6 +19,8 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from keras_warmup._protos import PredictionLog, checked_records
 from keras_warmup.errors import RecordsError
+from keras_warmup.local_files import why_not_a_file
+from keras_warmup.options import MAX_RECORDS
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 # Bytes that TFRecord framing adds to each record.
@@ -28,7 +30,7 @@ _HEADER_BYTES = 12
 MAX_RECORD_BYTES = 2**31 - 1
 _GZIP_MAGIC = b"\x1f\x8b"
 
-ProblemKind = Literal["empty", "trailing", "truncated", "corrupted", "gzip"]
+ProblemKind = Literal["empty", "trailing", "truncated", "corrupted", "gzip", "too_large"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,8 @@ class RecordProblem:
 
     Attributes:
         kind: `empty` (no bytes), `trailing` (fewer bytes than a record header at the end), `truncated` (cut inside a
-            record), `corrupted` (a checksum does not fit: text, a bare proto, damage) or `gzip`.
+            record), `corrupted` (a checksum does not fit: text, a bare proto, damage), `gzip`, or `too_large` (its header
+            claims more than `MAX_RECORD_BYTES`, whether the file holds them or not).
         detail: the same in words.
         loads: whether the server loads the model all the same, silently, with the records before it; else the load
             fails.
@@ -126,6 +129,29 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
     return _read(file)
 
 
+def read_all_records(path: str | os.PathLike[str]) -> list[PredictionLog]:
+    """Reads a whole warmup file of no more records than a server loads.
+
+    Args:
+        path: a warmup file, or the SavedModel that holds one.
+
+    Returns:
+        `PredictionLog`s in the order the server replays them.
+
+    Raises:
+        RecordsError: as `read_records`; or the file holds more than `options.MAX_RECORDS` records.
+    """
+    logs: list[PredictionLog] = []
+    for log in read_records(path):
+        if len(logs) == MAX_RECORDS:
+            raise RecordsError(
+                f"Cannot read warmup file of {os.fspath(path)!r}: it holds more than {MAX_RECORDS} records, with which no "
+                "server loads the model. Write it again with fewer."
+            )
+        logs.append(log)
+    return logs
+
+
 def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | RecordProblem]]:
     """Reads the frames of a TFRecord file strictly, so that what a server's reader passes over shows.
 
@@ -190,18 +216,17 @@ def _read(path: str) -> Iterator[PredictionLog]:
 
 
 def _size(path: str) -> int:
+    problem = why_not_a_file(path)
+    if problem is not None:
+        raise RecordsError(
+            f"Cannot read warmup file {path!r}: {problem}. Remove it, and write the file with keras_warmup.add_warmup."
+        )
     try:
-        if tf.io.gfile.isdir(path):
-            raise RecordsError(
-                f"Cannot read warmup file {path!r}: it is a directory. Remove it, and write the file with "
-                "keras_warmup.add_warmup."
-            )
-        stat = tf.io.gfile.stat(path)
+        return int(tf.io.gfile.stat(path).length)
     except tf.errors.NotFoundError as error:
         raise RecordsError(f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup.") from error
     except tf.errors.OpError as error:
         raise RecordsError(f"Cannot read warmup file {path!r}: {error.message}.") from error
-    return int(stat.length)
 
 
 def _serialize(log: PredictionLog | bytes, index: int) -> bytes:
@@ -241,6 +266,12 @@ def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | 
             return RecordProblem("gzip", "it is GZIP; the server reads plain TFRecord only, so decompress it", False)
         hint = " (Is this even a TFRecord file?)" if position == 0 else ""
         return RecordProblem("corrupted", f"corrupted record at byte {position}{hint}", False)
+    if length > MAX_RECORD_BYTES:
+        return RecordProblem(
+            "too_large",
+            f"the record at byte {position} claims {length} bytes; protobuf, so the server, parses at most {MAX_RECORD_BYTES}",
+            False,
+        )
     missing = position + FRAME_BYTES + length - size
     if missing > 0:
         return RecordProblem("truncated", f"truncated record at byte {position}: {missing} bytes are missing", False)

@@ -6,6 +6,7 @@ TensorFlow's `cc/saved_model/util.cc`, with `--enable_signature_method_name_chec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
@@ -13,13 +14,21 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup._protos import Input, PredictRequest, SignatureDef, TensorProto
+from keras_warmup.graph_limits import MAX_DIMENSIONS
 from keras_warmup.kinds import METHOD_NAMES
+from keras_warmup.options import DEFAULT_MAX_BYTES
 
 PREDICT_METHOD = METHOD_NAMES["predict"]
 CLASSIFY_METHOD = METHOD_NAMES["classify"]
 REGRESS_METHOD = METHOD_NAMES["regress"]
 # A stock server has XLA compilation switched off (model_servers/main.cc).
 XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
+
+# A tensor that a record spells out may have any size: the record holds its bytes. One whose values are repeated to fill its
+# shape may take what a whole warmup file may have by default.
+MAX_EXPANDED_BYTES = DEFAULT_MAX_BYTES
+# Of a string beside its characters: 24 bytes in TensorFlow, a pointer and a `bytes` object in numpy.
+_STRING_BYTES = 72
 
 Outputs = dict[str, np.ndarray]
 
@@ -97,6 +106,7 @@ def check_feed_dtypes(graph: tf.Graph, feeds: Sequence[tuple[str, np.ndarray]]) 
 
 def to_array(name: str, proto: TensorProto) -> np.ndarray:
     """The tensor as the server parses it (`Tensor::FromProto`, which also fills and broadcasts short value lists)."""
+    _check_expansion(name, proto)
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
         with tf.init_scope(), tf.device("/CPU:0"):
@@ -106,6 +116,27 @@ def to_array(name: str, proto: TensorProto) -> np.ndarray:
         raise Refusal("INVALID_ARGUMENT", f"tensor parsing error: {name}") from None
     array = host_array(value)
     return array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array  # numpy would take qint8 for int8
+
+
+def _check_expansion(name: str, proto: TensorProto) -> None:
+    """Refuses a tensor that a short list of values would blow up: its shape is a claim that nothing has paid for."""
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if len(sizes) > MAX_DIMENSIONS or any(size < 0 for size in sizes):
+        refuse("INVALID_ARGUMENT", f"tensor parsing error: {name}")
+    longest = max(map(len, proto.string_val), default=0)
+    try:
+        item_bytes = tf.dtypes.as_dtype(proto.dtype).size or _STRING_BYTES + longest
+    except TypeError:
+        refuse("INVALID_ARGUMENT", f"tensor parsing error: {name}")
+    expanded = math.prod(sizes) * item_bytes
+    # An int64 takes one byte of the record at least; a string has _STRING_BYTES more than there.
+    own = 8 * proto.ByteSize() + _STRING_BYTES * len(proto.string_val)
+    if expanded > max(MAX_EXPANDED_BYTES, own):
+        refuse(
+            "RESOURCE_EXHAUSTED",
+            f"the tensor of input {name} expands to {expanded} bytes, more than the {MAX_EXPANDED_BYTES} that a tensor may "
+            "take which the record does not spell out",
+        )
 
 
 def host_array(value: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 from google.protobuf import text_format
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
 
 from keras_warmup._protos import (
     MetaGraphDef,
@@ -19,12 +19,20 @@ from keras_warmup._protos import (
 )
 from keras_warmup.argument_structure import ArgumentStructures
 from keras_warmup.errors import SignatureError
+from keras_warmup.graph_limits import check_graph
+from keras_warmup.local_files import why_not_a_file
 from keras_warmup.versions import reason_of
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
 SERVE_TAGS = ("serve",)
 # Entries that TensorFlow writes for itself (init op, train op): no client can call them.
 RESERVED_PREFIX = "__saved_model_"
+# protobuf makes and parses no message of 2 GiB or more.
+MAX_PROTO_BYTES = 2**31 - 1
+# The parser of the text form is Python and reads 3 MB/s.
+MAX_TEXT_BYTES = 16 * 2**20
+# Each is compared with each other one; models that serve many variants have dozens.
+MAX_SIGNATURES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +101,17 @@ def read_meta_graph(export_dir: str | os.PathLike[str], tags: Sequence[str] | No
         A `MetaGraphDef`.
 
     Raises:
-        SignatureError: there is no SavedModel, it cannot be parsed, or no meta graph has these tags.
+        SignatureError: there is no SavedModel, it cannot be parsed, no meta graph has these tags, or its graph cannot be
+            walked (`graph_limits.check_graph`).
     """
     wanted = set(SERVE_TAGS if tags is None else tags)
     meta_graphs = _read_saved_model(os.fspath(export_dir)).meta_graphs
     for meta_graph in meta_graphs:
         if set(meta_graph.meta_info_def.tags) == wanted:
+            check_graph(meta_graph.graph_def)
             return meta_graph
-    found = ", ".join(str(sorted(meta_graph.meta_info_def.tags)) for meta_graph in meta_graphs) or "none"
+    found = ", ".join(str(sorted(meta_graph.meta_info_def.tags)) for meta_graph in meta_graphs[:10]) or "none"
+    found += ", ..." if len(meta_graphs) > 10 else ""
     raise SignatureError(
         f"SavedModel {os.fspath(export_dir)!r} has no meta graph with tags {sorted(wanted)}. Tags found: {found}. "
         "Export the model with the tag 'serve'."
@@ -117,8 +128,14 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
         Signatures sorted by key, without the entries TensorFlow writes for itself (`__saved_model_init_op`).
 
     Raises:
-        SignatureError: an input or output has no dtype, or one this TensorFlow does not know.
+        SignatureError: an input or output has no dtype, or one this TensorFlow does not know; or there are more than
+            `MAX_SIGNATURES`.
     """
+    if len(meta_graph.signature_def) > MAX_SIGNATURES:
+        raise SignatureError(
+            f"Cannot read the signatures of the SavedModel: it has {len(meta_graph.signature_def)}, more than the "
+            f"{MAX_SIGNATURES} that are read. Export fewer signatures."
+        )
     structures = ArgumentStructures(meta_graph)
     tags = tuple(sorted(meta_graph.meta_info_def.tags))
     signatures = []
@@ -156,9 +173,17 @@ def _read_saved_model(export_dir: str) -> SavedModel:
 
 
 def _content_of(path: str) -> bytes:
-    if tf.io.gfile.isdir(path):
-        raise SignatureError(f"Cannot read {path!r}: it is a directory, expected a file. Export the model again.")
+    problem = why_not_a_file(path)
+    if problem is not None:
+        raise SignatureError(f"Cannot read {path!r}: {problem}, expected a file. Export the model again.")
+    most = MAX_TEXT_BYTES if path.endswith(".pbtxt") else MAX_PROTO_BYTES
     try:
+        size = tf.io.gfile.stat(path).length
+        if size > most:
+            raise SignatureError(
+                f"Cannot read {path!r}: it has {size} bytes, more than the {most} that are read of "
+                "one. Export the model again, as saved_model.pb and with large constants as variables."
+            )
         with tf.io.gfile.GFile(path, "rb") as file:
             return bytes(file.read())
     except tf.errors.OpError as error:
@@ -170,9 +195,10 @@ def _parse(path: str, content: bytes) -> SavedModel:
     try:
         if path.endswith(".pbtxt"):
             text_format.Parse(content.decode(), saved_model)
-        else:
-            saved_model.ParseFromString(content)
-    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+            # The binary form is parsed to a depth of 100 messages, the text form to any.
+            content = saved_model.SerializeToString()
+        saved_model.ParseFromString(content)
+    except (DecodeError, EncodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise SignatureError(f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again.") from error
     return saved_model
 

@@ -7,10 +7,12 @@ are provably the same, one can name the tensors of the other.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from keras_warmup.bodies import source_of
+from keras_warmup.graph_limits import VisitBudget
 from keras_warmup.signatures import DEFAULT_SIGNATURE_KEY, Signature
 
 # Names the tracing gave: they differ from trace to trace of one function, and nothing runs differently for them.
@@ -34,10 +36,13 @@ def find_twins(meta_graph: Any, signatures: Sequence[Signature]) -> dict[str, st
     """
     nodes = {node.name: node for node in meta_graph.graph_def.node}
     functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    budget = VisitBudget()
+    # Many signatures may call one function.
+    body_of = functools.cache(lambda name: _body(functions[name]) if name in functions else None)
     kept: dict[Hashable, Signature] = {}
     twins = {}
     for signature in sorted(signatures, key=lambda one: (one.key != DEFAULT_SIGNATURE_KEY, one.key)):
-        identity = _identity(signature, nodes, functions)
+        identity = _identity(signature, nodes, body_of, budget)
         if identity is None:
             continue
         first = kept.setdefault(identity, signature)
@@ -46,14 +51,16 @@ def find_twins(meta_graph: Any, signatures: Sequence[Signature]) -> dict[str, st
     return twins
 
 
-def _identity(signature: Signature, nodes: dict[str, Any], functions: dict[str, Any]) -> Hashable | None:
+def _identity(
+    signature: Signature, nodes: dict[str, Any], body_of: Callable[[str], bytes | None], budget: VisitBudget
+) -> Hashable | None:
     """What a signature computes, without the names that tracing gave; `None` where that is not plain to see."""
     sources = {source_of(spec.tensor) for spec in signature.outputs.values()}
     if len(sources) != 1 or signature.defaults:
         return None
     node = nodes.get(sources.pop())
-    function = functions.get(node.attr["f"].func.name) if node is not None and "f" in node.attr else None
-    if node is None or function is None:
+    body = body_of(node.attr["f"].func.name) if node is not None and "f" in node.attr else None
+    if node is None or body is None:
         return None
     alias_of = {source_of(spec.tensor): alias for alias, spec in signature.inputs.items()}
     fed = [nodes.get(name) for name in alias_of]
@@ -61,6 +68,7 @@ def _identity(signature: Signature, nodes: dict[str, Any], functions: dict[str, 
         return None
     if not set(alias_of) <= {source_of(tensor) for tensor in node.input}:
         return None
+    budget.spend(len(node.input) + node.ByteSize() // 100, "")  # attributes are copied, and may be long
     # Feeds by alias, everything else by the tensor itself.
     inputs = tuple(
         (alias_of.get(source_of(tensor)), None if source_of(tensor) in alias_of else tensor) for tensor in node.input
@@ -72,7 +80,7 @@ def _identity(signature: Signature, nodes: dict[str, Any], functions: dict[str, 
     )
     outputs = tuple((alias, spec.tensor.partition(":")[2] or "0") for alias, spec in sorted(signature.outputs.items()))
     specs = tuple((name, spec.dtype, spec.shape) for name, spec in sorted(signature.inputs.items()))
-    return node.op, attributes, inputs, outputs, specs, _body(function)
+    return node.op, attributes, inputs, outputs, specs, body
 
 
 def _body(function: Any) -> bytes:
