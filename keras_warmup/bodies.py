@@ -75,14 +75,14 @@ class Body:
         """Names that a function runs for: what it returns and its side effects."""
         return [*map(source_of, self.returns), *self.control_returns]
 
-    def ancestors(self, names: Iterable[str]) -> Iterator[str]:
-        """Names of the nodes and arguments reachable backwards, the given ones included."""
+    def ancestors(self, names: Iterable[str], fed: frozenset[str] = frozenset()) -> Iterator[str]:
+        """Names of the nodes and arguments reachable backwards, the given ones included; not through tensors that are `fed`."""
         stack = list(names)
         seen = set(stack)
         while stack:
             name = stack.pop()
             yield name
-            for source in self.sources(name) if name in self.nodes else ():
+            for source in self.sources(name, fed) if name in self.nodes else ():
                 if source not in seen:
                     seen.add(source)
                     stack.append(source)

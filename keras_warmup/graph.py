@@ -189,12 +189,13 @@ class ModelGraph:
         body = self.function(call.function)
         return None if body is None else Frame(body, frame, node, call, (*frame.path, node.name, call.function))
 
-    def origin(self, frame: Frame, tensor: str | None) -> tuple[Frame, Any] | None:
+    def origin(self, frame: Frame, tensor: str | None, fed: frozenset[str] = frozenset()) -> tuple[Frame, Any] | None:
         """Follows a tensor back to the node that makes its value: through same-value ops, arguments and calls.
 
         Args:
             frame: where `tensor` is read.
             tensor: a node input, such as `x`, `x:1` or `x:output:0`.
+            fed: tensors of the main graph whose values are given, so that their nodes make them.
 
         Returns:
             The node and its frame, or `None`: an argument of the signature's own, or a value that changes in a loop.
@@ -216,6 +217,8 @@ class ModelGraph:
             node = frame.body.nodes.get(name)
             if node is None:
                 return None
+            if frame.caller is None and canonical(tensor) in fed:
+                return frame, node
             if node.op in SAME_VALUE:
                 tensor = input_of(node, output_index(tensor) if node.op == "IdentityN" else 0)
                 continue

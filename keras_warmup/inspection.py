@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -16,12 +17,16 @@ from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.kinds import TFRT_NOTE, servable_kinds
 from keras_warmup.logs import describe_log
 from keras_warmup.records import read_records, warmup_path
-from keras_warmup.report import Kind, RecordList, RecordReport, to_plain
+from keras_warmup.report import Kind, RecordList, RecordReport, printable, to_plain
 from keras_warmup.serving_rules import XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+# A server loads 1000; listing a million takes minutes and gigabytes.
+MAX_LISTED_RECORDS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +67,14 @@ class Inspection:
         signatures: the endpoints a server would serve, by key.
         warmup_path: its warmup file; `None` where it has none.
         warmup_bytes: size of that file in bytes, 0 where it has none.
+        unsafe_ops: ops that act outside of the model, which a load or a request would run.
     """
 
     export_dir: str
     signatures: tuple[InspectedSignature, ...]
     warmup_path: str | None
     warmup_bytes: int
+    unsafe_ops: tuple[UnsafeOp, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The inspection as JSON-ready values."""
@@ -76,6 +83,7 @@ class Inspection:
             "signatures": [one.to_dict() for one in self.signatures],
             "warmup_path": self.warmup_path,
             "warmup_bytes": self.warmup_bytes,
+            "unsafe_ops": to_plain(self.unsafe_ops),
         }
 
     def __rich__(self) -> RenderableType:
@@ -83,18 +91,22 @@ class Inspection:
         from rich.text import Text
         from rich.tree import Tree
 
-        tree = Tree(self.export_dir)
+        # Text, not str: rich takes a str for markup, and names may hold brackets.
+        tree = Tree(Text(printable(self.export_dir)))
         for one in self.signatures:
-            branch = tree.add(Text(one.signature.key, style="bold"))
+            branch = tree.add(Text(printable(one.signature.key), style="bold"))
             for line in _lines_of(one):
-                branch.add(Text(line))
+                branch.add(Text(printable(line)))
         warm = (
             f"warmup file: {self.warmup_bytes} bytes"
             if self.warmup_path
             else "no warmup file: the first requests will be slow"
         )
         able = any(one.kinds["classify"] is None or one.kinds["regress"] is None for one in self.signatures)
-        return Group(tree, Text(warm), *([Text(f"note: {TFRT_NOTE}")] if able else []))
+        lines = [warm, *([f"note: {TFRT_NOTE}"] if able else [])]
+        if self.unsafe_ops:
+            lines.append(f"unsafe: {render_unsafe_ops(self.unsafe_ops)}")
+        return Group(tree, *(Text(printable(line)) for line in lines))
 
 
 def _lines_of(one: InspectedSignature) -> list[str]:
@@ -161,13 +173,14 @@ def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
     meta_graph = read_meta_graph(where)
     signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
+    keys_by_tensors: dict[Hashable, list[str]] = {}
+    for signature in signatures:
+        keys_by_tensors.setdefault(signature.tensors, []).append(signature.key)
     found = tuple(
         InspectedSignature(
             signature,
             graph_facts(graph, signature),
-            tuple(
-                other.key for other in signatures if other.key != signature.key and other.tensors == signature.tensors
-            ),
+            tuple(key for key in keys_by_tensors[signature.tensors] if key != signature.key),
             servable_kinds(signature),
             find_consumers(graph, signature),
         )
@@ -175,7 +188,8 @@ def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
     )
     path = warmup_path(where)
     has_file = tf.io.gfile.exists(path)
-    return Inspection(where, found, path if has_file else None, tf.io.gfile.stat(path).length if has_file else 0)
+    size = tf.io.gfile.stat(path).length if has_file else 0
+    return Inspection(where, found, path if has_file else None, size, find_unsafe_ops(graph, signatures))
 
 
 def list_records(path: str | os.PathLike[str]) -> RecordList:
@@ -185,11 +199,16 @@ def list_records(path: str | os.PathLike[str]) -> RecordList:
         path: a SavedModel directory, or a warmup file.
 
     Returns:
-        A `RecordList`.
+        A `RecordList` of the first `MAX_LISTED_RECORDS` at most.
 
     Raises:
         RecordsError: there is no warmup file, or it is malformed.
     """
     where = os.fspath(path)
-    records = tuple(RecordReport(**describe_log(log), source="", bytes=log.ByteSize()) for log in read_records(where))
-    return RecordList(warmup_path(where) if tf.io.gfile.isdir(where) else where, records)
+    logs = read_records(where)
+    records = tuple(
+        RecordReport(**describe_log(log), source="", bytes=log.ByteSize())
+        for log in itertools.islice(logs, MAX_LISTED_RECORDS)
+    )
+    truncated = next(logs, None) is not None
+    return RecordList(warmup_path(where) if tf.io.gfile.isdir(where) else where, records, truncated)

@@ -75,6 +75,11 @@ def read_assets(meta_graph: MetaGraphDef) -> list[AssetFileDef]:
     return assets
 
 
+def is_inside_assets(name: str) -> bool:
+    """Whether the file name of an asset stays in `assets/`."""
+    return bool(name) and not os.path.isabs(name) and ".." not in name.split("/") and "\0" not in name
+
+
 def check_load_files(export_dir: str, meta_graph: MetaGraphDef) -> None:
     """Checks the files that loading a SavedModel opens: those of its variables, and its assets.
 
@@ -94,7 +99,7 @@ def check_load_files(export_dir: str, meta_graph: MetaGraphDef) -> None:
     paths = [os.path.join(variables, name) for name in found if name.startswith("variables.")]
     for asset in read_assets(meta_graph):
         name = asset.filename
-        if os.path.isabs(name) or ".." in name.split("/") or "\0" in name or not name:
+        if not is_inside_assets(name):
             raise SignatureError(
                 f"Cannot load SavedModel {export_dir!r}: its asset {shown(name)} is not inside 'assets/', so loading would "
                 "read a file of another place. Load such a model only if you trust it; else export it again."

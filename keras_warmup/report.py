@@ -109,10 +109,12 @@ class RecordList:
     Attributes:
         warmup_path: the file.
         records: in the order the server replays them; what the file does not tell (`source`, `replay_ms`, `warms`) is empty.
+        truncated: whether the file holds more records, which are not listed.
     """
 
     warmup_path: str
     records: tuple[RecordReport, ...]
+    truncated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The list as JSON-ready values."""
@@ -120,7 +122,13 @@ class RecordList:
         return plain
 
     def __rich__(self) -> RenderableType:
-        return records_table(self.records, self.warmup_path)
+        from rich.console import Group
+        from rich.text import Text
+
+        table = records_table(self.records, self.warmup_path)
+        if not self.truncated:
+            return table
+        return Group(table, Text(f"only the first {len(self.records)} records are listed; the file holds more"))
 
 
 def _lines_of(signature_key: str) -> list[str]:
@@ -133,8 +141,12 @@ def records_table(records: Sequence[RecordReport], title: str) -> Table:
     """A table with a row for each record."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Text, not str: rich takes a str for markup, and names may hold brackets.
+    table = Table(
+        title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
     filtered = any(record.output_filter for record in records)
     names = ["signature", "kind", "inputs", *(["outputs"] if filtered else []), "rows", "bytes", "replay ms"]
     for name in names:
@@ -146,16 +158,23 @@ def records_table(records: Sequence[RecordReport], title: str) -> Table:
         )
     for record in records:
         also = [key for key in record.warms if key != record.signature_key]
-        table.add_row(
-            "\n".join([*_lines_of(record.signature_key), *(f"also {key}" for key in also)]),
-            record.kind,
-            "\n".join(f"{name} {list(shape)}" for name, shape in record.shapes.items()),
-            *([", ".join(record.output_filter) or "all"] if filtered else []),
-            record.source or "-",
-            str(record.bytes),
-            "-" if record.replay_ms is None else f"{record.replay_ms:.1f}",
-        )
+        shapes = [f"{name} {list(shape)}" for name, shape in record.shapes.items()]
+        cells: list[list[str]] = [
+            [*_lines_of(record.signature_key), *(f"also {key}" for key in also)],
+            [record.kind or ""],  # a record of the file may have no kind
+            shapes,
+            *([[", ".join(record.output_filter) or "all"]] if filtered else []),
+            [record.source or "-"],
+            [str(record.bytes)],
+            ["-" if record.replay_ms is None else f"{record.replay_ms:.1f}"],
+        ]
+        table.add_row(*(Text("\n".join(map(printable, lines))) for lines in cells))
     return table
+
+
+def printable(name: str) -> str:
+    """A text of a file as it may be printed: control characters, which steer terminals, and lone surrogates are escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
 
 
 def to_plain(report: Any) -> Any:
