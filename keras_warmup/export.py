@@ -33,6 +33,7 @@ from keras_warmup.sampling import select_batches
 from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
 from keras_warmup.signatures import read_meta_graph, read_signatures
 from keras_warmup.sources import read_batches
+from keras_warmup.unsafe_check import check_saved_model
 from keras_warmup.versions import as_path, model_name_of, version_hint
 from keras_warmup.warming import warm_saved_model
 
@@ -163,6 +164,7 @@ def add_warmup(
     *,
     warmup: WarmupOptions | Mapping[str, Any] | None = None,
     append: bool = False,
+    refuse_unsafe_ops: bool = False,
 ) -> WarmupReport:
     """Writes the warmup file of a SavedModel that exists; other files in `assets.extra` stay as they are.
 
@@ -173,6 +175,8 @@ def add_warmup(
         data: rows to warm with, as `export_with_warmup` takes them. Defaults to rows made up from the signatures, with a warning.
         warmup: `WarmupOptions`, or a mapping of them.
         append: keep the records that are there, in front of the new ones; they are replayed too.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops that touch files, network or
+            processes. Defaults to `False`: warn.
 
     Returns:
         A `WarmupReport`.
@@ -188,6 +192,7 @@ def add_warmup(
         )
     directory = as_path(export_dir)
     _require_saved_model(directory)
+    check_saved_model(directory, refuse=refuse_unsafe_ops)
     rows = _rows(None, _batches_for(None, data, options), options, frozenset())
     report = warm_saved_model(directory, rows, options, model_name=model_name_of(directory), append=append)
     if not report.records:

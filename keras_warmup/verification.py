@@ -20,9 +20,10 @@ from keras_warmup.logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import RecordProblem, parse_log, scan_records, warmup_path
 from keras_warmup.replay import Replayed, ServingSession
-from keras_warmup.report import to_plain
+from keras_warmup.report import printable, to_plain
 from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.unsafe_check import describe_unsafe_ops
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -93,7 +94,7 @@ class VerifyReport:
         parts: list[RenderableType] = []
         if self.records:
             table = Table(
-                title=f"warmup records of {self.export_dir}",
+                title=Text(f"warmup records of {printable(self.export_dir)}"),
                 title_justify="left",
                 box=box.SIMPLE_HEAD,
                 pad_edge=False,
@@ -104,12 +105,13 @@ class VerifyReport:
                 ms = "-" if record.replay_ms is None else f"{record.replay_ms:.1f}"
                 effect = "runs" if record.ok else "see below"
                 # As Text: rich would read the brackets of a shape or a name as markup.
-                cells = (str(record.index), record.signature_key or "-", record.kind, str(record.bytes), ms, effect)
+                key = printable(record.signature_key or "-")
+                cells = (str(record.index), key, record.kind, str(record.bytes), ms, effect)
                 table.add_row(*map(Text, cells))
             parts.append(table)
-        parts += [Text(f"failure: {failure}", style="red") for failure in self.failures]
-        parts += [Text(f"note: {note}") for note in self.server_notes]
-        parts.append(Text(f"{self.export_dir}: ok" if self.ok else f"{self.export_dir}: not ok"))
+        parts += [Text(f"failure: {printable(failure)}", style="red") for failure in self.failures]
+        parts += [Text(f"note: {printable(note)}") for note in self.server_notes]
+        parts.append(Text(f"{printable(self.export_dir)}: {'ok' if self.ok else 'not ok'}"))
         return Group(*parts)
 
 
@@ -193,6 +195,9 @@ def verify_here(export_dir: str, *, refuse_unsafe_ops: bool, progress: Progress)
     signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
     graph = ModelGraph(meta_graph)
     facts = {key: graph_facts(graph, signature) for key, signature in signatures.items()}
+    warning = describe_unsafe_ops(export_dir, graph, list(signatures.values()), refuse=refuse_unsafe_ops)
+    if warning:
+        progress.warn(warning)
     notes = _ServerNotes(signatures)
     failures: list[str] = []
     records: list[RecordVerdict] = []

@@ -67,7 +67,7 @@ def test_verify_without_a_warmup_file_fails(capsys, export_dir):
     code, out, err = run(capsys, "verify", export_dir)
     assert code == EXIT_FAILED
     assert "No warmup file at" in out
-    assert err == "keras-warmup: replaying the warmup file ...\n"
+    assert err == "keras-warmup: starting TensorFlow and replaying the warmup file ...\n"
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, "batch sizes"), (None, "batch and image sizes")])
@@ -80,7 +80,9 @@ def test_inspect_tells_which_sizes_of_a_convolution_are_free(side, sizes, capsys
 
 def test_verify_tells_of_a_directory_that_no_server_takes_for_a_version(capsys, export_dir, npz, tmp_path):
     run(capsys, "add", export_dir, "--data", npz)
-    assert run(capsys, "verify", export_dir)[2] == "keras-warmup: replaying the warmup file ...\n"
+    assert (
+        run(capsys, "verify", export_dir)[2] == "keras-warmup: starting TensorFlow and replaying the warmup file ...\n"
+    )
     latest = tmp_path / "latest"
     latest.symlink_to(export_dir)
     code, _, err = run(capsys, "verify", str(latest))
@@ -189,7 +191,7 @@ def test_method_names_are_written_in_place(capsys, saved_models, tmp_path):
 def test_interrupted_work_ends_without_a_traceback(capsys, monkeypatch, export_dir):
     from keras_warmup import verification
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verification, "verify", interrupt)
