@@ -48,8 +48,8 @@ class Functions(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
     def abort(self, x):
-        tf.raw_ops.Abort(error_msg="on purpose")
-        return {"y": x}
+        with tf.control_dependencies([tf.raw_ops.Abort(error_msg="on purpose")]):
+            return {"y": tf.identity(x)}
 
 
 def predict(key, value) -> PredictionLog:
