@@ -14,6 +14,7 @@ from typing import Any
 
 from keras_warmup.errors import WarmupError
 from trust import scenarios, shim
+from trust.completeness import IncompleteError, read_version
 from trust.figures import Figures, timed
 from trust.forkserver import ForkServer, Outcome
 from trust.judging import Fault, judge_disturbed, judge_done, leftovers_of
@@ -119,10 +120,26 @@ def kill_everywhere(
             if listed < newest[name] and not deny_exchange:
                 faults.append(("missing", f"version {newest[name]} was listed at an earlier operation, now {listed}"))
             newest[name] = max(newest[name], listed)
-            following = trials.run(name, root, generation=3)
-            faults += _judge_next(name, root, following)
-            _tally(figures, where, faults, root)
+            if listed:
+                faults += judge_next(name, root, trials.run(name, root, generation=3))
+            else:
+                figures.measure("gaps")
+                faults += _judge_restored(trials, name, root)
+            tally(figures, where, faults, root)
     return figures
+
+
+def _judge_restored(trials: Trials, name: str, root: pathlib.Path) -> list[Fault]:
+    """Judges the export to another version after a kill in the gap: it brings the old version back."""
+    following = trials.run("new", root, generation=3)
+    faults = judge_next("new", root, following)
+    try:
+        state = read_version(root / "m" / "1").state
+    except IncompleteError as error:
+        return [*faults, ("missing", f"version 1 is not brought back: {error}")]
+    if state not in SCENARIOS[name].allowed[1]:
+        faults.append(("missing", f"version 1 is not brought back, but holds the generations {state}"))
+    return faults
 
 
 def interrupt_everywhere(trials: Trials, count: int, names: Sequence[str] = ALL) -> Figures:
@@ -144,7 +161,7 @@ def interrupt_everywhere(trials: Trials, count: int, names: Sequence[str] = ALL)
                 figures.measure("surfaced as another error")
             if story["left_at_once"]:
                 figures.measure("cleaned up by the next export only")
-            _tally(figures, f"{name} before operation {number}", faults, root)
+            tally(figures, f"{name} before operation {number}", faults, root)
     return figures
 
 
@@ -157,19 +174,21 @@ class Failure:
         classes: the operations.
         errnos: taken in turn.
         lasting: whether all that follow fail as well, clean-up too.
+        has_reason: whether the error has to hold the reason. TensorFlow drops that of a failing `stat` or `access`.
     """
 
     attack: str
     classes: int
     errnos: tuple[int, ...]
     lasting: bool = False
+    has_reason: bool = True
 
 
 FAILURES = (
     Failure("failing changes of files", shim.CHANGE, ERRNOS),
     Failure("changes that fail from then on", shim.CHANGE, (errno.EIO, errno.EROFS), lasting=True),
     Failure("failing reads", shim.READ, (errno.EIO, errno.EACCES, errno.EMFILE)),
-    Failure("failing looks (stat)", shim.LOOK, (errno.EIO, errno.EACCES)),
+    Failure("failing looks (stat)", shim.LOOK, (errno.EIO, errno.EACCES), has_reason=False),
 )
 
 
@@ -189,10 +208,10 @@ def fail_everywhere(trials: Trials, count: int, failure: Failure, names: Sequenc
             if story is None:
                 continue
             faults = [tuple(fault) for fault in story["faults"]]
-            faults += _judge_error(name, root, story, os.strerror(error))
+            faults += _judge_error(root, story, os.strerror(error) if failure.has_reason else "")
             if story["left_at_once"]:
                 figures.measure("cleaned up by the next export only")
-            _tally(figures, where, faults, root)
+            tally(figures, where, faults, root)
     return figures
 
 
@@ -248,10 +267,10 @@ def _fill_and_run(trials: Trials, name: str, disk: pathlib.Path, free: int, figu
         ballast.unlink()
         return
     faults = [tuple(fault) for fault in story["faults"]]
-    faults += _judge_error(name, root, story, os.strerror(errno.ENOSPC))
+    faults += _judge_error(root, story, os.strerror(errno.ENOSPC))
     if not story["error"] and not story["warned"]:
         figures.measure("fitted")
-    _tally(figures, where, faults, root)
+    tally(figures, where, faults, root)
     if root.exists():
         shutil.rmtree(root)
 
@@ -326,7 +345,7 @@ def disturb(name: str, root: str, arm: dict[str, Any] | None, ballast: str | Non
         scenarios.run(name, base, generation=3)
     except Exception as raised:
         following = Outcome("raised", error=type(raised).__name__, message=str(raised))
-    faults += _judge_next(name, pathlib.Path(root), following)
+    faults += judge_next(name, pathlib.Path(root), following)
     return {
         "error": "" if error is None else type(error).__name__,
         "message": "" if error is None else str(error),
@@ -339,7 +358,7 @@ def disturb(name: str, root: str, arm: dict[str, Any] | None, ballast: str | Non
     }
 
 
-def _judge_error(name: str, root: pathlib.Path, story: dict[str, Any], reason: str) -> list[Fault]:
+def _judge_error(root: pathlib.Path, story: dict[str, Any], reason: str) -> list[Fault]:
     """Judges what a failed operation came to: a `WarmupError` with reason and path, a warning in `fit`, or no harm."""
     text = story["message"]
     if story["error"]:
@@ -355,7 +374,7 @@ def _judge_error(name: str, root: pathlib.Path, story: dict[str, Any], reason: s
     return []
 
 
-def _judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]:
+def judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]:
     """Judges the export after the disturbed one: it succeeds, and nothing is left over."""
     if following.ended != "returned":
         return [("failed", f"the next export {following.ended}: {following.error}: {following.message[:300]}")]
@@ -367,7 +386,7 @@ def _judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault
     return faults
 
 
-def _tally(figures: Figures, where: str, faults: Sequence[Fault], root: pathlib.Path) -> None:
+def tally(figures: Figures, where: str, faults: Sequence[Fault], root: pathlib.Path) -> None:
     """Counts each kind of fault once for each trial; removes the directory of a good one."""
     for kind in dict.fromkeys(fault for fault, _ in faults):
         figures.add(kind, f"{where}: " + "; ".join(words for fault, words in faults if fault == kind))

@@ -69,14 +69,18 @@ class Child:
             TrialError: it does neither within `timeout` seconds; it is killed then.
         """
         deadline = time.monotonic() + timeout
-        while True:
-            status = self._server._ask({"do": "poll", "pid": self.pid})
-            if status is not None:
-                break
+        while (outcome := self.poll()) is None:
             if time.monotonic() > deadline:
                 self.kill()
                 raise TrialError(f"a child hung for {timeout:.0f} s; its output is in {self._result}.log")
             time.sleep(0.005)
+        return outcome
+
+    def poll(self) -> Outcome | None:
+        """Returns how the child ended, or that it stopped; `None` while it runs."""
+        status = self._server._ask({"do": "poll", "pid": self.pid})
+        if status is None:
+            return None
         log = f"{self._result}.log"
         if os.WIFSTOPPED(status):
             return Outcome("stopped", log=log)
