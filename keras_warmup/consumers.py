@@ -70,6 +70,8 @@ _FORMAT_ORDER = ("png", "jpeg", "gif", "bmp", "webp")
 _EXAMPLE_OPS = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
 _SEQUENCE_EXAMPLE_OPS = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
 _CHANNELS = (0, 1, 3, 4)
+# Of a default value; more are odd, and may be a circle.
+_MAX_RESHAPES = 100
 # Base64 of base64: one level is common, two are odd.
 _MAX_BASE64 = 10
 _TEXT_PREFIXES = ("String", "Unicode", "Regex", "StaticRegex", "LookupTable", "HashTable", "Substr")
@@ -340,8 +342,9 @@ def _default(graph: ModelGraph, frame: Frame, tensor: str) -> tuple[Any, ...] | 
 def _constant(graph: ModelGraph, frame: Frame, tensor: str) -> np.ndarray[Any, Any] | None:
     at = graph.origin(frame, tensor)
     # tf.io.parse_example reshapes its defaults; only the values matter here, the parser's attributes hold the shape.
-    while at is not None and at[1].op in ("Reshape", "ExpandDims", "Squeeze"):
-        graph.budget.spend(1, at[0].body.name)
+    for _ in range(_MAX_RESHAPES):
+        if at is None or at[1].op not in ("Reshape", "ExpandDims", "Squeeze"):
+            break
         at = graph.origin(at[0], input_of(at[1], 0))
     if at is None or at[1].op != "Const":
         return None

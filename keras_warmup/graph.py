@@ -237,8 +237,10 @@ class ModelGraph:
         if body is None or index >= len(body.returns):
             return False
         name = source_of(body.returns[index])
-        while name in body.nodes and body.nodes[name].op == "Identity":
-            self.budget.spend(1, body.name)  # also where identities read each other in a circle
+        seen: set[str] = set()
+        while name in body.nodes and body.nodes[name].op == "Identity" and name not in seen:
+            self.budget.spend(1, body.name)
+            seen.add(name)  # they may read each other in a circle
             name = source_of(input_of(body.nodes[name], 0) or "")
         return body.arg_index.get(name) == index
 

@@ -25,8 +25,8 @@ from keras_warmup.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-# A server loads 1000; listing a million takes minutes and gigabytes.
-MAX_LISTED_RECORDS = 10_000
+# Twice what a server loads; listing a million would take a minute and gigabytes.
+MAX_LISTED_RECORDS = 2000
 
 
 @dataclasses.dataclass(frozen=True)

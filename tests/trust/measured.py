@@ -1,0 +1,160 @@
+"""Runs `inspect` and the listing of records on many SavedModels in child processes, and measures each.
+
+A child is forked for each case from a process that has imported TensorFlow and done nothing else, so that a crash or a
+hang ends one case, and the memory that a case takes is the growth of its own peak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+MAX_SECONDS = 10
+MAX_MIB = 1024
+# A case that does not end is killed; generous, so that it is told how long a slow one takes.
+_KILLED_AFTER = 3 * MAX_SECONDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one case.
+
+    Attributes:
+        name: of the case.
+        error: type and message of the WarmupError; empty where there was none.
+        problem: traceback of any other exception, or how the process ended; empty where there was none.
+        seconds: that it took.
+        mib: growth of the peak of resident memory above the import of TensorFlow.
+    """
+
+    name: str
+    error: str
+    problem: str
+    seconds: float
+    mib: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the case ended in time, in bounds, and well or with a WarmupError."""
+        return not self.problem and self.seconds < MAX_SECONDS and self.mib < MAX_MIB
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {self.problem or self.error or 'well'}"
+
+
+def run_measured(cases: Sequence[tuple[str, pathlib.Path]]) -> list[Outcome]:
+    """Runs each case in a child of its own.
+
+    Args:
+        cases: name and SavedModel directory of each.
+    """
+    jobs = json.dumps([(name, str(path)) for name, path in cases])
+    tests = pathlib.Path(__file__).parents[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    # Not from here: this process has threads, and memory of its own.
+    ran = subprocess.run(
+        [sys.executable, "-m", "trust.measured"],
+        input=jobs,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return [Outcome(**json.loads(line)) for line in ran.stdout.splitlines()]
+
+
+def _look_at(path: str) -> None:
+    """All that reads a SavedModel without running it, and prints what it read."""
+    import rich.console
+
+    import keras_warmup as kw
+    from keras_warmup.inspection import list_records
+    from keras_warmup.records import WARMUP_PATH
+    from keras_warmup.signatures import read_meta_graph, read_signatures
+    from keras_warmup.twins import find_twins
+
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    inspection = kw.inspect(path)
+    json.dumps(inspection.to_dict()).encode()
+    console.print(inspection)
+    meta_graph = read_meta_graph(path)
+    find_twins(meta_graph, read_signatures(meta_graph))
+    if os.path.lexists(os.path.join(path, WARMUP_PATH)):
+        records = list_records(path)
+        json.dumps(records.to_dict()).encode()
+        console.print(records)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    printed.encode()
+    if not all(character.isprintable() or character == "\n" for character in printed):
+        raise ValueError("control characters were printed")
+
+
+def _run_child(path: str) -> dict[str, str]:
+    from keras_warmup.errors import WarmupError
+
+    try:
+        _look_at(path)
+    except WarmupError as error:
+        return {"error": f"{type(error).__name__}: {error}"[:2000], "problem": ""}
+    except BaseException:
+        return {"error": "", "problem": traceback.format_exc()[-3000:]}
+    return {"error": "", "problem": ""}
+
+
+def _peak_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def _run_forked(name: str, path: str) -> Outcome:
+    reading, writing = os.pipe()
+    started = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        signal.alarm(_KILLED_AFTER)  # its default action ends the process, whatever the process does
+        before = _peak_mib()
+        result = {**_run_child(path), "mib": max(0, _peak_mib() - before)}
+        with contextlib.suppress(OSError), os.fdopen(writing, "w") as pipe:
+            json.dump(result, pipe)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        told = pipe.read()
+    _, status = os.waitpid(child, 0)
+    seconds = time.perf_counter() - started
+    if not told:
+        return Outcome(name, "", f"the process ended with status {status}", seconds, 0)
+    return Outcome(name, seconds=seconds, **json.loads(told))
+
+
+def main() -> None:
+    """Reads cases from standard input, writes an outcome a line."""
+    import tensorflow as tf
+
+    import keras_warmup.inspection
+    import keras_warmup.twins  # noqa: F401
+
+    hasattr(tf.raw_ops, "Identity")  # loads them
+    for name, path in json.load(sys.stdin):
+        outcome = _run_forked(name, path)
+        print(json.dumps(dataclasses.asdict(outcome)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""No hostile file hangs, crashes or exhausts `inspect` or the listing of records: each ends well, or with a WarmupError."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from trust.hostile_models import HOSTILE
+from trust.measured import MAX_MIB, MAX_SECONDS, Outcome, run_measured
+
+# Of each kind of attack one that is quick to build; the others are marked `trust`.
+QUICK = (
+    "a function that calls itself",
+    "60 levels of functions of strings that call the next one twice",
+    "60 levels of functions that call the next one twice above a file",
+    "1000 functions that call the next one",
+    "a loop body whose identities read each other in a circle",
+    "Unpack with 10^9 outputs",
+    "variables whose names are not UTF-8",
+    "feature keys of shape [2^40]",
+    "more types than feature keys",
+    "control characters and markup in names",
+    "saved model is a fifo",
+    "saved model has 3 GiB",
+    "warmup: a header that claims 3 GiB",
+    "warmup: 20 000 records",
+    "warmup file is a fifo",
+)
+
+
+def _survive(tmp_path: pathlib.Path, names: list[str]) -> list[Outcome]:
+    for index, name in enumerate(names):
+        HOSTILE[name](tmp_path / str(index) / "1")
+    outcomes = run_measured([(name, tmp_path / str(index) / "1") for index, name in enumerate(names)])
+    bad = [one for one in outcomes if not one.is_good]
+    assert not bad, "\n".join(map(str, bad))
+    return outcomes
+
+
+def test_the_corpus_is_as_large_as_promised():
+    assert len(HOSTILE) >= 70
+    assert set(QUICK) <= set(HOSTILE)
+
+
+def test_quick_hostile_files_end_well(tmp_path):
+    _survive(tmp_path, list(QUICK))
+
+
+@pytest.mark.trust
+def test_all_hostile_files_end_well(tmp_path, capsys):
+    outcomes = _survive(tmp_path, list(HOSTILE))
+    with capsys.disabled():
+        slowest = max(outcomes, key=lambda one: one.seconds)
+        largest = max(outcomes, key=lambda one: one.mib)
+        refused = sum(one.error != "" for one in outcomes)
+        print(
+            f"\n{len(outcomes)} hostile files through inspect: {refused} refused, 0 tracebacks, 0 over {MAX_SECONDS} s, 0 above "
+            f"{MAX_MIB} MiB; slowest {slowest.seconds:.1f} s ({slowest.name}), largest {largest.mib} MiB ({largest.name})"
+        )
