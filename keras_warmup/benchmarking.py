@@ -14,7 +14,7 @@ from keras_warmup.errors import OptionsError, ReplayError
 from keras_warmup.measuring import Engine, Figures, ProcessEngine, Sample
 from keras_warmup.options import Transform
 from keras_warmup.probes import Probe, plan_probes
-from keras_warmup.records import read_records, warmup_path
+from keras_warmup.records import read_all_records, warmup_path
 from keras_warmup.sampling import select_batches
 from keras_warmup.signatures import read_meta_graph
 from keras_warmup.sources import read_batches
@@ -87,7 +87,7 @@ def benchmark(
     meta_graph = read_meta_graph(directory)
     kind, engine = _engine(directory, server, model_server, docker, model_name, server_args, load_timeout_s)
     path = warmup_path(directory)
-    records = list(read_records(path)) if tf.io.gfile.exists(path) else []
+    records = read_all_records(path) if tf.io.gfile.exists(path) else []
     sizes = tuple(batch_sizes or ())
     for size in sizes:
         _check_count("each of batch_sizes", size)

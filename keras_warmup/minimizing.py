@@ -22,7 +22,7 @@ from keras_warmup.errors import OptionsError, RecordsError
 from keras_warmup.logs import describe_log
 from keras_warmup.measuring import MIN_FIGURES, Engine, Figures, ProcessEngine, Sample
 from keras_warmup.options import MAX_RECORDS
-from keras_warmup.records import read_records, warmup_path, write_records
+from keras_warmup.records import read_all_records, warmup_path, write_records
 from keras_warmup.report import to_plain
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def minimize(
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < MIN_FIGURES:
         raise OptionsError(f"processes must be an integer >= {MIN_FIGURES}, got {processes!r}.")
     directory = os.fspath(export_dir)
-    logs = list(read_records(directory))
+    logs = read_all_records(directory)
     found, costs = find_redundant(ProcessEngine(directory), logs, processes=processes, progress=progress)
     redundant = tuple(_redundant_record(index, logs[index], *found[index]) for index in sorted(found))
     kept = tuple(index for index in range(len(logs)) if index not in found)
@@ -147,7 +147,7 @@ def drop_records(report: MinimizeReport) -> None:
         RecordsError: the file has changed since.
     """
     path = warmup_path(report.export_dir)
-    logs = list(read_records(path))
+    logs = read_all_records(path)
     if len(logs) != report.records:
         raise RecordsError(
             f"Warmup file {path!r} holds {len(logs)} records, {report.records} when it was measured. Measure it again."
