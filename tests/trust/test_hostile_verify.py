@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import pathlib
 import shutil
 import threading
@@ -16,7 +17,9 @@ import pytest
 from keras_warmup import isolation
 from keras_warmup.errors import WarmupError
 from keras_warmup.verification import verify
+from trust.fuzz import mutate_model
 from trust.hostile_models import HOSTILE
+from trust.test_fuzz import exports  # noqa: F401 - a fixture
 
 MAX_SECONDS = 10
 MAX_MIB = 1024
@@ -157,3 +160,22 @@ def test_quick_hostile_files_are_verified_well(tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:SavedModel")
 def test_all_hostile_files_are_verified_well(tmp_path, capsys):
     _survive(tmp_path, list(HOSTILE.items()), capsys)
+
+
+def _mutant(base: pathlib.Path, seed: int) -> Build:
+    def build(directory: pathlib.Path) -> None:
+        shutil.copytree(base, directory, copy_function=shutil.copyfile)
+        saved_model = directory / "saved_model.pb"
+        saved_model.write_bytes(mutate_model(saved_model.read_bytes(), seed))
+
+    return build
+
+
+@pytest.mark.trust
+@pytest.mark.filterwarnings("ignore:SavedModel")
+def test_mutants_are_verified_well(exports, tmp_path, capsys):  # noqa: F811
+    cases = [
+        (f"{base.parent.name}, seed {seed}", _mutant(base, seed))
+        for seed, base in zip(range(300), itertools.cycle(exports))
+    ]
+    _survive(tmp_path, cases, capsys)
