@@ -165,6 +165,7 @@ def test_all_hostile_files_are_verified_well(tmp_path, capsys):
 def _mutant(base: pathlib.Path, seed: int) -> Build:
     def build(directory: pathlib.Path) -> None:
         shutil.copytree(base, directory, copy_function=shutil.copyfile)
+        directory.chmod(0o755)  # the base may be read-only
         saved_model = directory / "saved_model.pb"
         saved_model.write_bytes(mutate_model(saved_model.read_bytes(), seed))
 
