@@ -102,7 +102,12 @@ def start_worker() -> None:
         if _worker is not None and _worker.process.poll() is not None:
             close_worker()
         if _worker is None:
-            _worker = _Worker()
+            try:
+                _worker = _Worker()
+            except OSError as error:
+                raise errors.ReplayError(
+                    f"Cannot start the worker process that verify runs the model in: {error.strerror or error}. Nothing was run."
+                ) from error
 
 
 def close_worker() -> None:

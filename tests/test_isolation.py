@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 import warnings
@@ -159,11 +159,13 @@ def test_the_worker_is_kept_for_the_next_call(good_dir):
 def test_a_crash_at_import_is_a_failure_in_the_report(crashing_dir, good_dir):
     report = verify(crashing_dir, isolated=True)
     assert not report.ok
-    assert report.failures == (
-        "The process that ran the model died (SIGABRT, a CHECK of TensorFlow failed at tensor.cc:904) while loading the "
-        "model. A server would end too.",
-    ) or report.failures[0].startswith("The process that ran the model died (SIGABRT, a CHECK of TensorFlow failed at ")
-    assert "777" not in report.failures[0]
+    (failure,) = report.failures
+    # The number of the line is TensorFlow's. The rest of what it printed counts elements.
+    assert re.fullmatch(
+        r"The process that ran the model died \(SIGABRT, a CHECK of TensorFlow failed at tensor\.cc:\d+\) while loading "
+        r"the model\. A server would end too\.",
+        failure,
+    )
     assert verify(good_dir, isolated=True).ok
 
 
@@ -189,14 +191,17 @@ def test_a_record_that_hangs_is_a_failure(export_dir, good_dir):
     assert time.perf_counter() - started < 10
 
 
+@pytest.mark.trust  # TensorFlow tries for 10 s before it gives up
 @pytest.mark.filterwarnings("ignore:SavedModel")
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="limits of memory need Linux")
 def test_a_record_that_takes_too_much_memory_is_a_failure(export_dir, good_dir):
     write(export_dir, predict("fill", [1024]))  # 4 GiB
     report = verify(export_dir, isolated=True, memory_limit_bytes=2**30)
-    assert not report.ok
     (failure,) = report.failures
-    assert "OOM when allocating" in failure or "RESOURCE_EXHAUSTED" in failure or "ran out of memory" in failure
+    assert failure.startswith(
+        "record 0: predict record for signature 'fill' would keep TensorFlow Serving from loading the model: "
+        "RESOURCE_EXHAUSTED: OOM when allocating tensor with shape[1024,1024,1024] and type float"
+    )
     assert verify(good_dir, isolated=True).ok
 
 
@@ -224,7 +229,10 @@ def test_warnings_come_before_the_model_runs_and_point_at_the_caller(export_dir)
     with pytest.warns(UserWarning) as caught:
         report = verify(export_dir, isolated=True)
     assert report.ok
+    with pytest.warns(UserWarning) as here:
+        verify(export_dir)
     (warning,) = caught
+    assert [(str(one.message), one.filename) for one in here] == [(str(warning.message), warning.filename)]
     assert str(warning.message).startswith(
         f"SavedModel {export_dir!r} will be run. The model runs ops that act outside"
     )
@@ -426,11 +434,9 @@ REGISTER_KERNEL_BUILDER(Name("MoonbeamCopy").Device(tensorflow::DEVICE_CPU), Moo
 """
 
 
-@pytest.mark.trust  # compiling against TensorFlow's headers takes half a minute
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="loaded libraries are found on Linux only")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile an op library with")
 def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path):
-    assert sysconfig.get_config_var("SOABI")
     source, library = tmp_path / "moonbeam.cc", tmp_path / "moonbeam.so"
     source.write_text(_OP_LIBRARY)
     flags = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]

@@ -21,6 +21,10 @@ from trust.fuzz import mutate_model
 from trust.hostile_models import HOSTILE
 from trust.test_fuzz import exports  # noqa: F401 - a fixture
 
+pytestmark = pytest.mark.skipif(
+    not pathlib.Path("/proc/self/status").exists(), reason="limits and figures of memory need Linux"
+)
+
 MAX_SECONDS = 10
 MAX_MIB = 1024
 # Reading the largest of them takes 3 s; the load of a model that hangs TensorFlow ends after this.
