@@ -1,4 +1,4 @@
-"""Runs `inspect` and the listing of records on many SavedModels in child processes, and measures each.
+"""Runs functions, such as all that reads a SavedModel, in child processes, and measures each.
 
 A child is forked for each case from a process that has imported TensorFlow and done nothing else, so that a crash or a
 hang ends one case, and the memory that a case takes is the growth of its own peak.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import importlib
 import io
 import json
 import os
@@ -19,11 +21,27 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 MAX_SECONDS = 10
 MAX_MIB = 1024
 # A case that does not end is killed; generous, so that it is told how long a slow one takes.
 _KILLED_AFTER = 3 * MAX_SECONDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call to measure.
+
+    Attributes:
+        name: in reports.
+        arguments: of the function, as JSON takes them.
+        function: `module:name`. It may return how many WarmupErrors it met, if it looks at several files.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    function: str = "trust.measured:look_at"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +52,7 @@ class Outcome:
         name: of the case.
         error: type and message of the WarmupError; empty where there was none.
         problem: traceback of any other exception, or how the process ended; empty where there was none.
+        refused: how many WarmupErrors there were.
         seconds: that it took.
         mib: growth of the peak of resident memory above the import of TensorFlow.
     """
@@ -41,6 +60,7 @@ class Outcome:
     name: str
     error: str
     problem: str
+    refused: int
     seconds: float
     mib: int
 
@@ -53,13 +73,9 @@ class Outcome:
         return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {self.problem or self.error or 'well'}"
 
 
-def run_measured(cases: Sequence[tuple[str, pathlib.Path]]) -> list[Outcome]:
-    """Runs each case in a child of its own.
-
-    Args:
-        cases: name and SavedModel directory of each.
-    """
-    jobs = json.dumps([(name, str(path)) for name, path in cases])
+def run_measured(cases: Sequence[Case]) -> list[Outcome]:
+    """Runs each case in a child of its own."""
+    jobs = json.dumps([dataclasses.asdict(case) for case in cases])
     tests = pathlib.Path(__file__).parents[1]
     environment = {
         **os.environ,
@@ -79,7 +95,20 @@ def run_measured(cases: Sequence[tuple[str, pathlib.Path]]) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in ran.stdout.splitlines()]
 
 
-def _look_at(path: str) -> None:
+def summary_of(what: str, count: int, outcomes: Sequence[Outcome]) -> str:
+    """The figures of a run over `count` files in one line."""
+    slowest = max(outcomes, key=lambda one: one.seconds)
+    largest = max(outcomes, key=lambda one: one.mib)
+    return (
+        f"{count} {what}: {sum(one.refused for one in outcomes)} refused, "
+        f"{sum(bool(one.problem) for one in outcomes)} tracebacks or crashes, "
+        f"{sum(one.seconds >= MAX_SECONDS for one in outcomes)} over {MAX_SECONDS} s, "
+        f"{sum(one.mib >= MAX_MIB for one in outcomes)} above {MAX_MIB} MiB; "
+        f"slowest {slowest.seconds:.1f} s ({slowest.name}), largest {largest.mib} MiB ({largest.name})"
+    )
+
+
+def look_at(path: str) -> None:
     """All that reads a SavedModel without running it, and prints what it read."""
     import rich.console
 
@@ -105,23 +134,26 @@ def _look_at(path: str) -> None:
         raise ValueError("control characters were printed")
 
 
-def _run_child(path: str) -> dict[str, str]:
+def _run_child(case: Case) -> dict[str, Any]:
     from keras_warmup.errors import WarmupError
 
+    module, _, name = case.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    error, problem, refused = "", "", 0
     try:
-        _look_at(path)
-    except WarmupError as error:
-        return {"error": f"{type(error).__name__}: {error}"[:2000], "problem": ""}
+        refused = function(*case.arguments) or 0
+    except WarmupError as raised:
+        error, refused = f"{type(raised).__name__}: {raised}"[:2000], 1
     except BaseException:
-        return {"error": "", "problem": traceback.format_exc()[-3000:]}
-    return {"error": "", "problem": ""}
+        problem = traceback.format_exc()[-3000:]
+    return {"error": error, "problem": problem, "refused": refused}
 
 
 def _peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def _run_forked(name: str, path: str) -> Outcome:
+def _run_forked(case: Case) -> Outcome:
     reading, writing = os.pipe()
     started = time.perf_counter()
     child = os.fork()
@@ -129,7 +161,7 @@ def _run_forked(name: str, path: str) -> Outcome:
         os.close(reading)
         signal.alarm(_KILLED_AFTER)  # its default action ends the process, whatever the process does
         before = _peak_mib()
-        result = {**_run_child(path), "mib": max(0, _peak_mib() - before)}
+        result = {**_run_child(case), "mib": max(0, _peak_mib() - before)}
         with contextlib.suppress(OSError), os.fdopen(writing, "w") as pipe:
             json.dump(result, pipe)
         os._exit(0)
@@ -139,8 +171,8 @@ def _run_forked(name: str, path: str) -> Outcome:
     _, status = os.waitpid(child, 0)
     seconds = time.perf_counter() - started
     if not told:
-        return Outcome(name, "", f"the process ended with status {status}", seconds, 0)
-    return Outcome(name, seconds=seconds, **json.loads(told))
+        return Outcome(case.name, "", f"the process ended with status {status}", 0, seconds, 0)
+    return Outcome(case.name, seconds=seconds, **json.loads(told))
 
 
 def main() -> None:
@@ -151,8 +183,9 @@ def main() -> None:
     import keras_warmup.twins  # noqa: F401
 
     hasattr(tf.raw_ops, "Identity")  # loads them
-    for name, path in json.load(sys.stdin):
-        outcome = _run_forked(name, path)
+    gc.freeze()  # else the first collection in each child copies all that was imported
+    for fields in json.load(sys.stdin):
+        outcome = _run_forked(Case(**fields))
         print(json.dumps(dataclasses.asdict(outcome)), flush=True)
 
 

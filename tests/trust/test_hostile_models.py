@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from trust.hostile_models import HOSTILE
-from trust.measured import MAX_MIB, MAX_SECONDS, Outcome, run_measured
+from trust.measured import Case, Outcome, run_measured, summary_of
 
 # Of each kind of attack one that is quick to build; the others are marked `trust`.
 QUICK = (
@@ -32,7 +32,7 @@ QUICK = (
 def _survive(tmp_path: pathlib.Path, names: list[str]) -> list[Outcome]:
     for index, name in enumerate(names):
         HOSTILE[name](tmp_path / str(index) / "1")
-    outcomes = run_measured([(name, tmp_path / str(index) / "1") for index, name in enumerate(names)])
+    outcomes = run_measured([Case(name, (str(tmp_path / str(index) / "1"),)) for index, name in enumerate(names)])
     bad = [one for one in outcomes if not one.is_good]
     assert not bad, "\n".join(map(str, bad))
     return outcomes
@@ -51,10 +51,4 @@ def test_quick_hostile_files_end_well(tmp_path):
 def test_all_hostile_files_end_well(tmp_path, capsys):
     outcomes = _survive(tmp_path, list(HOSTILE))
     with capsys.disabled():
-        slowest = max(outcomes, key=lambda one: one.seconds)
-        largest = max(outcomes, key=lambda one: one.mib)
-        refused = sum(one.error != "" for one in outcomes)
-        print(
-            f"\n{len(outcomes)} hostile files through inspect: {refused} refused, 0 tracebacks, 0 over {MAX_SECONDS} s, 0 above "
-            f"{MAX_MIB} MiB; slowest {slowest.seconds:.1f} s ({slowest.name}), largest {largest.mib} MiB ({largest.name})"
-        )
+        print("\n" + summary_of("hostile files through inspect", len(HOSTILE), outcomes))
