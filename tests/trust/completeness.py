@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
 
-from keras_warmup._protos import PredictionLog, SavedModel, checked_records, write_fingerprint
+from keras_warmup._protos import PredictionLog, SavedModel, checked_records, serialized_fingerprint
 
 RECORDS = "assets.extra/tf_serving_warmup_requests"
 VARIABLES = ("variables/variables.index", "variables/variables.data-00000-of-00001")
@@ -101,8 +101,7 @@ def _has_fingerprint(path: pathlib.Path) -> bool:
     with tempfile.TemporaryDirectory() as copy:
         shutil.copy(path / "saved_model.pb", copy)
         shutil.copytree(path / "variables", f"{copy}/variables")
-        write_fingerprint(copy)
-        expected = FingerprintDef.FromString(pathlib.Path(copy, "fingerprint.pb").read_bytes())
+        expected = FingerprintDef.FromString(serialized_fingerprint(copy))
     try:
         found = FingerprintDef.FromString((path / "fingerprint.pb").read_bytes())
     except Exception as error:

@@ -73,9 +73,8 @@ class Trials:
 
 def spread(total: int, count: int) -> list[int]:
     """At most `count` numbers of 1 to `total`, evenly apart; all of them if they are no more."""
-    if count >= total:
-        return list(range(1, total + 1))
-    return sorted({1 + round(index * (total - 1) / max(count - 1, 1)) for index in range(count)})
+    count = min(count, total)
+    return [1 + int((index + 0.5) * total / count) for index in range(count)]
 
 
 def share_out(totals: dict[str, int], count: int) -> list[tuple[str, int]]:

@@ -18,7 +18,7 @@ by_failure = pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: fa
 
 
 def test_a_few_kills_leave_whole_versions(trials, report_figures):
-    report_figures(kill_everywhere(trials, 18))
+    report_figures(kill_everywhere(trials, 12))
 
 
 def test_a_few_interrupts_leave_whole_versions(trials, report_figures):
