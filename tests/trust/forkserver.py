@@ -201,7 +201,7 @@ def _serve() -> None:
 
 def _import_all() -> None:
     from keras_warmup import callbacks, export, replay  # noqa: F401
-    from trust import scenarios  # noqa: F401
+    from trust import endurance, faults, links, races  # noqa: F401
 
 
 def _run_child(request: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trust.faults import (
+    ALL,
     EVERY,
     FAILURES,
     REPLACING,
@@ -18,7 +19,7 @@ by_failure = pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: fa
 
 
 def test_a_few_kills_leave_whole_versions(trials, report_figures):
-    report_figures(kill_everywhere(trials, 18))
+    report_figures(kill_everywhere(trials, 12))
 
 
 def test_a_few_interrupts_leave_whole_versions(trials, report_figures):
@@ -40,6 +41,18 @@ def test_a_kill_before_every_change_leaves_whole_versions(trials, report_figures
 @pytest.mark.trust
 def test_a_kill_without_an_exchange_of_directories_loses_nothing(trials, report_figures):
     report_figures(kill_everywhere(trials, EVERY, REPLACING, deny_exchange=True))
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize(
+    ("names", "deny_exchange"),
+    [
+        pytest.param([name for name in ALL if name != "fit"], False, id="exchange"),
+        pytest.param(REPLACING, True, id="no_exchange"),
+    ],
+)
+def test_a_kill_of_an_export_that_sweeps_loses_nothing(trials, report_figures, names, deny_exchange):
+    report_figures(kill_everywhere(trials, 120, names, deny_exchange=deny_exchange, twice=True))
 
 
 @pytest.mark.trust
