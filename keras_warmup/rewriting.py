@@ -185,7 +185,7 @@ def _meta_graphs_with(
 
 
 def _read(export_dir: str | os.PathLike[str]) -> Any:
-    path = os.path.join(os.fspath(export_dir), "saved_model.pb")
+    path = join(as_path(export_dir), _MODEL)
     saved_model = SavedModel()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:

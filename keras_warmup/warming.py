@@ -20,7 +20,7 @@ from keras_warmup.graph import ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, plan_requests
 from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.records import draft_of, read_records, warmup_path
+from keras_warmup.records import draft_of, read_all_records, read_records, warmup_path
 from keras_warmup.report import RecordReport, WarmupReport
 from keras_warmup.requests import encode_log
 from keras_warmup.rewriting import share_tensors
@@ -67,7 +67,7 @@ def warm_saved_model(
     twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
     batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
     path = warmup_path(export_dir)
-    old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
+    old = read_all_records(path) if append and tf.io.gfile.exists(path) else []
     plan = plan_requests(
         candidates, options, taken=len(old), batching=batching, twins=twins, shapes_seen=rows.shapes_seen
     )
