@@ -90,6 +90,10 @@ class Child:
             return Outcome(**json.loads(self._result.read_text()), log=log)
         return Outcome("died", message=f"wait status {status}", log=log)
 
+    def resume(self) -> None:
+        """Lets a stopped child go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kills the child and waits for its end."""
         os.kill(self.pid, signal.SIGKILL)
