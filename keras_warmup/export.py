@@ -25,7 +25,9 @@ from keras_warmup.keras_model import (
 )
 from keras_warmup.kinds import default_kind
 from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.publishing.filesystem import remove_tree
 from keras_warmup.publishing.publish import Published, staged
+from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records import warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.rewriting import name_methods, recover, share_input
@@ -128,6 +130,7 @@ def publish_model(
         report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, as_path(path), options, stacklevel=5)
+        _remove_remains(directory)
     return _relocated(report, staging.published.path), staging.published
 
 
@@ -179,6 +182,7 @@ def save(
         _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
         _warn_of(report, as_path(export_dir), asked)
+        _remove_remains(directory)
     return _relocated(report, staging.published.path)
 
 
@@ -337,6 +341,15 @@ def _require_saved_model(directory: str) -> None:
             f"No SavedModel in {directory!r}: it has no saved_model.pb. Give the version directory itself; an export_fn must write "
             "into the directory it is given."
         )
+
+
+def _remove_remains(directory: str) -> None:
+    """Removes what a file operation that failed left in a SavedModel that is otherwise whole."""
+    with explained(directory, "remove temporary files from"):
+        recover(directory)
+        sweep(os.path.dirname(warmup_path(directory)))
+        # tf.saved_model.save goes on where it cannot remove it.
+        remove_tree(os.path.join(directory, "variables", "variables_temp"))
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions, *, stacklevel: int = 3) -> None:

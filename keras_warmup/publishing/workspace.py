@@ -105,8 +105,10 @@ class Workspace:
         except (OSError, tf.errors.OpError) as error:
             _warn_of_remains(self, error)
         finally:
-            if self._lock is not None:
-                self._lock.close()
+            # Whatever close(2) answers, the lock is free behind it.
+            with contextlib.suppress(OSError):
+                if self._lock is not None:
+                    self._lock.close()
 
     def give_up_old(self) -> None:
         """Leaves what is in `old` to be removed, because something else is at the target by now."""
