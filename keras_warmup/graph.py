@@ -246,14 +246,18 @@ class ModelGraph:
 
     def assigned_variables(self) -> frozenset[tuple[str, str]]:
         """Variables that the restore op and the init op assign, as `(container, shared name)`."""
-        return self._assigned
+        return frozenset(self.assignments)
 
     @functools.cached_property
-    def _assigned(self) -> frozenset[tuple[str, str]]:
-        found: set[tuple[str, str]] = set()
-        starts = [*self.restore_starts, *self.init_starts]
-        self._collect_assigned(Frame(self.main), starts, found)
-        return frozenset(found)
+    def assignments(self) -> Mapping[tuple[str, str], list[tuple[Frame, Any] | None]]:
+        """Each variable that the restore op and the init op assign -> where the values come from, as `origin` says."""
+        found: dict[tuple[str, str], list[tuple[Frame, Any] | None]] = {}
+        self._collect_assigned(Frame(self.main), [*self.restore_starts, *self.init_starts], found)
+        return found
+
+    def ops_run_by(self, starts: list[str]) -> frozenset[str]:
+        """Ops that running some nodes of the main graph runs, those of called functions included."""
+        return self._reach(self.main, starts).ops
 
     @property
     def restore_starts(self) -> list[str]:
@@ -273,7 +277,9 @@ class ModelGraph:
             starts += [info.name for info in outputs.values()]
         return [source_of(name) for name in starts if name]
 
-    def _collect_assigned(self, frame: Frame, starts: list[str], found: set[tuple[str, str]]) -> None:
+    def _collect_assigned(
+        self, frame: Frame, starts: list[str], found: dict[tuple[str, str], list[tuple[Frame, Any] | None]]
+    ) -> None:
         for name in frame.body.ancestors(starts):
             self.budget.spend(1, frame.body.name)
             node = frame.body.nodes.get(name)
@@ -282,7 +288,7 @@ class ModelGraph:
             if node.op in _ASSIGNS:
                 at = self.origin(frame, input_of(node, 0))
                 if at is not None and at[1].op in ("VarHandleOp", "VariableV2", "Variable"):
-                    found.add(identity_of(at[1]))
+                    found.setdefault(identity_of(at[1]), []).append(self.origin(frame, input_of(node, 1)))
             for call in self.calls(node):
                 reach = self._reach_of_function(call.function)
                 inner = self.enter(frame, node, call)

@@ -85,7 +85,7 @@ def run_in_worker(job: Mapping[str, Any], *, timeout_s: float, on_message: Calla
         try:
             worker.wait_until_ready()
             answer = worker.run(job, timeout_s, on_message)
-            keep = answer["kept_bytes"] <= _MAX_KEPT_BYTES
+            keep = answer["kept_bytes"] <= _MAX_KEPT_BYTES and not _ran_out_of_memory(answer)
         finally:
             # Also on Ctrl-C, and where `on_message` raises: what runs in the worker must not go on.
             if not keep:
@@ -282,6 +282,11 @@ def describe_exit(code: int, stderr: bytes) -> str:
     elif code == -signal.SIGKILL:
         name += "; the machine may be short of memory"
     return f"died ({name})"
+
+
+def _ran_out_of_memory(answer: Message) -> bool:
+    """Whether C++ threw `std::bad_alloc`, which is a MemoryError in Python: TensorFlow keeps its locks then, and hangs."""
+    return any("MemoryError" in failure for failure in answer.get("report", {}).get("failures", ()))
 
 
 def _error_of(error: Mapping[str, str]) -> Exception:

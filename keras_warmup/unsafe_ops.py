@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from keras_warmup.bodies import Frame, attribute, canonical, input_of, source_of
+from keras_warmup.bodies import Frame, attribute, canonical, identity_of, input_of, source_of
 from keras_warmup.graph import ModelGraph
 from keras_warmup.graph_limits import constant_value, place_of, shown
 from keras_warmup.local_files import is_inside_assets, read_assets
@@ -61,6 +61,7 @@ _EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
 _RESTORES = frozenset({"Restore", "RestoreSlice", "RestoreV2", "DTensorRestoreV2"})
 _CACHES = frozenset({"CacheDataset", "CacheDatasetV2"})
 _VOCABULARIES = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"})
+_PATCHES = re.compile("(Resource)?(Scatter|StridedSliceAssign)")
 _BY_INPUT = _RESTORES | _CACHES | _VOCABULARIES
 # Findings of one run that are told; a hostile graph may hold any number.
 _MAX_FOUND = 100
@@ -209,13 +210,27 @@ class _Search:
         if op in _BY_INPUT:
             position = 0 if op in _RESTORES else 1
             at = self._graph.origin(frame, input_of(node, position), own)
-            if at is None:
-                return effect
             if op in _CACHES:  # in memory where the name is empty
-                return "" if self._is_empty(*at) else effect
-            is_own = at[0].caller is None and any(source_of(name) == at[1].name for name in own)
-            return "" if is_own else effect
+                return "" if at is not None and self._is_empty(*at) else effect
+            return "" if self._is_own(at, own) else effect
         return effect
+
+    def _is_own(self, at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
+        """Whether a path comes from one of the tensors `own`; TensorFlow 2 keeps paths of assets in variables."""
+        if at is not None and at[1].op == "VarHandleOp" and not self._patches_variables:
+            origins = self._graph.assignments.get(identity_of(at[1]), [])
+            return bool(origins) and all(self._is_fed(one, own) for one in origins)
+        return self._is_fed(at, own)
+
+    @staticmethod
+    def _is_fed(at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
+        return at is not None and at[0].caller is None and any(source_of(name) == at[1].name for name in own)
+
+    @functools.cached_property
+    def _patches_variables(self) -> bool:
+        """Whether a load changes parts of variables, so that their assignments do not tell their values."""
+        ops = self._graph.ops_run_by([*self._graph.restore_starts, *self._graph.init_starts])
+        return any(_PATCHES.match(op) for op in ops)
 
     def _is_empty(self, frame: Frame, node: Any) -> bool:
         if node.op != "Const":
