@@ -21,6 +21,15 @@ _KINDS = {
 }
 
 
+def why_no_path(path: str) -> str | None:
+    """Tells why no file system can be asked for a path; `None` where one can."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, which TensorFlow cannot open"
+    return "its name holds a NUL character" if "\0" in path else None
+
+
 def why_not_a_file(path: str) -> str | None:
     """Tells why a path must not be opened as a file, links followed.
 
@@ -31,16 +40,14 @@ def why_not_a_file(path: str) -> str | None:
         The reason, such as `it is a fifo`; `None` for a file, and for one that is not there or cannot be looked at:
         TensorFlow says so when it opens it.
     """
+    problem = why_no_path(path)
+    if problem is not None:
+        return problem
     local = path.removeprefix("file://")
     if "://" in local:
         return "it is a directory" if tf.io.gfile.isdir(path) else None
     try:
-        local.encode()
         mode = os.stat(local).st_mode
-    except UnicodeEncodeError:
-        return "its name is not UTF-8, which TensorFlow cannot open"
-    except ValueError:
-        return "its name holds a NUL character"
     except OSError:
         return None
     if stat.S_ISREG(mode):

@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, EncodeError
 
 from keras_warmup._protos import PredictionLog, checked_records
 from keras_warmup.errors import RecordsError
-from keras_warmup.local_files import why_not_a_file
+from keras_warmup.local_files import why_no_path, why_not_a_file
 from keras_warmup.options import MAX_RECORDS
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
@@ -122,6 +122,9 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
         RecordsError: there is no file, or, when reading comes to it, something that is no record.
     """
     path = os.fspath(path)
+    problem = why_no_path(path)
+    if problem is not None:
+        raise RecordsError(f"No warmup file at {path!r}: {problem}.")
     # A directory in place of the file itself is no SavedModel to look into.
     is_file = path.rstrip("/").endswith(WARMUP_PATH) or not tf.io.gfile.isdir(path)
     file = path if is_file else warmup_path(path)

@@ -20,7 +20,7 @@ from keras_warmup._protos import (
 from keras_warmup.argument_structure import ArgumentStructures
 from keras_warmup.errors import SignatureError
 from keras_warmup.graph_limits import check_graph
-from keras_warmup.local_files import why_not_a_file
+from keras_warmup.local_files import why_no_path, why_not_a_file
 from keras_warmup.versions import reason_of
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
@@ -160,6 +160,9 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
 
 
 def _read_saved_model(export_dir: str) -> SavedModel:
+    problem = why_no_path(export_dir)
+    if problem is not None:
+        raise SignatureError(f"No SavedModel at {export_dir!r}: {problem}.")
     for name in ("saved_model.pb", "saved_model.pbtxt"):
         path = os.path.join(export_dir, name)
         if tf.io.gfile.exists(path):

@@ -8,9 +8,10 @@ import pytest
 from trust.hostile_models import HOSTILE, tiny, write
 
 from keras_warmup.batching import read_batching_parameters
-from keras_warmup.errors import DataError, OptionsError, SignatureError
+from keras_warmup.errors import DataError, OptionsError, RecordsError, SignatureError
 from keras_warmup.files import read_file
 from keras_warmup.local_files import check_load_files, why_not_a_file
+from keras_warmup.records import read_records
 from keras_warmup.signatures import read_meta_graph
 
 
@@ -54,13 +55,20 @@ def test_only_files_may_be_opened(make, tmp_path):
     [
         ("a\udcff", "its name is not UTF-8, which TensorFlow cannot open"),
         ("a\0b", "its name holds a NUL character"),
-        ("gs://bucket/a", None),
+        ("ram://keras_warmup_absent", None),
     ],
 )
-def test_names_that_cannot_be_opened_are_told(path, reason, monkeypatch):
-    if "://" in path:
-        path = "ram://keras_warmup_absent"
+def test_names_that_cannot_be_opened_are_told(path, reason):
     assert why_not_a_file(path) == reason
+
+
+def test_a_path_that_is_no_name_is_refused():
+    with pytest.raises(SignatureError) as caught:
+        read_meta_graph("a\udcff")
+    assert str(caught.value) == ("No SavedModel at 'a\\udcff': its name is not UTF-8, which TensorFlow cannot open.")
+    with pytest.raises(RecordsError) as caught:
+        read_records("a\udcff")
+    assert str(caught.value) == ("No warmup file at 'a\\udcff': its name is not UTF-8, which TensorFlow cannot open.")
 
 
 @pytest.mark.parametrize("name", ["rows.npz", "rows.tfrecord"])
