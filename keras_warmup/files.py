@@ -19,10 +19,11 @@ from keras_warmup.versions import as_path, reason_of
 
 # What zlib can make of a byte at most (https://zlib.net/zlib_tech.html: 1032).
 _MAX_DEFLATE_RATIO = 1032
-# Of numpy, zipfile and zlib, which raise the last five for damaged headers, passwords and compressions they lack.
+# Of numpy, zipfile and zlib, which raise the last six for damaged headers, passwords and compressions they lack;
+# MemoryError is the Python parser's, for a header that nests too deep.
 _READ_ERRORS = (
     *(ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(SyntaxError, tokenize.TokenError, RecursionError, RuntimeError, NotImplementedError),
+    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError, RuntimeError, NotImplementedError),
 )
 
 
