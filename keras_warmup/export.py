@@ -24,6 +24,7 @@ from keras_warmup.keras_model import (
     takes_one_string,
 )
 from keras_warmup.kinds import default_kind
+from keras_warmup.op_errors import text_of
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.publishing.filesystem import remove_tree
 from keras_warmup.publishing.publish import Published, staged
@@ -45,6 +46,8 @@ ExportFn = Callable[[Any, str], Any]
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 _MIN_ROWS = 2
+# Of the error of TensorFlow or Keras that an export failed with; the whole is its cause.
+_MOST_SAID = 1000
 # What tf.io.gfile makes of the errors of a file system (core/platform/errors.cc); tracing raises others.
 _FILE_ERRORS = (
     OSError,
@@ -285,6 +288,7 @@ def _explained(what: str, how: str, directory: str) -> Iterator[None]:
         KeyError,
         NotImplementedError,
         AssertionError,
+        RuntimeError,
         tf.errors.OpError,
     ) as error:
         # tf.saved_model.save says so of a resource that a signature captures and the object does not hold.
@@ -295,8 +299,12 @@ def _explained(what: str, how: str, directory: str) -> Iterator[None]:
             else "If the batches that fit trains on are not what the model's call takes, pass data= with what it takes, or "
             "export_fn= that writes the SavedModel."
         )
+        # Tracing sees no data, so that this quotes none.
+        said = (text_of(error) if isinstance(error, tf.errors.OpError) else str(error)).strip()
+        if len(said) > _MOST_SAID:
+            said = f"{said[:_MOST_SAID]} ..."
         raise ExportError(
-            f"Cannot export {what}: {how} raised {type(error).__name__} (see the error above, its cause). Nothing was "
+            f"Cannot export {what} to {directory!r}: {how} raised {type(error).__name__}: {said.rstrip('.')}. Nothing was "
             f"published. {cure}"
         ) from error
 

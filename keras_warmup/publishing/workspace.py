@@ -204,7 +204,7 @@ def _names_in(directory: str) -> list[str]:
 
 
 def _warn_of_remains(workspace: Workspace, error: Exception) -> None:
-    if exists(workspace.old) and not exists(workspace.target):
+    if os.path.lexists(workspace.old) and not os.path.lexists(workspace.target):
         text = (
             f"The old version of {workspace.target!r} is at {workspace.old!r}, and could not be put back "
             f"({reason_of(error)}). The next export to that path puts it back; or move it there yourself."
