@@ -22,7 +22,6 @@ from trust.scenarios import SCENARIOS, versions_of
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EMFILE, errno.EROFS)
 ALL = tuple(SCENARIOS)
-EVERY = 1_000_000
 # On these version 1 is replaced: without an exchange of directories there is a gap.
 REPLACING = ("overwrite", "save")
 
@@ -98,7 +97,7 @@ def share_out(totals: dict[str, int], count: int) -> list[tuple[str, int]]:
 
 def kill_everywhere(
     trials: Trials,
-    count: int = EVERY,
+    count: int,
     names: Sequence[str] = ALL,
     *,
     deny_exchange: bool = False,

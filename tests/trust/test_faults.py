@@ -6,7 +6,6 @@ import pytest
 
 from trust.faults import (
     ALL,
-    EVERY,
     FAILURES,
     REPLACING,
     fail_everywhere,
@@ -32,15 +31,15 @@ def test_a_few_failing_operations_are_explained(trials, report_figures, failure)
 
 
 @pytest.mark.trust
-def test_a_kill_before_every_change_leaves_whole_versions(trials, report_figures):
-    figures = kill_everywhere(trials)
+def test_kills_leave_whole_versions(trials, report_figures):
+    figures = kill_everywhere(trials, 500)
     report_figures(figures)
     assert figures.trials >= 360
 
 
 @pytest.mark.trust
 def test_a_kill_without_an_exchange_of_directories_loses_nothing(trials, report_figures):
-    report_figures(kill_everywhere(trials, EVERY, REPLACING, deny_exchange=True))
+    report_figures(kill_everywhere(trials, 120, REPLACING, deny_exchange=True))
 
 
 @pytest.mark.trust
@@ -52,7 +51,7 @@ def test_a_kill_without_an_exchange_of_directories_loses_nothing(trials, report_
     ],
 )
 def test_a_kill_of_an_export_that_sweeps_loses_nothing(trials, report_figures, names, deny_exchange):
-    report_figures(kill_everywhere(trials, 120, names, deny_exchange=deny_exchange, twice=True))
+    report_figures(kill_everywhere(trials, 80, names, deny_exchange=deny_exchange, twice=True))
 
 
 @pytest.mark.trust
