@@ -8,6 +8,7 @@ say) spends one `VisitBudget`, so that chains of calls that double at each level
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -20,11 +21,14 @@ from keras_warmup.errors import SignatureError
 
 # Calls inside calls; Keras exports have 2 to 8.
 MAX_CALL_DEPTH = 100
+# Functions that one node names: the branches of a Case. Also attributes of an op that this TensorFlow does not have, where
+# all are looked at.
+MAX_BRANCHES = 1000
 # Of the main graph and all functions; a walk costs up to 10 us for each. EfficientNetB7 has 32 044.
 MAX_NODES = 300_000
-# What all walks over one graph may visit, 1 us each. `inspect` visits 97 524 of EfficientNetB7 (30 times fewer), 80 493 of a
-# transformer of 48 layers, 17 334 of an estimator's 4 signatures, 9 597 of a parser of 500 features, 5 785 of 500 inputs, 2 690
-# of 20 signatures, 370 of a lookup of 500 000 words.
+# What all walks over one graph may visit, 1 us each. `inspect` visits 101 786 of EfficientNetB7 (29 times fewer), 83 587 of a
+# transformer of 48 layers, 17 859 of an estimator's 4 signatures, 12 182 of a parser of 500 features, 5 803 of 500 inputs, 2 792
+# of 20 signatures, 458 of a lookup of 500 000 words.
 MAX_VISITS = 3_000_000
 # Elements of a constant that is read: keys and default values of a parser. An image as a default has 150 528.
 MAX_CONSTANT_ELEMENTS = 2**20
@@ -114,7 +118,8 @@ def check_graph(graph_def: GraphDef) -> None:
 
     Raises:
         SignatureError: a node or function has no name or the name of another one, functions call each other in a circle,
-            calls are nested more than `MAX_CALL_DEPTH` deep, or there are more than `MAX_NODES` nodes.
+            calls are nested more than `MAX_CALL_DEPTH` deep, or there are more than `MAX_NODES` nodes, or more than
+            `MAX_BRANCHES` functions named by one.
     """
     nodes = len(graph_def.node) + sum(len(function.node_def) for function in graph_def.library.function)
     if nodes > MAX_NODES:
@@ -141,7 +146,12 @@ def _check_body(name: str, nodes: Sequence[Any], library: Mapping[str, Any]) -> 
         names.add(node.name)
         # Most ops call nothing, and are told by the op alone.
         if function_attributes(node.op) != () or node.op in library:
-            called.update(dict.fromkeys(one for one in called_functions(node, library) if one in library))
+            if len(node.attr) > MAX_BRANCHES:
+                refuse_graph(f"node {shown(node.name)} of {place_of(name)} has {len(node.attr)} attributes")
+            names_of_node = list(itertools.islice(called_functions(node, library), MAX_BRANCHES + 1))
+            if len(names_of_node) > MAX_BRANCHES:
+                refuse_graph(f"node {shown(node.name)} of {place_of(name)} names more than {MAX_BRANCHES} functions")
+            called.update(dict.fromkeys(one for one in names_of_node if one in library))
     return list(called)
 
 
