@@ -117,7 +117,7 @@ def check_graph(graph_def: GraphDef) -> None:
         graph_def: the main graph with its function library.
 
     Raises:
-        SignatureError: a node or function has no name or the name of another one, functions call each other in a circle,
+        SignatureError: a node or function has no name, a function that of another one, functions call each other in a circle,
             calls are nested more than `MAX_CALL_DEPTH` deep, or there are more than `MAX_NODES` nodes, or more than
             `MAX_BRANCHES` functions named by one.
     """
@@ -137,13 +137,10 @@ def check_graph(graph_def: GraphDef) -> None:
 
 def _check_body(name: str, nodes: Sequence[Any], library: Mapping[str, Any]) -> list[str]:
     """The functions that a body calls, each once."""
-    names: set[str] = set()
     called: dict[str, None] = {}
     for node in nodes:
-        if node.name in names or not node.name:
-            problem = f"has two nodes {shown(node.name)}" if node.name else "has a node without a name"
-            refuse_graph(f"{place_of(name)} {problem}")
-        names.add(node.name)
+        if not node.name:
+            refuse_graph(f"{place_of(name)} has a node without a name")
         # Most ops call nothing, and are told by the op alone.
         if function_attributes(node.op) != () or node.op in library:
             if len(node.attr) > MAX_BRANCHES:
