@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 import tensorflow as tf
-from trust.hostile_models import FLOAT, HOSTILE, _chain, add_call, add_function, add_node, constant, tiny
+from trust.hostile_models import FLOAT, HOSTILE, _chain, add_call, add_function, add_node, constant, many_nodes, tiny
 
 import keras_warmup as kw
 from keras_warmup.bodies import output_index
 from keras_warmup.errors import SignatureError
 from keras_warmup.graph import ModelGraph
 from keras_warmup.graph_limits import (
+    MAX_BRANCHES,
     MAX_CALL_DEPTH,
     MAX_CONSTANT_ELEMENTS,
+    MAX_NODES,
     MAX_VISITS,
     VisitBudget,
     check_graph,
@@ -67,21 +69,10 @@ def test_functions_that_are_called_often_are_no_circle():
     check_graph(meta_graph.graph_def)
 
 
-@pytest.mark.parametrize(
-    ("name", "problem"),
-    [
-        ("y", "the main graph has two nodes 'y'"),
-        ("", "the main graph has a node without a name"),
-        ("\x1b", None),
-    ],
-)
-def test_names_of_nodes_are_unique(name, problem):
+def test_a_node_has_a_name():
     meta_graph = tiny().meta_graphs[0]
-    add_node(meta_graph.graph_def.node, name, "NoOp")
-    if problem is None:
-        check_graph(meta_graph.graph_def)
-    else:
-        assert problem_of(meta_graph) == problem
+    add_node(meta_graph.graph_def.node, "", "NoOp")
+    assert problem_of(meta_graph) == "the main graph has a node without a name"
 
 
 def test_a_function_defined_twice_alike_is_one_function():
@@ -91,6 +82,28 @@ def test_a_function_defined_twice_alike_is_one_function():
     check_graph(meta_graph.graph_def)
     add_function(meta_graph, "f", returns="other")
     assert problem_of(meta_graph) == "its library has two functions 'f'"
+
+
+@pytest.mark.parametrize("branches", [MAX_BRANCHES, MAX_BRANCHES + 1])
+def test_a_node_names_so_many_functions_and_no_more(branches):
+    meta_graph = tiny().meta_graphs[0]
+    add_function(meta_graph, "f")
+    add_node(meta_graph.graph_def.node, "case", "Case", ["x", "x"], branches=["f"] * branches)
+    if branches == MAX_BRANCHES:
+        check_graph(meta_graph.graph_def)
+    else:
+        assert problem_of(meta_graph) == f"node 'case' of the main graph names more than {MAX_BRANCHES} functions"
+
+
+@pytest.mark.parametrize("nodes", [MAX_NODES, MAX_NODES + 1])
+def test_a_graph_has_so_many_nodes_and_no_more(nodes):
+    meta_graph = tiny().meta_graphs[0]
+    graph_def = meta_graph.graph_def
+    graph_def.MergeFromString(many_nodes(nodes - len(graph_def.node)))
+    if nodes == MAX_NODES:
+        check_graph(graph_def)
+    else:
+        assert problem_of(meta_graph) == f"it has {nodes} nodes, more than the {MAX_NODES} that are read"
 
 
 def test_a_spent_budget_names_the_place():
