@@ -6,6 +6,7 @@ not `tf.saved_model.load`: it is what the server has, and the only place where s
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Collection
 from typing import Any
@@ -84,8 +85,11 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
         if init_op:
             session.run(graph.get_operation_by_name(init_op), assets)
     except TENSORFLOW_ERRORS as error:
-        session.close()
         problem = error
+        if left_locks(error):
+            never_free(session)
+        else:
+            session.close()
     if problem is not None:
         # Out of the except block: a chained error would be printed with all that its message quotes.
         # The init op quotes vocabularies; the restore op sees nothing but the files.
@@ -119,8 +123,25 @@ def _import(graph: tf.Graph, meta_graph: MetaGraphDef) -> Exception | None:
         with graph.as_default():
             tf.graph_util.import_graph_def(meta_graph.graph_def, name="")
     except TENSORFLOW_ERRORS as error:
+        if left_locks(error):
+            never_free(graph)
         return error
     return None
+
+
+def left_locks(error: Exception) -> bool:
+    """Whether an error may be an exception of C++ (`std::bad_alloc`), which leaves locks of the graph locked on its way.
+
+    TensorFlow reports what it checks by a status instead: here an `OpError`, or what Python made of one.
+    """
+    if isinstance(error, (tf.errors.OpError, AttributeError, KeyError, TypeError, UnicodeError)):
+        return False
+    return not isinstance(error.__context__, tf.errors.OpError)
+
+
+def never_free(thing: object) -> None:
+    """Keeps a graph or session for good: TensorFlow would wait for ever for the lock of one that it left locked."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _load_error(what: str, error: Exception, said: str) -> ReplayError:

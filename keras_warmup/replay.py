@@ -27,7 +27,7 @@ from keras_warmup._protos import (
     SignatureDef,
 )
 from keras_warmup.errors import ReplayError
-from keras_warmup.loading import TENSORFLOW_ERRORS, lacks_variables, load_session, named
+from keras_warmup.loading import TENSORFLOW_ERRORS, lacks_variables, left_locks, load_session, named, never_free
 from keras_warmup.logs import log_kind, log_signature_key
 from keras_warmup.op_errors import cure_of, describe_op_error, status_of
 from keras_warmup.serving_rules import (
@@ -83,6 +83,7 @@ class ServingSession:
         self.export_dir = export_dir
         self.meta_graph = meta_graph
         # DirectSession keeps one executor for each set of feeds and fetches; so do we, or nothing would ever be warm.
+        self._is_locked = False  # for good, by an exception of C++
         self._executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]] = {}
         with no_status_log():
             self._session: Any = load_session(export_dir, meta_graph, unoptimized)
@@ -99,7 +100,8 @@ class ServingSession:
     def close(self) -> None:
         """Frees the model; the session cannot replay afterwards."""
         self._executors.clear()
-        self._session.close()
+        if not self._is_locked:
+            self._session.close()
 
     def replay(self, log: PredictionLog) -> Replayed:
         """Runs one record.
@@ -232,6 +234,9 @@ class ServingSession:
                 self._executors[feed_names, fetch_names] = executor
             fetched = dict(zip(fetch_names, executor(*(array for _, array in feeds)), strict=True))
         except TENSORFLOW_ERRORS as error:
+            if left_locks(error):
+                self._is_locked = True
+                never_free(self._session)
             said = named(error, describe_op_error(error, self.meta_graph.graph_def))
             cure = cure_of(error, no_variables=lacks_variables(self.export_dir, self.meta_graph))
             raise Refusal(status_of(error), said + cure) from None

@@ -813,6 +813,27 @@ def test_a_bad_graph_is_told_in_tensorflows_words(functions_dir, tmp_path):
     )
 
 
+def test_an_exception_of_cpp_is_named_and_leaves_tensorflow_usable(functions_dir, tmp_path):
+    """The shape function of XlaCallModule reads behind the end of a list, and its exception leaves the graph locked."""
+    saved_model = SavedModel.FromString(tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read())
+    node = saved_model.meta_graphs[0].graph_def.node.add(name="module", op="XlaCallModule")
+    node.attr["version"].i = 5
+    node.attr["module"].s = b""
+    node.attr["Tin"].list.SetInParent()
+    node.attr["Tout"].list.type.append(tf.float32.as_datatype_enum)
+    for _ in range(2):
+        node.attr["Sout"].list.shape.add()
+    (tmp_path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+    for _ in range(2):
+        with pytest.raises(ReplayError) as caught:
+            open_session(tmp_path)
+        assert str(caught.value).startswith(
+            f"Cannot import the graph of SavedModel {str(tmp_path)!r}: IndexError: vector"
+        )
+    with open_session(functions_dir) as session:
+        session.replay(predict(x=ROWS, w=ROWS))
+
+
 def test_missing_variables_are_not_taken_for_the_keras_3_trap(functions_dir, tmp_path):
     path = shutil.copytree(functions_dir, str(tmp_path / "1"))
     shutil.rmtree(f"{path}/variables")
