@@ -19,6 +19,7 @@ from keras_warmup.sampling import select_batches
 from keras_warmup.signatures import read_meta_graph
 from keras_warmup.sources import read_batches
 from keras_warmup.unsafe_check import check_saved_model
+from keras_warmup.versions import as_path
 
 Progress = Callable[[int, int, str], None]
 
@@ -88,7 +89,7 @@ def benchmark(
     """
     _check_count("processes", processes)
     _check_count("requests", requests)
-    directory = os.fspath(export_dir)
+    directory = as_path(export_dir)
     meta_graph = read_meta_graph(directory)
     check_saved_model(directory, refuse=refuse_unsafe_ops)
     kind, engine = _engine(directory, server, model_server, docker, model_name, server_args, load_timeout_s)

@@ -133,6 +133,7 @@ class _Trace:
                     continue
                 calls = list(self._graph.calls(node))
                 if calls:
+                    self._graph.budget.spend(len(calls), body.name)
                     for call in calls:
                         inner = self._graph.enter(frame, node, call)
                         if inner is None or call.offset is None:
@@ -146,6 +147,7 @@ class _Trace:
                         self._graph.budget.spend(len(outputs), body.name)  # an attribute may claim 10^9
                         stack += [(frame, node.name, output) for output in outputs]
                 elif node.op not in _BLIND:
+                    self._graph.budget.spend(node.ByteSize() // 10, body.name)  # its attributes are read
                     try:
                         found = self._read_by(frame, node, position)
                     except _Damaged as error:
@@ -189,7 +191,9 @@ class _Trace:
             return RawDecoder(_dtypes([attribute(node, "out_type").type])[0], little_endian)
         if op == "DecodeCSV":
             delimiter = _texts([attribute(node, "field_delim").s])[0] or ","
-            return CsvDecoder(tuple(_dtypes(attribute(node, "OUT_TYPE").list.type)), delimiter)
+            columns = attribute(node, "OUT_TYPE").list.type
+            self._graph.budget.spend(len(columns), frame.body.name)
+            return CsvDecoder(tuple(_dtypes(columns)), delimiter)
         if op == "DecodeCompressed":
             return Compressed(text_of_bytes(attribute(node, "compression_type").s))
         if op in _TEXT_OPS or op.startswith(_TEXT_PREFIXES):
@@ -261,10 +265,12 @@ def _merge_examples(parsers: list[ExampleParser]) -> Consumer:
 def _example_parser(graph: ModelGraph, frame: Frame, node: Any) -> Consumer:
     """Reads the feature spec off a parser node; argument layouts as in TensorFlow's core/ops/parsing_ops.cc."""
     inputs = [tensor for tensor in node.input if not tensor.startswith("^")]
-    sparse_types, dense_types, ragged_types, split_types = (
-        _dtypes(attribute(node, name).list.type)
+    enums = [
+        attribute(node, name).list.type
         for name in ("sparse_types", "Tdense", "ragged_value_types", "ragged_split_types")
-    )
+    ]
+    graph.budget.spend(sum(map(len, enums)), frame.body.name)
+    sparse_types, dense_types, ragged_types, split_types = map(_dtypes, enums)
     ragged_keys: list[str] | None = []
     if node.op == "ParseExampleV2":
         if len(inputs) < 5:

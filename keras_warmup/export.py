@@ -24,8 +24,11 @@ from keras_warmup.keras_model import (
     takes_one_string,
 )
 from keras_warmup.kinds import default_kind
+from keras_warmup.op_errors import text_of
 from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.publishing.filesystem import remove_tree
 from keras_warmup.publishing.publish import Published, staged
+from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records import warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.rewriting import name_methods, recover, share_input
@@ -43,6 +46,8 @@ ExportFn = Callable[[Any, str], Any]
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 _MIN_ROWS = 2
+# Of the error of TensorFlow or Keras that an export failed with; the whole is its cause.
+_MOST_SAID = 1000
 # What tf.io.gfile makes of the errors of a file system (core/platform/errors.cc); tracing raises others.
 _FILE_ERRORS = (
     OSError,
@@ -128,6 +133,7 @@ def publish_model(
         report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, as_path(path), options, stacklevel=5)
+        _remove_remains(directory)
     return _relocated(report, staging.published.path), staging.published
 
 
@@ -179,6 +185,7 @@ def save(
         _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
         _warn_of(report, as_path(export_dir), asked)
+        _remove_remains(directory)
     return _relocated(report, staging.published.path)
 
 
@@ -281,6 +288,7 @@ def _explained(what: str, how: str, directory: str) -> Iterator[None]:
         KeyError,
         NotImplementedError,
         AssertionError,
+        RuntimeError,
         tf.errors.OpError,
     ) as error:
         # tf.saved_model.save says so of a resource that a signature captures and the object does not hold.
@@ -291,8 +299,12 @@ def _explained(what: str, how: str, directory: str) -> Iterator[None]:
             else "If the batches that fit trains on are not what the model's call takes, pass data= with what it takes, or "
             "export_fn= that writes the SavedModel."
         )
+        # Tracing sees no data, so that this quotes none.
+        said = (text_of(error) if isinstance(error, tf.errors.OpError) else str(error)).strip()
+        if len(said) > _MOST_SAID:
+            said = f"{said[:_MOST_SAID]} ..."
         raise ExportError(
-            f"Cannot export {what}: {how} raised {type(error).__name__} (see the error above, its cause). Nothing was "
+            f"Cannot export {what} to {directory!r}: {how} raised {type(error).__name__}: {said.rstrip('.')}. Nothing was "
             f"published. {cure}"
         ) from error
 
@@ -337,6 +349,15 @@ def _require_saved_model(directory: str) -> None:
             f"No SavedModel in {directory!r}: it has no saved_model.pb. Give the version directory itself; an export_fn must write "
             "into the directory it is given."
         )
+
+
+def _remove_remains(directory: str) -> None:
+    """Removes what a file operation that failed left in a SavedModel that is otherwise whole."""
+    with explained(directory, "remove temporary files from"):
+        recover(directory)
+        sweep(os.path.dirname(warmup_path(directory)))
+        # tf.saved_model.save goes on where it cannot remove it.
+        remove_tree(os.path.join(directory, "variables", "variables_temp"))
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions, *, stacklevel: int = 3) -> None:

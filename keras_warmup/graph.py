@@ -124,7 +124,7 @@ class ModelGraph:
     def __init__(self, meta_graph: Any) -> None:
         check_graph(meta_graph.graph_def)
         self.meta_graph = meta_graph
-        self.budget = VisitBudget()
+        self.budget = VisitBudget.of(meta_graph.graph_def)
         self.main = Body("", meta_graph.graph_def.node)
         self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
         self._bodies: dict[str, Body] = {}
@@ -179,6 +179,7 @@ class ModelGraph:
         else:
             names = function_attributes(node.op)
             if names is None:
+                self.budget.spend(len(node.attr), "")
                 return tuple((role, None) for role, value in node.attr.items() if functions_in(value))
             roles = tuple((role, None) for role in names)
         self._roles[node.op] = roles
@@ -290,6 +291,7 @@ class ModelGraph:
                 if at is not None and at[1].op in ("VarHandleOp", "VariableV2", "Variable"):
                     found.setdefault(identity_of(at[1]), []).append(self.origin(frame, input_of(node, 1)))
             for call in self.calls(node):
+                self.budget.spend(1, frame.body.name)
                 reach = self._reach_of_function(call.function)
                 inner = self.enter(frame, node, call)
                 if reach is not None and inner is not None and not reach.ops.isdisjoint(_ASSIGNS):
@@ -345,6 +347,7 @@ class ModelGraph:
                 stack.extend(body.sources(name, fed))
                 continue
             compiles = compiles or attribute(node, "_XlaMustCompile").b
+            self.budget.spend(len(calls), body.name)
             found = [(call, self._reach_of_function(call.function)) for call in calls]
             for _, inner in found:
                 if inner is not None:

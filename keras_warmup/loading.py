@@ -19,6 +19,7 @@ from keras_warmup.errors import ReplayError
 from keras_warmup.grappler import leave_unoptimized
 from keras_warmup.local_files import check_load_files, read_assets
 from keras_warmup.op_errors import describe_op_error, message_of, status_of, text_of
+from keras_warmup.publishing.filesystem import exists
 
 # What TensorFlow raises for a damaged graph: errors of its own, and what its C++ and Python fail with on the way, such as
 # IndexError and UnicodeDecodeError for attributes, or MemoryError where C++ says std::bad_alloc.
@@ -73,7 +74,7 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
             for asset in read_assets(meta_graph)
         }
         prefix = _variables_prefix(export_dir)
-        if meta_graph.HasField("saver_def") and tf.io.gfile.exists(prefix + ".index"):
+        if meta_graph.HasField("saver_def") and exists(prefix + ".index"):
             saver = meta_graph.saver_def
             session.run(
                 graph.get_operation_by_name(saver.restore_op_name),
@@ -110,7 +111,7 @@ def lacks_variables(export_dir: str, meta_graph: MetaGraphDef) -> bool:
 
     A server loads such a model without a word, and fails each request that reads a variable.
     """
-    return meta_graph.HasField("saver_def") and not tf.io.gfile.exists(_variables_prefix(export_dir) + ".index")
+    return meta_graph.HasField("saver_def") and not exists(_variables_prefix(export_dir) + ".index")
 
 
 def _variables_prefix(export_dir: str) -> str:

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from keras_warmup._protos import AssetFileDef, MetaGraphDef
 from keras_warmup.errors import SignatureError
 from keras_warmup.graph_limits import shown
+from keras_warmup.versions import scheme_of
 
 _KINDS = {
     stat.S_IFIFO: "a fifo",
@@ -31,12 +32,11 @@ def why_not_a_file(path: str) -> str | None:
         The reason, such as `it is a fifo`; `None` for a file, and for one that is not there or cannot be looked at:
         TensorFlow says so when it opens it.
     """
-    local = path.removeprefix("file://")
-    if "://" in local:
+    if scheme_of(path):
         return "it is a directory" if tf.io.gfile.isdir(path) else None
     try:
-        local.encode()
-        mode = os.stat(local).st_mode
+        path.encode()
+        mode = os.stat(path).st_mode
     except UnicodeEncodeError:
         return "its name is not UTF-8, which TensorFlow cannot open"
     except ValueError:
@@ -91,9 +91,8 @@ def check_load_files(export_dir: str, meta_graph: MetaGraphDef) -> None:
         SignatureError: one of them is no regular file, or an asset's name leads out of `assets/`.
     """
     variables = os.path.join(export_dir, "variables")
-    local = variables.removeprefix("file://")
     try:
-        found = [] if "://" in local else sorted(os.listdir(local))
+        found = [] if scheme_of(variables) else sorted(os.listdir(variables))
     except OSError:  # a model without variables; where they cannot be read, restoring them says so
         found = []
     paths = [os.path.join(variables, name) for name in found if name.startswith("variables.")]

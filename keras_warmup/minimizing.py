@@ -24,6 +24,7 @@ from keras_warmup.measuring import MIN_FIGURES, Engine, Figures, ProcessEngine, 
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import read_all_records, warmup_path, write_records
 from keras_warmup.report import printable, to_plain
+from keras_warmup.versions import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -131,7 +132,7 @@ def minimize(
     """
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < MIN_FIGURES:
         raise OptionsError(f"processes must be an integer >= {MIN_FIGURES}, got {processes!r}.")
-    directory = os.fspath(export_dir)
+    directory = as_path(export_dir)
     logs = read_all_records(directory)
     found, costs = find_redundant(ProcessEngine(directory), logs, processes=processes, progress=progress)
     redundant = tuple(_redundant_record(index, logs[index], *found[index]) for index in sorted(found))

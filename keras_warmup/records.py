@@ -22,7 +22,7 @@ from keras_warmup.local_files import why_not_a_file
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.publishing.filesystem import make_parents, remove_empty, replace_file
 from keras_warmup.publishing.workspace import Workspace, sweep
-from keras_warmup.versions import reason_of
+from keras_warmup.versions import as_path, reason_of
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 # Bytes that TFRecord framing adds to each record.
@@ -184,7 +184,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
     Raises:
         RecordsError: there is no file, or, when reading comes to it, something that is no record.
     """
-    path = os.fspath(path)
+    path = as_path(path)
     # A directory in place of the file itself is no SavedModel to look into.
     is_file = path.rstrip("/").endswith(WARMUP_PATH) or not tf.io.gfile.isdir(path)
     file = path if is_file else warmup_path(path)

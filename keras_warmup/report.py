@@ -99,7 +99,8 @@ class WarmupReport:
         texts += [f"shared {key}: names the tensors of {kept}" for key, kept in self.shared_signatures.items()]
         texts += [f"shapes {key}: {share:.0%} of those seen are covered" for key, share in self.shape_coverage.items()]
         texts += [f"note: {note}" for note in self.notes]
-        return Group(*lines, *(Text(text) for text in texts))
+        # A note may quote an error of several lines.
+        return Group(*lines, *(Text("\n".join(map(printable, text.splitlines()))) for text in texts))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup._protos import SavedModel, serialized_fingerprint
+from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
 from keras_warmup.bodies import canonical, source_of
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.kinds import METHOD_NAMES, default_kind, servable_kinds
@@ -27,7 +27,7 @@ from keras_warmup.publishing.filesystem import exists, replace_file
 from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.report import Kind
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
-from keras_warmup.versions import as_path, explained, join, name_of, parent_of, reason_of, scheme_of
+from keras_warmup.versions import as_path, explained, join, name_of, parent_of, reason_of
 
 _MODEL = "saved_model.pb"
 _FINGERPRINT = "fingerprint.pb"
@@ -185,7 +185,7 @@ def _meta_graphs_with(
 
 
 def _read(export_dir: str | os.PathLike[str]) -> Any:
-    path = os.path.join(os.fspath(export_dir), "saved_model.pb")
+    path = join(as_path(export_dir), _MODEL)
     saved_model = SavedModel()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -225,16 +225,20 @@ def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) ->
 
 
 def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
-    """Returns the fingerprint of the graph in the workspace with the variables of the SavedModel."""
-    variables = join(directory, "variables")
-    if scheme_of(directory):
-        for name in tf.io.gfile.listdir(variables) if tf.io.gfile.isdir(variables) else []:
-            if name.endswith(".index"):
-                tf.io.gfile.makedirs(join(workspace.path, "variables"))
-                tf.io.gfile.copy(join(variables, name), join(workspace.path, f"variables/{name}"))
-    else:
-        os.symlink("../variables", join(workspace.path, "variables"))
-    return serialized_fingerprint(workspace.path)
+    """Returns the fingerprint of the graph in the workspace, with the variables of the SavedModel.
+
+    Only the graph changes, so the hash of the variables is that of the old fingerprint.
+    """
+    path = join(directory, _FINGERPRINT)
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            old = FingerprintDef.FromString(file.read())
+        new = FingerprintDef.FromString(serialized_fingerprint(workspace.path))
+    except (DecodeError, ValueError) as error:
+        reason = "it is damaged" if isinstance(error, DecodeError) else str(error).rpartition("; ")[2]
+        raise SignatureError(f"Cannot make {path!r} anew: {reason}. Remove it, or export the model again.") from error
+    new.checkpoint_hash = old.checkpoint_hash
+    return bytes(new.SerializeToString(deterministic=True))
 
 
 def _tidy(workspace: Workspace) -> None:

@@ -166,6 +166,7 @@ class _Search:
                     place = f", {place_of(frame.body.name)}" if frame.body.name else ""
                     found[UnsafeOp(node.op, effect, f"{what}{place}, node {shown(name)}")] = None
                 for call in graph.calls(node):
+                    graph.budget.spend(1, frame.body.name)
                     held = self._held_by(call.function)
                     inner = graph.enter(frame, node, call)
                     if inner is None or not held or (call.function in seen and held.isdisjoint(_BY_INPUT)):
@@ -186,7 +187,7 @@ class _Search:
                     held.add(node.op)
                 for call in self._graph.calls(node):
                     inner = self._held_by(call.function)
-                    self._graph.budget.spend(len(inner), function)
+                    self._graph.budget.spend(1 + len(inner), function)
                     held |= inner
             self._held[function] = frozenset(held)
         return self._held[function]

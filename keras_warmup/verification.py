@@ -24,6 +24,7 @@ from keras_warmup.report import printable, to_plain
 from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.unsafe_check import describe_unsafe_ops
+from keras_warmup.versions import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -150,7 +151,7 @@ def verify(
         UnsafeOpsError: it has unsafe ops, and `refuse_unsafe_ops` is set.
     """
     _check_limits(isolated, timeout_s, memory_limit_bytes)
-    path = os.fspath(export_dir)
+    path = as_path(export_dir)
     if isolated:
         return _verify_in_worker(path, timeout_s, memory_limit_bytes, refuse_unsafe_ops)
     return verify_here(path, refuse_unsafe_ops=refuse_unsafe_ops, progress=_Here())

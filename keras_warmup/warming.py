@@ -10,8 +10,6 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from keras_warmup.batching import read_batching_parameters
 from keras_warmup.candidates import Rows, choose_signatures, find_candidates
 from keras_warmup.drafts import replay_draft, warms_of
@@ -20,12 +18,14 @@ from keras_warmup.graph import ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, plan_requests
 from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.records import draft_of, read_records, warmup_path
+from keras_warmup.publishing.filesystem import exists
+from keras_warmup.records import draft_of, read_all_records, read_records, warmup_path
 from keras_warmup.report import RecordReport, WarmupReport
 from keras_warmup.requests import encode_log
 from keras_warmup.rewriting import share_tensors
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.twins import find_twins
+from keras_warmup.versions import explained
 
 
 def warm_saved_model(
@@ -67,7 +67,7 @@ def warm_saved_model(
     twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
     batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
     path = warmup_path(export_dir)
-    old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
+    old = read_all_records(path) if append and _has_file(path) else []
     plan = plan_requests(
         candidates, options, taken=len(old), batching=batching, twins=twins, shapes_seen=rows.shapes_seen
     )
@@ -124,6 +124,11 @@ def warm_saved_model(
         load_added_ms=sum(replays_ms) if replays_ms else None,
         load_ms=done.load_ms,
     )
+
+
+def _has_file(path: str) -> bool:
+    with explained(path, "look for warmup file"):
+        return exists(path)
 
 
 def _shareable(meta_graph: Any, candidates: Sequence[Candidate]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
 
 import numpy as np
 import pytest
@@ -94,3 +95,81 @@ def test_what_is_neither_npz_nor_tfrecord_is_refused_at_once(tmp_path, name):
         "one. Give an .npz file, as numpy.savez(path, input_name=array) writes it, or a TFRecord file of serialized "
         "tf.Examples."
     )
+
+
+def npy(shape, dtype="<f4", content=b"", header=None) -> bytes:
+    """An .npy file with a header of one's own."""
+    text = header or f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + content
+
+
+CLAIMS = {
+    "elements": (npy((2**40,)), "'x.npy' claims [1099511627776] of float32, but its entry is too small for it"),
+    "overflow": (
+        npy((2**62, 2**62)),
+        f"'x.npy' claims [{2**62}, {2**62}] of float32, but its entry is too small for it",
+    ),
+    "width": (npy((1,), "|V2147483647"), "'x.npy' claims [1] of |V2147483647, but its entry is too small for it"),
+    "negative": (npy((-5,)), "'x.npy' claims [-5] of float32, but its entry is too small for it"),
+}
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize(("content", "problem"), CLAIMS.values(), ids=CLAIMS)
+def test_an_array_that_claims_more_than_its_entry_holds_is_refused(content, problem, compression, tmp_path):
+    path = tmp_path / "rows.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(DataError) as error:
+        read_npz(path)
+    assert str(error.value).startswith(f"Cannot read data from {str(path)!r}: {problem}.")
+
+
+def test_a_size_that_the_directory_of_the_zip_only_claims_is_not_believed(tmp_path):
+    path = tmp_path / "rows.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", npy((2**29,)))
+        archive.infolist()[0].file_size = 2**31 - 1  # what the directory at the end is written from
+    with pytest.raises(DataError, match="claims \\[536870912\\] of float32, but its entry is too small for it"):
+        read_npz(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy((1,), header="(" * 5000),
+        npy((1,), header="-" * 9000 + "1"),
+        npy((1,), header="{'descr': " + "[" * 300),
+        npy((1,), "O", b"\x80\x04."),
+        b"\x93NUMPY\x09\x00",
+        b"short",
+    ],
+    ids=["parentheses", "minus", "brackets", "pickle", "version", "short"],
+)
+def test_a_header_that_numpy_cannot_read_is_refused(content, tmp_path):
+    path = tmp_path / "rows.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", content)
+    with pytest.raises(DataError, match="Cannot read data from"):
+        read_npz(path)
+
+
+def test_a_bare_array_that_claims_too_much_is_refused(tmp_path):
+    path = tmp_path / "rows.npz"
+    path.write_bytes(npy((2**40,)))
+    with pytest.raises(DataError, match="it is no zip file"):
+        read_npz(path)
+
+
+def test_compressed_arrays_are_read(tmp_path):
+    path = tmp_path / "rows.npz"
+    np.savez_compressed(
+        path, x=np.zeros([1000, 1000]), empty=np.zeros([0, 3]), scalar=np.float32(1), text=np.array(["ü"])
+    )
+    assert {name: array.shape for name, array in read_npz(path).items()} == {
+        "x": (1000, 1000),
+        "empty": (0, 3),
+        "scalar": (),
+        "text": (1,),
+    }
+    assert path.stat().st_size < 10**5  # a ratio near the limit

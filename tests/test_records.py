@@ -1,16 +1,23 @@
 import gzip
 import os
+import pathlib
+import struct
 
 import numpy as np
 import pytest
+import rich.console
 import tensorflow as tf
 from google.protobuf.message import EncodeError
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import RecordsError
+from keras_warmup.inspection import MAX_LISTED_RECORDS, list_records
+from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import (
     FRAME_BYTES,
+    _masked_crc32c,
     parse_log,
+    read_all_records,
     read_records,
     scan_records,
     warmup_path,
@@ -142,10 +149,11 @@ def test_what_the_file_system_refuses_is_a_records_error(path, monkeypatch):
 
 
 def frames(path, *records):
+    pathlib.Path(path).parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records:
             writer.write(record)
-    return path.read_bytes()
+    return pathlib.Path(path).read_bytes()
 
 
 def tensorflow_reads(path) -> int | str:
@@ -226,6 +234,56 @@ def test_scan_sees_what_the_server_passes_over(tmp_path, damage, good, kind, det
         list(read_records(path))
     if good == 0:
         assert str(caught.value) == f"Cannot read warmup file {str(path)!r} at record 0: {detail}."
+
+
+@pytest.mark.parametrize("length", [2**31, 3 * 2**30, 2**63])
+def test_a_record_that_claims_more_than_protobuf_parses_is_not_read(tmp_path, length):
+    path = tmp_path / "warmup"
+    header = struct.pack("<Q", length)
+    content = frames(path, b"abcdef")
+    path.write_bytes(content + header + struct.pack("<I", _masked_crc32c(header)))
+    os.truncate(path, min(len(content) + 16 + length, 2**33))  # sparse: the bytes may be there or not
+    _, (index, problem) = scan_records(path)
+    assert (index, problem.kind, problem.loads) == (1, "too_large", False)
+    assert problem.detail == (
+        f"the record at byte 22 claims {length} bytes; protobuf, so the server, parses at most 2147483647"
+    )
+
+
+@pytest.mark.parametrize("count", [MAX_RECORDS, MAX_RECORDS + 1])
+def test_all_records_are_read_of_a_file_that_a_server_would_load(path, count):
+    frames(path, *[predict_log(1).SerializeToString()] * count)
+    if count == MAX_RECORDS:
+        assert len(read_all_records(path)) == count
+        return
+    with pytest.raises(RecordsError) as caught:
+        read_all_records(path)
+    assert str(caught.value) == (
+        f"Cannot read warmup file of {path!r}: it holds more than 1000 records, with which no server loads the model. "
+        "Write it again with fewer."
+    )
+
+
+@pytest.mark.parametrize("count", [MAX_LISTED_RECORDS, MAX_LISTED_RECORDS + 1])
+def test_a_listing_stops_and_says_so(path, count):
+    frames(path, *[b""] * count)
+    listed = list_records(path)
+    assert len(listed.records) == len(listed.to_dict()["records"]) == MAX_LISTED_RECORDS
+    assert listed.truncated == listed.to_dict()["truncated"] == (count > MAX_LISTED_RECORDS)
+    console = rich.console.Console(width=100)
+    with console.capture() as captured:
+        console.print(listed)
+    assert ("only the first 2000 records are listed; the file holds more" in captured.get()) == listed.truncated
+
+
+def test_a_fifo_in_place_of_the_file_is_named(path):
+    os.makedirs(os.path.dirname(path))
+    os.mkfifo(path)
+    with pytest.raises(RecordsError) as caught:
+        read_records(path)
+    assert str(caught.value) == (
+        f"Cannot read warmup file {path!r}: it is a fifo. Remove it, and write the file with keras_warmup.add_warmup."
+    )
 
 
 def test_scan_of_a_whole_file_has_no_problem(tmp_path):

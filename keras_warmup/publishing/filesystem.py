@@ -35,8 +35,19 @@ _NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR})
 
 
 def exists(path: str) -> bool:
-    """Returns whether something is at `path`; a link counts, also one that leads nowhere."""
-    return bool(tf.io.gfile.exists(path)) if scheme_of(path) else os.path.lexists(path)
+    """Returns whether something is at `path`; a link counts, also one that leads nowhere.
+
+    Raises:
+        OSError: the file system does not tell, such as for lack of permission: `tf.io.gfile.exists` and
+            `os.path.exists` say `False` then.
+    """
+    if scheme_of(path):
+        return bool(tf.io.gfile.exists(path))
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def remove_tree(path: str) -> None:
@@ -120,7 +131,7 @@ def rename_new(source: str, target: str, *, model_last: bool = True) -> None:
     if _renameat2(source, target, _RENAME_NOREPLACE):
         return
     # rename(2) alone replaces an empty directory.
-    if os.path.lexists(target):
+    if exists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
     try:
         os.rename(source, target)
@@ -195,7 +206,7 @@ def make_directory(path: str, mode: int = 0o777) -> None:
 def make_parents(directory: str, created: list[str]) -> None:
     """Makes `directory`, and notes in `created` each directory that was not there, outermost first."""
     missing = []
-    while not tf.io.gfile.exists(directory) and parent_of(directory) != directory:
+    while not exists(directory) and parent_of(directory) != directory:
         missing.append(directory)
         directory = parent_of(directory)
     for ancestor in reversed(missing):

@@ -192,9 +192,9 @@ def check_writable(directory: str, path: str | None = None) -> None:
     path = directory if path is None else path
     with explained(path):
         existing = directory
-        while not tf.io.gfile.exists(existing) and parent_of(existing) != existing:
+        while not exists(existing) and parent_of(existing) != existing:
             existing = parent_of(existing)
-        if tf.io.gfile.exists(existing) and not tf.io.gfile.isdir(existing):
+        if exists(existing) and not tf.io.gfile.isdir(existing):
             raise PublishError(
                 f"Cannot publish to {path!r}: {existing!r} is a file, expected a directory. Publish to a path below a "
                 "directory."

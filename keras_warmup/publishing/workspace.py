@@ -105,8 +105,10 @@ class Workspace:
         except (OSError, tf.errors.OpError) as error:
             _warn_of_remains(self, error)
         finally:
-            if self._lock is not None:
-                self._lock.close()
+            # Whatever close(2) answers, the lock is free behind it.
+            with contextlib.suppress(OSError):
+                if self._lock is not None:
+                    self._lock.close()
 
     def give_up_old(self) -> None:
         """Leaves what is in `old` to be removed, because something else is at the target by now."""
@@ -202,7 +204,7 @@ def _names_in(directory: str) -> list[str]:
 
 
 def _warn_of_remains(workspace: Workspace, error: Exception) -> None:
-    if exists(workspace.old) and not exists(workspace.target):
+    if os.path.lexists(workspace.old) and not os.path.lexists(workspace.target):
         text = (
             f"The old version of {workspace.target!r} is at {workspace.old!r}, and could not be put back "
             f"({reason_of(error)}). The next export to that path puts it back; or move it there yourself."

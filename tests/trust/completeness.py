@@ -65,14 +65,13 @@ def read_version(path: str | os.PathLike[str]) -> Version:
 def _weights_of(path: pathlib.Path) -> int:
     try:
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
-        values = [
-            reader.get_tensor(name)
-            for name, dtype in reader.get_variable_to_dtype_map().items()
-            if dtype == tf.float32 and reader.get_variable_to_shape_map()[name] in ([4, 3], [3])
-        ]
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        # All of them: the object graph stands behind the weights in the file.
+        tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    # A short file is an IndexError, a wrong checksum a DataLossError.
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         raise IncompleteError(f"the variables cannot be read: {error}") from error
-    generations = {float(value) for tensor in values for value in np.ravel(tensor)}
+    weights = [tensor for tensor in tensors.values() if np.shape(tensor) in ((4, 3), (3,))]
+    generations = {float(value) for tensor in weights for value in np.ravel(tensor)}
     if len(generations) != 1:
         raise IncompleteError(f"the variables are of the generations {sorted(generations)}")
     return int(generations.pop())

@@ -72,7 +72,9 @@ _ALLOWED: dict[str, Callable[[Growth, Growth], bool]] = {
     "MB": lambda plain, warm: warm.last - warm.first <= 1.5 * (plain.last - plain.first) + 20,
     "handles": lambda plain, warm: warm.last - warm.first <= max(plain.last - plain.first, 0),
     "threads": lambda plain, warm: warm.last - warm.first <= max(plain.last - plain.first, 0),
-    "s each": lambda plain, warm: warm.last / warm.first <= max(plain.last / plain.first, 1) * 1.25,
+    # Of the processor: seconds by the clock also tell what else the machine does.
+    "CPU s each": lambda plain, warm: warm.last / warm.first <= max(plain.last / plain.first, 1) * 1.25,
+    "s each": lambda plain, warm: True,
 }
 
 
@@ -85,13 +87,14 @@ def _growth_of(samples: list[list[float]]) -> dict[str, Growth]:
     }
 
 
-def _sample(seconds: float) -> list[float]:
-    """This process now: resident MB, open handles, threads; and the seconds of its last export."""
+def _sample(cpu_s: float, seconds: float) -> list[float]:
+    """This process now, in the order of `_ALLOWED`: resident MB, open handles, threads, and what its last export took."""
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return [
         pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
         float(len(os.listdir("/proc/self/fd"))),
         float(len(os.listdir("/proc/self/task"))),
+        cpu_s,
         seconds,
     ]
 
@@ -99,10 +102,10 @@ def _sample(seconds: float) -> list[float]:
 class _Start(keras.callbacks.Callback):
     """Notes when the exports of an epoch begin."""
 
-    began = 0.0
+    began = cpu_began = 0.0
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.began = time.perf_counter()
+        self.began, self.cpu_began = time.perf_counter(), time.process_time()
 
 
 class _Sample(keras.callbacks.Callback):
@@ -114,7 +117,8 @@ class _Sample(keras.callbacks.Callback):
         self.samples: list[list[float]] = []
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.samples.append(_sample(time.perf_counter() - self._start.began))
+        cpu_s, seconds = time.process_time() - self._start.cpu_began, time.perf_counter() - self._start.began
+        self.samples.append(_sample(cpu_s, seconds))
 
 
 class _PlainExport(keras.callbacks.Callback):

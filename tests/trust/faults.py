@@ -22,7 +22,6 @@ from trust.scenarios import SCENARIOS, versions_of
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EMFILE, errno.EROFS)
 ALL = tuple(SCENARIOS)
-EVERY = 1_000_000
 # On these version 1 is replaced: without an exchange of directories there is a gap.
 REPLACING = ("overwrite", "save")
 
@@ -40,16 +39,25 @@ class Trials:
         self.scratch = scratch
         self._numbers = itertools.count(1)
 
-    def fresh(self, name: str, parent: pathlib.Path | None = None) -> pathlib.Path:
-        """Makes the root of a trial; `m` in it is the base path, prepared for a scenario."""
-        template = self.scratch / "templates" / name
-        if not template.exists():
-            template.mkdir(parents=True)
-            base = template / "m"
-            base.mkdir()
-            outcome = self.server.run("trust.scenarios:prepare", {"name": name, "base": str(base)})
+    def fresh(self, name: str, parent: pathlib.Path | None = None, killed: shim.Arm | None = None) -> pathlib.Path:
+        """Makes the root of a trial; `m` in it is the base path, prepared for a scenario.
+
+        Args:
+            name: the scenario.
+            parent: where to make it. Defaults to `None`: in the scratch directory.
+            killed: how the scenario was killed there before. Defaults to `None`: not at all.
+        """
+        template = self.scratch / "templates" / (name if killed is None else f"{name}-killed")
+        if not template.exists() and killed is None:
+            (template / "m").mkdir(parents=True)
+            outcome = self.server.run("trust.scenarios:prepare", {"name": name, "base": str(template / "m")})
             if outcome.ended != "returned":
                 raise RuntimeError(f"cannot prepare {name!r}: {outcome}")
+        elif not template.exists():
+            root = self.fresh(name)
+            if self.run(name, root, arm=killed).ended != "killed":
+                raise RuntimeError(f"{name!r} ends before operation {killed.first}")
+            root.rename(template)
         root = (parent or self.scratch) / f"trial-{next(self._numbers)}"
         shutil.copytree(template, root, symlinks=True)
         return root
@@ -59,9 +67,9 @@ class Trials:
         arguments = {"name": name, "base": str(root / "m"), "generation": generation}
         return self.server.run("trust.scenarios:run", arguments, root=root, **options)
 
-    def count(self, name: str, **options: Any) -> int:
+    def count(self, name: str, killed: shim.Arm | None = None, **options: Any) -> int:
         """Counts the file operations of a scenario in an undisturbed run."""
-        root = self.fresh(name)
+        root = self.fresh(name, killed=killed)
         outcome = self.run(name, root, arm=shim.Arm(**options))
         faults = judge_done(root / "m", SCENARIOS[name].done)
         left = leftovers_of(root, root / "m")
@@ -73,9 +81,8 @@ class Trials:
 
 def spread(total: int, count: int) -> list[int]:
     """At most `count` numbers of 1 to `total`, evenly apart; all of them if they are no more."""
-    if count >= total:
-        return list(range(1, total + 1))
-    return sorted({1 + round(index * (total - 1) / max(count - 1, 1)) for index in range(count)})
+    count = min(count, total)
+    return [1 + int((index + 0.5) * total / count) for index in range(count)]
 
 
 def share_out(totals: dict[str, int], count: int) -> list[tuple[str, int]]:
@@ -89,7 +96,12 @@ def share_out(totals: dict[str, int], count: int) -> list[tuple[str, int]]:
 
 
 def kill_everywhere(
-    trials: Trials, count: int = EVERY, names: Sequence[str] = ALL, *, deny_exchange: bool = False
+    trials: Trials,
+    count: int,
+    names: Sequence[str] = ALL,
+    *,
+    deny_exchange: bool = False,
+    twice: bool = False,
 ) -> Figures:
     """Kills an export before file operations that change something; then the next export runs.
 
@@ -98,26 +110,30 @@ def kill_everywhere(
         count: kills, over all scenarios.
         names: the scenarios.
         deny_exchange: whether `renameat2` refuses its flags.
+        twice: whether the export that is killed finds, and sweeps, what an earlier kill left.
     """
-    figures = Figures("kills" + (", no exchange of directories" if deny_exchange else ""))
+    figures = Figures(
+        "kills" + (" of an export that sweeps" if twice else "") + (", no exchange" if deny_exchange else "")
+    )
     newest = dict.fromkeys(names, 0)
     with timed(figures):
-        totals = {name: trials.count(name, deny_exchange=deny_exchange) for name in names}
+        first = {name: _first_kill(trials, name, deny_exchange) if twice else None for name in names}
+        totals = {name: trials.count(name, first[name], deny_exchange=deny_exchange) for name in names}
         for name, number in share_out(totals, count):
-            root = trials.fresh(name)
+            root = trials.fresh(name, killed=first[name])
             where = f"{name} before operation {number}"
-            arm = shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange)
-            outcome = trials.run(name, root, arm=arm)
+            outcome = trials.run(name, root, arm=shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange))
             if outcome.ended != "killed":
                 # Threads do not always do the same number of operations.
                 figures.measure("not reached")
                 shutil.rmtree(root)
                 continue
             figures.trials += 1
-            faults = judge_disturbed(SCENARIOS[name], root / "m", gap_allowed=deny_exchange and name in REPLACING)
+            has_gap = deny_exchange and name in REPLACING
+            faults = judge_disturbed(SCENARIOS[name], root / "m", gap_allowed=has_gap)
             # The points come in their order: what was published at an earlier one must be there at a later one.
             listed = max(versions_of(root / "m"), default=0)
-            if listed < newest[name] and not deny_exchange:
+            if listed < newest[name] and not has_gap:
                 faults.append(("missing", f"version {newest[name]} was listed at an earlier operation, now {listed}"))
             newest[name] = max(newest[name], listed)
             if listed:
@@ -127,6 +143,22 @@ def kill_everywhere(
                 faults += _judge_restored(trials, name, root)
             tally(figures, where, faults, root)
     return figures
+
+
+def _first_kill(trials: Trials, name: str, deny_exchange: bool) -> shim.Arm:
+    """Where to kill the first of two exports: half-way, or when the old version was just moved aside."""
+    root = trials.fresh(name)
+    log = trials.scratch / "operations.log"
+    trials.run(name, root, arm=shim.Arm(deny_exchange=deny_exchange), log=log)
+    operations = shim.read_log(log)
+    number = len(operations) // 2
+    if deny_exchange and name in REPLACING:
+        old = os.path.realpath(root / "m" / "1")
+        number = 2 + next(
+            index for index, one in enumerate(operations) if one.path == old and one.other and not one.error
+        )
+    shutil.rmtree(root)
+    return shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange)
 
 
 def _judge_restored(trials: Trials, name: str, root: pathlib.Path) -> list[Fault]:

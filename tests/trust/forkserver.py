@@ -90,6 +90,10 @@ class Child:
             return Outcome(**json.loads(self._result.read_text()), log=log)
         return Outcome("died", message=f"wait status {status}", log=log)
 
+    def resume(self) -> None:
+        """Lets a stopped child go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kills the child and waits for its end."""
         os.kill(self.pid, signal.SIGKILL)
@@ -201,7 +205,7 @@ def _serve() -> None:
 
 def _import_all() -> None:
     from keras_warmup import callbacks, export, replay  # noqa: F401
-    from trust import scenarios  # noqa: F401
+    from trust import endurance, faults, links, races  # noqa: F401
 
 
 def _run_child(request: Mapping[str, Any]) -> None:

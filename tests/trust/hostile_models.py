@@ -124,6 +124,18 @@ def constant(shape: Iterable[int], dtype: int = FLOAT, **values: Any) -> TensorP
     return made
 
 
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out += bytes([value & 127 | 128])
+        value >>= 7
+    return out + bytes([value])
+
+
 def tiny(dtype: tf.DType = tf.float32) -> SavedModel:
     """A good model: `serving_default` of one input `x`, fed to a node `y` of the main graph."""
     saved_model = SavedModel(saved_model_schema_version=1)
@@ -475,12 +487,15 @@ def _(meta_graph: MetaGraphDef) -> None:
     replace_output(meta_graph, "Identity", [last], T=tf.float32)
 
 
+def many_nodes(count: int) -> bytes:
+    """A serialized GraphDef of nodes that do nothing; made of bytes, since adding nodes one by one takes its time."""
+    return b"".join(_field(1, _field(1, b"n%d" % index) + _field(2, b"NoOp")) for index in range(count))
+
+
 def _many_nodes(count: int) -> Builder:
     def build(directory: pathlib.Path) -> None:
         saved_model = tiny()
-        # As bytes: a parser reads them in no time, and adding nodes one by one takes some.
-        entries = (_field(1, _field(1, b"n%d" % index) + _field(2, b"NoOp")) for index in range(count))
-        saved_model.meta_graphs[0].graph_def.MergeFromString(b"".join(entries))
+        saved_model.meta_graphs[0].graph_def.MergeFromString(many_nodes(count))
         write(directory, saved_model)
 
     return build
@@ -592,6 +607,44 @@ def _(meta_graph: MetaGraphDef) -> None:
 def _(meta_graph: MetaGraphDef) -> None:
     node_named(meta_graph.graph_def.node, "x").attr["shape"].CopyFrom(attr((-7, -(2**62))))
     meta_graph.signature_def["serving_default"].inputs["x"].tensor_shape.dim[0].size = -(2**62)
+
+
+def _in_500_signatures(name: str, op: str, attrs: bytes) -> None:
+    """A node of a million entries, which each of many signatures reaches on its own way."""
+
+    def build(directory: pathlib.Path) -> None:
+        saved_model = tiny(tf.string)
+        meta_graph = saved_model.meta_graphs[0]
+        replace_output(meta_graph, op, ["x"]).MergeFromString(attrs)
+        for index in range(500):
+            definition = meta_graph.signature_def[f"s{index}"]
+            definition.CopyFrom(meta_graph.signature_def["serving_default"])
+            definition.inputs[f"more{index}"].CopyFrom(definition.inputs["x"])
+            definition.inputs[f"more{index}"].name = f"other{index}:0"
+        write(directory, saved_model)
+
+    HOSTILE[name] = build
+
+
+def _attr_bytes(name: bytes, value: bytes) -> bytes:
+    return _field(5, _field(1, name) + _field(2, value))
+
+
+_in_500_signatures(
+    "Case of a million branches in 500 signatures",
+    "Case",
+    _attr_bytes(b"branches", _field(1, _field(9, _field(1, b"f")) * 10**6)),
+)
+_in_500_signatures(
+    "an unknown op of 300 000 attributes in 500 signatures",
+    "NoSuchOp",
+    b"".join(_attr_bytes(b"a%d" % index, b"") for index in range(300_000)),
+)
+_in_500_signatures(
+    "DecodeCSV of a million columns in 500 signatures",
+    "DecodeCSV",
+    _attr_bytes(b"OUT_TYPE", _field(1, _field(6, b"\x01" * 10**6))),
+)
 
 
 # Constants and parsers.
@@ -853,18 +906,6 @@ def _nested(depth: int) -> bytes:
     for _ in range(depth):
         content = _field(2, content)
     return content
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out += bytes([value & 127 | 128])
-        value >>= 7
-    return out + bytes([value])
 
 
 def _raw(directory: pathlib.Path, content: bytes, name: str = "saved_model.pb") -> None:

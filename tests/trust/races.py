@@ -6,15 +6,17 @@ import ctypes
 import os
 import pathlib
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras_warmup as kw
+from trust import shim
 from trust.completeness import IncompleteError, read_version
-from trust.faults import Trials
+from trust.faults import Trials, share_out, tally
 from trust.figures import Figures, timed
 from trust.forkserver import Child, Outcome
-from trust.judging import leftovers_of
+from trust.judging import Fault, leftovers_of
 from trust.scenarios import WARMUP, build_model, build_rows, versions_of
 
 RENAME_EXCHANGE = 2
@@ -113,6 +115,62 @@ def save_often(base: str, first: int, rounds: int) -> None:
     """Saves models of the generations `first`, `first + 1`, ...: in a child."""
     for generation in range(first, first + rounds):
         kw.save(build_model(generation), f"{base}/1", data=build_rows(generation), warmup=WARMUP)
+
+
+def overtake(trials: Trials, count: int, names: Sequence[str] = ("new", "overwrite", "save")) -> Figures:
+    """Stops an export in the middle, lets another one overtake it, and lets it go on: both must succeed.
+
+    What the stopped one has built looks days old by then, and must not be swept: its owner lives.
+    """
+    figures = Figures("a stopped export, overtaken by another")
+    with timed(figures):
+        totals = {name: trials.count(name) for name in names}
+        for name, number in share_out(totals, count):
+            root = trials.fresh(name)
+            base = root / "m"
+            where = f"{name} stopped before operation {number}"
+            arguments = {"name": name, "base": str(base)}
+            child = trials.server.start("trust.scenarios:run", arguments, arm=shim.Arm.at(number, shim.STOP), root=root)
+            if child.wait().ended != "stopped":
+                figures.measure("not reached")
+                continue
+            figures.trials += 1
+            make_old(root)
+            overtaking = trials.run(name, root, generation=3)
+            child.resume()
+            faults: list[Fault] = [
+                ("failed", f"the {which} export {outcome.ended}: {outcome.error}: {outcome.message[:300]}")
+                for which, outcome in (("overtaking", overtaking), ("stopped", child.wait()))
+                if outcome.ended != "returned"
+            ]
+            tally(figures, where, faults + _judge_both(name, root), root)
+    return figures
+
+
+def _judge_both(name: str, root: pathlib.Path) -> list[Fault]:
+    """Judges what two exports leave: both versions, or one whole version of either."""
+    base = root / "m"
+    faults: list[Fault] = []
+    states = []
+    for version in versions_of(base):
+        try:
+            states.append(read_version(base / str(version)).state)
+        except IncompleteError as error:
+            faults.append(("half_written", f"version {version}: {error}"))
+    if not faults:
+        both = sorted(states) == [(1, 1), (2, 2), (3, 3)] if name == "new" else states in ([(2, 2)], [(3, 3)])
+        if not both:
+            faults.append(("missing", f"the versions hold the generations {states}"))
+    if left := leftovers_of(root, base):
+        faults.append(("leftovers", ", ".join(left[:5])))
+    return faults
+
+
+def make_old(root: pathlib.Path) -> None:
+    """Makes everything below a directory look two days old."""
+    long_ago = time.time() - 2 * 24 * 60 * 60
+    for path in root.rglob("*"):
+        os.utime(path, (long_ago, long_ago), follow_symlinks=False)
 
 
 def _watch(children: Sequence[Child], look: Callable[[], None], figures: Figures) -> None:

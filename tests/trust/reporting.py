@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import platform
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def machine() -> str:
 
     return (
         f"{os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}, "
-        f"{file_system_of(os.environ.get('TMPDIR', '/tmp'))}, TensorFlow {tf.__version__}."
+        f"{file_system_of(tempfile.gettempdir())}, TensorFlow {tf.__version__}."
     )
 
 
@@ -89,7 +90,7 @@ def file_system_of(path: str) -> str:
     with open("/proc/mounts", encoding="utf-8") as mounts:
         for line in mounts:
             _, point, kind, *_ = line.split()
-            if os.path.realpath(path).startswith(point) and len(point) >= len(best):
+            if pathlib.Path(path).resolve().is_relative_to(point) and len(point) >= len(best):
                 best, found = point, kind
     return found
 

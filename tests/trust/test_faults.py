@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from trust.faults import (
-    EVERY,
+    ALL,
     FAILURES,
     REPLACING,
     fail_everywhere,
@@ -18,7 +18,7 @@ by_failure = pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: fa
 
 
 def test_a_few_kills_leave_whole_versions(trials, report_figures):
-    report_figures(kill_everywhere(trials, 18))
+    report_figures(kill_everywhere(trials, 12))
 
 
 def test_a_few_interrupts_leave_whole_versions(trials, report_figures):
@@ -31,15 +31,27 @@ def test_a_few_failing_operations_are_explained(trials, report_figures, failure)
 
 
 @pytest.mark.trust
-def test_a_kill_before_every_change_leaves_whole_versions(trials, report_figures):
-    figures = kill_everywhere(trials)
+def test_kills_leave_whole_versions(trials, report_figures):
+    figures = kill_everywhere(trials, 500)
     report_figures(figures)
     assert figures.trials >= 360
 
 
 @pytest.mark.trust
 def test_a_kill_without_an_exchange_of_directories_loses_nothing(trials, report_figures):
-    report_figures(kill_everywhere(trials, EVERY, REPLACING, deny_exchange=True))
+    report_figures(kill_everywhere(trials, 120, REPLACING, deny_exchange=True))
+
+
+@pytest.mark.trust
+@pytest.mark.parametrize(
+    ("names", "deny_exchange"),
+    [
+        pytest.param([name for name in ALL if name != "fit"], False, id="exchange"),
+        pytest.param(REPLACING, True, id="no_exchange"),
+    ],
+)
+def test_a_kill_of_an_export_that_sweeps_loses_nothing(trials, report_figures, names, deny_exchange):
+    report_figures(kill_everywhere(trials, 80, names, deny_exchange=deny_exchange, twice=True))
 
 
 @pytest.mark.trust

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trust.races import race_exports, race_saves
+from trust.races import overtake, race_exports, race_saves
 
 
 def test_a_few_concurrent_exports_take_versions_of_their_own(trials, report_figures):
@@ -13,6 +13,15 @@ def test_a_few_concurrent_exports_take_versions_of_their_own(trials, report_figu
 
 def test_a_few_concurrent_saves_leave_one_whole_version(trials, report_figures):
     report_figures(race_saves(trials, processes=3, rounds=3))
+
+
+def test_a_few_stopped_exports_are_overtaken_and_not_swept(trials, report_figures):
+    report_figures(overtake(trials, 6))
+
+
+@pytest.mark.trust
+def test_stopped_exports_are_overtaken_and_not_swept(trials, report_figures):
+    report_figures(overtake(trials, 90))
 
 
 @pytest.mark.trust

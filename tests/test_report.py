@@ -1,0 +1,34 @@
+"""What reports print of names that a file holds."""
+
+from __future__ import annotations
+
+import pytest
+import rich.console
+
+from keras_warmup.report import RecordReport, WarmupReport, printable
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("größe [x] 模型 😀", "größe [x] 模型 😀"),
+        ("\x1b[2J\r\n\t\x00\x9b", "\\x1b[2J\\r\\n\\t\\x00\\x9b"),
+        ("a\u202eb\u200b", "a\\u202eb\\u200b"),
+        ("\ud800", "\\ud800"),
+        ("back\\slash", "back\\slash"),
+    ],
+)
+def test_names_are_shown_without_what_steers_a_terminal(name, shown):
+    assert printable(name) == shown
+    assert printable(name).encode()
+
+
+def test_a_table_prints_names_as_they_are():
+    record = RecordReport("k[/bold]\x1b[2J", "predict", 1, {"[red]\x07": (1,)}, ("\n",), "data", 7)
+    console = rich.console.Console(width=200)
+    with console.capture() as captured:
+        console.print(WarmupReport("/m\x1b", None, (record,), notes=("a\nb\x1b",)))
+    text = captured.get()
+    for part in ("note: a\nb\\x1b", "/m\\x1b", "k[/bold]\\x1b[2J", "[red]\\x07 [1]", "\\n"):
+        assert part in text
+    assert "\x1b" not in text and "\x07" not in text
