@@ -7,6 +7,12 @@ median over the rounds of
 - verified: `export_with_warmup` / (export + load + replay + call), where load and replay are a server's: restoring, and what the
   export runs only to compare twin signatures, it runs without TensorFlow's graph optimizer,
 - unverified: `verify=False` / export.
+
+The time that fsync takes is measured apart ("fsync", milliseconds of one export) and is in neither ratio: `model.export` leaves its
+files to the operating system, and a disk shared with others takes what it takes.
+
+With `--against`, the package of another checkout is measured in turns with this one, and what an export takes here is compared with
+what it takes there.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ import gc
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +42,7 @@ from keras_warmup.replay import open_session
 EXAMPLE = """example:
   python benchmarks/export_cost.py
   python benchmarks/export_cost.py --models LSTM --rounds 9 --json
+  git worktree add ../before HEAD~10 && python benchmarks/export_cost.py --against ../before
 """
 # Those that model.export writes: a custom export_fn costs what its author makes it cost.
 MODELS = {specimen.name: specimen for specimen in ZOO if specimen.export_fn is None}
@@ -42,20 +50,34 @@ MODELS = {specimen.name: specimen for specimen in ZOO if specimen.export_fn is N
 SECONDS, MOST_ROUNDS = 60, 41
 PLAIN, LOAD, REPLAY, CALL = "export", "load", "replay", "call"
 WHOLE, UNVERIFIED = "export_with_warmup", "verify=False"
+FSYNC = "fsync"
+# Fresh processes of each checkout that `--against` compares.
+TURNS = 3
 
 
 class Stopwatch:
-    """Seconds by name, a value for each round."""
+    """Seconds by name, a value for each round; those of fsync under a name of their own."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
+        self._fsync_s = 0.0
+        self._fsync = os.fsync
+        os.fsync = self._timed_fsync
+
+    def _timed_fsync(self, descriptor: int) -> None:
+        started = time.perf_counter()
+        self._fsync(descriptor)
+        self._fsync_s += time.perf_counter() - started
 
     @contextlib.contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Times a block."""
+        """Times a block, fsync apart."""
+        self._fsync_s = 0.0
         started = time.perf_counter()
         yield
-        self.seconds.setdefault(name, []).append(time.perf_counter() - started)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - started - self._fsync_s)
+        if name == WHOLE:
+            self.seconds.setdefault(FSYNC, []).append(self._fsync_s)
 
 
 def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
@@ -123,6 +145,45 @@ def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     }
 
 
+def compare(names: Sequence[str], rounds: int, checkout: str) -> dict[str, dict[str, float]]:
+    """Measures this package and that of another checkout in turns, each in processes of its own.
+
+    Returns:
+        Model -> median seconds here / there, for each kind of export, and the medians of both.
+    """
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    compared = {}
+    for name in names:
+        measured: dict[str, dict[str, list[float]]] = {here: {}, os.path.abspath(checkout): {}}
+        for turn in range(TURNS):
+            for package in list(measured)[:: -1 if turn % 2 else 1]:
+                command = [sys.executable, __file__, "--models", name, "--rounds", str(rounds), "--json"]
+                environment = {**os.environ, "PYTHONPATH": package}
+                printed = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+                for way, taken in json.loads(printed)[name]["seconds"].items():
+                    measured[package].setdefault(way, []).extend(taken)
+        after, before = (
+            {way: statistics.median(taken) for way, taken in seconds.items()} for seconds in measured.values()
+        )
+        compared[name] = {
+            "export_with_warmup": after[WHOLE] / before[WHOLE],
+            "verify=False": after[UNVERIFIED] / before[UNVERIFIED],
+            "model.export": after[PLAIN] / before[PLAIN],
+            "here_s": after[WHOLE],
+            "there_s": before[WHOLE],
+            "fsync_ms": after[FSYNC] * 1000,
+        }
+        print(
+            f"{name}: here / there: export_with_warmup {compared[name]['export_with_warmup']:.2f} x "
+            f"({after[WHOLE]:.3f} s / {before[WHOLE]:.3f} s), verify=False {compared[name]['verify=False']:.2f} x, "
+            f"model.export (the same code) {compared[name]['model.export']:.2f} x; fsync here "
+            f"{compared[name]['fsync_ms']:.1f} ms, not in the ratios",
+            file=sys.stderr,
+            flush=True,
+        )
+    return compared
+
+
 def main() -> int:
     """Measures, and prints the figures."""
     parser = argparse.ArgumentParser(
@@ -132,14 +193,25 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--rounds", type=int, default=9, help="least rounds of a model (default: 9)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--against", metavar="CHECKOUT", help="compare with the package of another checkout")
     arguments = parser.parse_args()
+    if arguments.against:
+        compared = compare(arguments.models, arguments.rounds, arguments.against)
+        if arguments.json:
+            print(json.dumps(compared, indent=1))
+        return 0
     warnings.simplefilter("ignore")
     results = {}
     for name in arguments.models:
         seconds = measure(MODELS[name], arguments.rounds)
         results[name] = {"seconds": seconds, "ratios": ratios_of(seconds)}
         if not arguments.json:
-            medians = ", ".join(f"{way} {statistics.median(taken):.2f} s" for way, taken in seconds.items())
+            medians = ", ".join(
+                f"{way} {statistics.median(taken) * 1000:.1f} ms"
+                if way == FSYNC
+                else f"{way} {statistics.median(taken):.2f} s"
+                for way, taken in seconds.items()
+            )
             ratios = ", ".join(f"{way} {ratio:.2f} x" for way, ratio in results[name]["ratios"].items())
             print(f"{name}, {len(seconds[PLAIN])} rounds\n  {medians}\n  {ratios}", flush=True)
     if arguments.json:

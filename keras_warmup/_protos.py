@@ -26,8 +26,8 @@ from tensorflow.python.framework import op_def_registry as _op_def_registry
 # tf.compat.v1.io.tf_record_iterator is the same behind a deprecation warning; a tf.data iterator takes 0.1 s to end.
 from tensorflow.python.lib.io._pywrap_record_io import RecordIterator as _RecordIterator
 
-# tf.saved_model.experimental only reads fingerprints; this is what tf.saved_model.save itself writes them with.
-from tensorflow.python.saved_model import fingerprinting_utils as _fingerprinting_utils
+# tf.saved_model.experimental only reads fingerprints; this is what tf.saved_model.save itself makes them with.
+from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting as _fingerprinting
 from tensorflow_serving.apis.classification_pb2 import ClassificationRequest
 from tensorflow_serving.apis.inference_pb2 import InferenceTask, MultiInferenceRequest
 from tensorflow_serving.apis.input_pb2 import ExampleList, ExampleListWithContext, Input
@@ -72,7 +72,7 @@ __all__ = [
     "TensorShapeProto",
     "checked_records",
     "registered_op",
-    "write_fingerprint",
+    "serialized_fingerprint",
 ]
 
 
@@ -91,10 +91,13 @@ def checked_records(path: str) -> Iterator[bytes]:
     return records
 
 
-def write_fingerprint(export_dir: str) -> None:
-    """Writes `fingerprint.pb` for the `saved_model.pb` of a SavedModel directory, atomically.
+def serialized_fingerprint(export_dir: str) -> bytes:
+    """Returns what `fingerprint.pb` holds for the `saved_model.pb` and the variables of a SavedModel directory.
 
     Raises:
         ValueError: there is no SavedModel, or it cannot be parsed.
     """
-    _fingerprinting_utils.write_fingerprint(export_dir)
+    try:
+        return bytes(_fingerprinting.CreateFingerprintDef(export_dir))
+    except _fingerprinting.FingerprintException as error:
+        raise ValueError(str(error)) from None

@@ -24,7 +24,7 @@ class ArgumentStructures:
     """
 
     def __init__(self, meta_graph: MetaGraphDef) -> None:
-        self._budget = VisitBudget()
+        self._budget = VisitBudget.of(meta_graph.graph_def)
         self._nodes = {node.name: node for node in meta_graph.graph_def.node}
         self._functions: dict[str, FunctionDef] = {
             function.signature.name: function for function in meta_graph.graph_def.library.function

@@ -15,7 +15,7 @@ from google.protobuf import wrappers_pb2 as _wrappers_pb2
 
 from keras_warmup.errors import OptionsError
 from keras_warmup.local_files import why_not_a_file
-from keras_warmup.versions import reason_of
+from keras_warmup.versions import as_path, reason_of
 
 # A real one has a few hundred; the parser of text protos reads 3 MB/s.
 _MAX_BYTES = 2**20
@@ -45,7 +45,7 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
         OptionsError: the file is not there, is no such text proto, or the server would refuse its sizes
             (batching_session.cc: ascending, the last one equal to `max_batch_size`).
     """
-    where = os.fspath(path)
+    where = as_path(path)
     problem = why_not_a_file(where)
     if problem is not None:
         raise OptionsError(f"batching_parameters: cannot read {where!r}: {problem}, expected a file.")

@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_warmup.measuring import MIN_FIGURES, Figures
 from keras_warmup.probes import Probe, RowsFrom
-from keras_warmup.report import Kind, to_plain
+from keras_warmup.report import Kind, printable, to_plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -138,7 +138,7 @@ class BenchmarkReport:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=Text(printable(self.title)), title_justify="left", box=box.SIMPLE_HEAD)
         several_kinds = {entry.kind for entry in self.entries} != {"predict"}
         several_sets = any(entry.output_filter for entry in self.entries)
         compared = self.records > 0 and self.engine != "server"
@@ -153,8 +153,10 @@ class BenchmarkReport:
             row.append(str(entry.batch_size or "-"))
             row += [render_ms(entry.warm_ms if self.engine == "server" else entry.cold_ms)]
             row += [render_ms(entry.warm_ms), render_gain(entry)] * compared
-            table.add_row(*row, render_ms(entry.steady_p50_ms))
-        return Group(table, *(Text(line) for line in self.sentences()))
+            row.append(render_ms(entry.steady_p50_ms))
+            # As Text: rich would read the brackets of a name as markup.
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        return Group(table, *(Text(printable(line)) for line in self.sentences()))
 
     @property
     def title(self) -> str:

@@ -18,6 +18,8 @@ from keras_warmup.records import read_all_records, warmup_path
 from keras_warmup.sampling import select_batches
 from keras_warmup.signatures import read_meta_graph
 from keras_warmup.sources import read_batches
+from keras_warmup.unsafe_check import check_saved_model
+from keras_warmup.versions import as_path
 
 Progress = Callable[[int, int, str], None]
 
@@ -43,6 +45,7 @@ def benchmark(
     load_timeout_s: float = 300.0,
     seed: int = 0,
     progress: Progress | None = None,
+    refuse_unsafe_ops: bool = False,
 ) -> BenchmarkReport:
     """Measures the first request after a load without and with the warmup file.
 
@@ -68,13 +71,16 @@ def benchmark(
         load_timeout_s: seconds to wait until a server has loaded the model.
         seed: seed of the choice of rows.
         progress: called with `(done, total, what)` after each process.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops that touch files,
+            network or processes. Defaults to `False`: warn.
 
     Returns:
         A `BenchmarkReport`; print it with `rich`, or take its `to_dict()`.
 
     Raises:
         OptionsError: an option is out of range, or two servers are asked for.
-        SignatureError: there is no SavedModel.
+        SignatureError: there is no SavedModel, or it is damaged.
+        UnsafeOpsError: it has unsafe ops, and `refuse_unsafe_ops` is set.
         RecordsError: the warmup file cannot be read.
         DataError: the data cannot be read.
         BindingError: they do not fit the signatures.
@@ -83,8 +89,9 @@ def benchmark(
     """
     _check_count("processes", processes)
     _check_count("requests", requests)
-    directory = os.fspath(export_dir)
+    directory = as_path(export_dir)
     meta_graph = read_meta_graph(directory)
+    check_saved_model(directory, refuse=refuse_unsafe_ops)
     kind, engine = _engine(directory, server, model_server, docker, model_name, server_args, load_timeout_s)
     path = warmup_path(directory)
     records = read_all_records(path) if tf.io.gfile.exists(path) else []

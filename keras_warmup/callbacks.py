@@ -9,16 +9,33 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
+import tensorflow as tf
 
 from keras_warmup.best_epoch import BestEpoch
 from keras_warmup.callback_order import move_behind_restoring
 from keras_warmup.capture import BatchTap, remember
-from keras_warmup.errors import OptionsError, PublishError
-from keras_warmup.export import export_with_warmup
+from keras_warmup.errors import OptionsError, PublishError, WarmupError
+from keras_warmup.export import publish_model
+from keras_warmup.op_errors import describe_op_error
 from keras_warmup.options import DEFAULT_MAX_BYTES, WarmupOptions, as_options
-from keras_warmup.publish import check_free, check_publishable, check_writable, remove_published, target_of
+from keras_warmup.publishing.publish import (
+    Published,
+    check_free,
+    check_publishable,
+    check_writable,
+    is_still_there,
+    remove_published,
+    target_of,
+)
 from keras_warmup.report import WarmupReport
-from keras_warmup.versions import as_path, fields_of, format_filepath, has_version, version_hint
+from keras_warmup.versions import (
+    absolute,
+    as_path,
+    fields_of,
+    format_filepath,
+    has_version,
+    version_hint,
+)
 
 OnError = Literal["raise", "warn"]
 
@@ -178,6 +195,8 @@ class WarmupExport(_Tapped):
             raise OptionsError("Bad WarmupExport options: " + "; ".join(problems) + ".")
         self.filepath = as_path(filepath)
         self._fields = frozenset(fields_of(self.filepath)) - {"version"}
+        # Absolute from the start: a chdir during fit must not lead to another directory.
+        self._template = absolute(self.filepath)
         self._options = as_options(warmup)
         rows = max(_MIN_ROWS, *(self._options.batch_sizes or (_MIN_ROWS,)))
         super().__init__(
@@ -193,7 +212,8 @@ class WarmupExport(_Tapped):
         self.on_error = on_error
         self.verbose = verbose
         self.reports: list[WarmupReport] = []
-        self._published: list[str] = []
+        self._published: list[Published] = []
+        self._failed_epochs: list[int] = []
         self._best = BestEpoch(monitor, mode)
         self._epochs_run = 0
         self._epoch = 0
@@ -202,12 +222,13 @@ class WarmupExport(_Tapped):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks the path, moves behind callbacks that restore weights, and starts sampling."""
         self._epochs_run = 0
+        self._failed_epochs = []
         if self._fields:
-            known = self.filepath[: min(self.filepath.index("{" + field) for field in self._fields)]
-            check_writable(known.rpartition("/")[0] or ("/" if known.startswith("/") else "."), self.filepath)
+            known = self._template[: min(self._template.index("{" + field) for field in self._fields)]
+            check_writable(known.rpartition("/")[0] or ("/" if known.startswith("/") else "."), self._template)
         else:
-            template = format_filepath(self.filepath)
-            check_publishable(template, overwrite=target_of(template) in self._published)
+            template = format_filepath(self._template)
+            check_publishable(template, overwrite=self._is_ours(target_of(template)))
         hint = version_hint(self.filepath)
         if hint and self.verbose:
             print(f"WarmupExport: {hint}")
@@ -216,12 +237,12 @@ class WarmupExport(_Tapped):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Before the first step: refuses directories of others that this `fit` would meet."""
-        if self._epochs_run or self._fields != {"epoch"} or has_version(self.filepath):
+        if self._epochs_run or self._fields != {"epoch"} or has_version(self._template):
             return
         last = max((self.params or {}).get("epochs") or 0, epoch + 1)
         for number in range(epoch + 1, last + 1) if self.save_freq == "epoch" else [last]:
-            path = format_filepath(self.filepath, number)
-            if target_of(path) not in self._published:
+            path = format_filepath(self._template, number)
+            if not self._is_ours(target_of(path)):
                 check_free(path)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -235,12 +256,21 @@ class WarmupExport(_Tapped):
             return
         if self.save_best_only and not self._is_best():
             return
-        if not self._export(f"at epoch {self._epoch}", "warn") and self.save_best_only:
+        if self._export(f"at epoch {self._epoch}", "warn"):
+            return
+        self._failed_epochs.append(self._epoch)
+        if self.save_best_only:
             self._best.forget_last()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Ends sampling; exports, with `save_freq="train_end"`."""
         super().on_train_end(logs)
+        if self._failed_epochs:
+            epochs = ", ".join(map(str, self._failed_epochs))
+            _warn(
+                f"WarmupExport published nothing at {len(self._failed_epochs)} of {self._epochs_run} epochs: "
+                f"{epochs}. The warning at each of them says why."
+            )
         if self.save_freq != "train_end":
             return
         if not self._epochs_run:
@@ -255,7 +285,7 @@ class WarmupExport(_Tapped):
         validated = any(name.startswith("val_") for name in known)
         if any(field not in known and (validated or not field.startswith("val_")) for field in self._fields):
             try:
-                format_filepath(self.filepath, self._epoch, self._logs)
+                format_filepath(self._template, self._epoch, self._logs)
             except OptionsError as error:
                 if self.on_error != "warn":
                     raise
@@ -272,23 +302,23 @@ class WarmupExport(_Tapped):
 
     def _export(self, when: str, default: OnError) -> bool:
         try:
-            template = format_filepath(self.filepath, self._epoch, self._logs)
-            report = export_with_warmup(
+            template = format_filepath(self._template, self._epoch, self._logs)
+            report, published = publish_model(
                 self.model,
                 template,
                 data=self.data,
                 warmup=self._options,
                 export_fn=self.export_fn,
-                overwrite=target_of(template) in self._published,
+                overwrite=self._is_ours(target_of(template)),
             )
         # Whatever fails - a full disk, a user's export_fn, TensorFlow - must not end a training that is worth days.
         except Exception as error:
             if (self.on_error or default) == "raise":
                 raise
-            _warn(f"WarmupExport published nothing {when}. {type(error).__name__}: {error}")
+            _warn(f"WarmupExport published nothing {when}. {_with_cause(error)}")
             return False
         self.reports.append(report)
-        self._published = [path for path in self._published if path != report.export_dir] + [report.export_dir]
+        self._published = [one for one in self._published if one.path != published.path] + [published]
         self._remove_oldest()
         if self.verbose:
             # The progress bar of an epoch is an unfinished line.
@@ -296,13 +326,16 @@ class WarmupExport(_Tapped):
             print(f"{start}WarmupExport: {_summary(report)}")
         return True
 
+    def _is_ours(self, path: str) -> bool:
+        """Whether what is at a path is a version that this instance published, and nobody replaced since."""
+        return any(one.path == path and is_still_there(one) for one in self._published)
+
     def _remove_oldest(self) -> None:
         while self.max_to_keep is not None and len(self._published) > self.max_to_keep:
-            oldest = self._published.pop(0)
             try:
-                remove_published(oldest)
+                remove_published(self._published.pop(0))
             except PublishError as error:
-                warnings.warn(f"WarmupExport could not remove {oldest!r}: {error}", stacklevel=4)
+                _warn(f"WarmupExport keeps a version more than max_to_keep={self.max_to_keep}. {error}")
 
 
 def _warn(text: str) -> None:
@@ -311,6 +344,17 @@ def _warn(text: str) -> None:
         warnings.warn(text, stacklevel=4)
     except UserWarning:
         print(text, file=sys.stderr)
+
+
+def _with_cause(error: Exception) -> str:
+    """The error's text, and that of what it says it came from: a warning has no traceback to look at."""
+    text = f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    if cause is None or not isinstance(error, WarmupError):
+        return text
+    # TensorFlow quotes values of tensors.
+    said = describe_op_error(cause) if isinstance(cause, tf.errors.OpError) else str(cause)
+    return text if said in text else f"{text} Cause: {type(cause).__name__}: {said}"
 
 
 def _summary(report: WarmupReport) -> str:

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from keras_warmup._version import __version__
-from keras_warmup.console import measuring, plain_warnings, show_report, working
+from keras_warmup.console import measuring, plain_warnings, say, show_report, working
 from keras_warmup.errors import DataError, OptionsError, WarmupError
+from keras_warmup.isolation import DEFAULT_TIMEOUT_S, start_worker
 from keras_warmup.report import KINDS
 
 if TYPE_CHECKING:
@@ -34,8 +35,12 @@ _ADD_EXAMPLE = """examples:
 
 An .npz file is written by numpy.savez("rows.npz", image=images[:8]).
 """
-_VERIFY_EXAMPLE = """example:
+_VERIFY_EXAMPLE = """examples:
   keras-warmup verify ./digits/1 && mv ./digits/1 /models/digits/1
+  keras-warmup verify ./unknown/1 --refuse-unsafe-ops --timeout 60 --memory-limit 2048
+
+The model is run in a process of its own: where TensorFlow crashes on it, hangs or runs out of memory, that is a failure in
+the report. It is no sandbox: a SavedModel is a program, and runs with your rights (see SECURITY.md).
 
 Exit code 0: TensorFlow Serving would load the model and replay every record; 1: it would not, or there is no warmup file.
 """
@@ -73,10 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
     except KeyboardInterrupt:
-        print("keras-warmup: interrupted", file=sys.stderr)
+        say("interrupted")
         return EXIT_INTERRUPTED
     except (WarmupError, OSError) as error:
-        print(f"keras-warmup: error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         return EXIT_USAGE if isinstance(error, OptionsError) else EXIT_FAILED
 
 
@@ -139,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--model-name", metavar="NAME", help="name in the requests (default: the base path's)")
     add.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows (default: 0)")
     add.add_argument("--no-verify", action="store_true", help="do not replay the records before they are published")
+    _refuses_unsafe_ops(add)
     bench = verb("bench", _bench, "measure the first request without and with the warmup file", _BENCH_EXAMPLE)
     bench.add_argument(
         "--data", metavar="FILE", help="rows to send, as for add (default: those of the file in another order)"
@@ -170,7 +176,22 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--server-arg", action="append", default=[], metavar="FLAG", help="one more flag for the started server"
     )
-    verb("verify", _verify, "replay the warmup file as TensorFlow Serving does at load", _VERIFY_EXAMPLE)
+    _refuses_unsafe_ops(bench)
+    verify = verb("verify", _verify, "replay the warmup file as TensorFlow Serving does at load", _VERIFY_EXAMPLE)
+    verify.add_argument(
+        "--timeout",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="SECONDS",
+        help=f"longest time for loading the model and for each record (default: {DEFAULT_TIMEOUT_S:g})",
+    )
+    verify.add_argument(
+        "--memory-limit",
+        type=int,
+        metavar="MIB",
+        help="what the model may allocate, beside what TensorFlow itself takes (Linux only; default: no limit)",
+    )
+    _refuses_unsafe_ops(verify)
     verb(
         "method-names",
         _method_names,
@@ -179,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb("records", _records, "list the records of a warmup file, without their values", _RECORDS_EXAMPLE)
     return parser
+
+
+def _refuses_unsafe_ops(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--refuse-unsafe-ops",
+        action="store_true",
+        help="run nothing where the model has ops that touch files, network or processes (default: warn)",
+    )
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -206,7 +235,13 @@ def _add(arguments: argparse.Namespace) -> int:
     )
     data = _read_data(arguments)
     with working("adding warmup records", arguments.json):
-        report = add_warmup(arguments.export_dir, data, warmup=options, append=arguments.append)
+        report = add_warmup(
+            arguments.export_dir,
+            data,
+            warmup=options,
+            append=arguments.append,
+            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+        )
     if not arguments.minimize:
         show_report(report, arguments.json)
         return EXIT_OK
@@ -245,6 +280,9 @@ def _bench(arguments: argparse.Namespace) -> int:
                 f"--minimize takes only --processes and --json, got {', '.join(others)}: it replays the file's own records in "
                 "fresh processes. Leave the others out."
             )
+        from keras_warmup.unsafe_check import check_saved_model
+
+        check_saved_model(arguments.export_dir, refuse=arguments.refuse_unsafe_ops)
         show_report(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
         return EXIT_OK
     from keras_warmup.benchmarking import benchmark
@@ -266,11 +304,12 @@ def _bench(arguments: argparse.Namespace) -> int:
             model_name=arguments.model_name,
             server_args=arguments.server_arg,
             progress=progress,
+            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
         )
     show_report(report, arguments.json)
     if arguments.plot:
         plot_report(report, arguments.plot)
-        print(f"keras-warmup: wrote {arguments.plot}", file=sys.stderr)
+        say(f"wrote {arguments.plot}")
     return EXIT_OK
 
 
@@ -303,15 +342,23 @@ def _method_names(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from keras_warmup.verification import verify
-    from keras_warmup.versions import version_hint
+    with working("starting TensorFlow and replaying the warmup file", arguments.json):
+        # The worker imports TensorFlow while this process does.
+        start_worker()
+        from keras_warmup.verification import verify
+        from keras_warmup.versions import version_hint
 
-    with working("replaying the warmup file", arguments.json):
-        report = verify(arguments.export_dir)
+        report = verify(
+            arguments.export_dir,
+            isolated=True,
+            timeout_s=arguments.timeout,
+            memory_limit_bytes=None if arguments.memory_limit is None else arguments.memory_limit * 2**20,
+            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+        )
     show_report(report, arguments.json)
     hint = version_hint(os.path.abspath(arguments.export_dir)) if os.path.isdir(arguments.export_dir) else None
     if hint:
-        print(f"keras-warmup: {hint}", file=sys.stderr)
+        say(hint)
     return EXIT_OK if report.ok else EXIT_FAILED
 
 

@@ -9,6 +9,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from keras_warmup.report import printable
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr; names of a SavedModel in it steer no terminal."""
+    print(f"keras-warmup: {printable(text)}", file=sys.stderr)
+
 
 def show_report(report: Any, as_json: bool) -> None:
     """Prints a report on stdout."""
@@ -31,7 +38,7 @@ def working(what: str, quiet: bool) -> Iterator[None]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        print(f"keras-warmup: {what} ...", file=sys.stderr)
+        say(f"{what} ...")
         yield
         return
     with console.status(what):
@@ -42,6 +49,7 @@ def working(what: str, quiet: bool) -> Iterator[None]:
 def measuring(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """A bar on a terminal, a line for each tenth elsewhere."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
 
     console = Console(stderr=True)
@@ -51,15 +59,15 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("measuring", total=None)
             yield lambda done, total, step: bar.update(
-                task, completed=done, total=total, description=f"measuring {step}"
+                task, completed=done, total=total, description=escape(f"measuring {printable(step)}")
             )
     else:
 
-        def say(done: int, total: int, step: str) -> None:
+        def tell(done: int, total: int, step: str) -> None:
             if done == total or done * 10 // total > (done - 1) * 10 // total:
-                print(f"keras-warmup: measuring {done}/{total}", file=sys.stderr)
+                say(f"measuring {done}/{total}")
 
-        yield say
+        yield tell
 
 
 @contextlib.contextmanager
@@ -68,7 +76,7 @@ def plain_warnings() -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, UserWarning):
-            print(f"keras-warmup: warning: {message}", file=sys.stderr)
+            say(f"warning: {message}")
 
     original = warnings.showwarning
     warnings.showwarning = show

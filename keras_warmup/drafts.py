@@ -1,16 +1,12 @@
-"""The draft of a warmup file: written under a hidden name, read back, replayed, its bindings proved and its twins compared."""
+"""The draft of a warmup file: read back, replayed, its bindings proved and its twins compared."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
-
-import tensorflow as tf
 
 from keras_warmup.candidates import Rows
 from keras_warmup.errors import ProofError, ReplayError
@@ -25,18 +21,6 @@ from keras_warmup.requests import build_log
 
 # What made-up values can bring about; a missing file or kernel fails whatever the rows are.
 _FAULTS_OF_ROWS = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
-
-
-@contextlib.contextmanager
-def draft_of(path: str) -> Iterator[str]:
-    """A hidden file beside `path`; what is left of it when the block ends is removed."""
-    # A name of its own: two processes may add to one directory.
-    draft = f"{os.path.dirname(path)}/.{os.path.basename(path)}.{secrets.token_hex(8)}"
-    try:
-        yield draft
-    finally:
-        if tf.io.gfile.exists(draft):
-            tf.io.gfile.remove(draft)
 
 
 @dataclasses.dataclass

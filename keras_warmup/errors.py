@@ -56,5 +56,9 @@ class PublishError(WarmupError, OSError):
     """A directory cannot be published: it exists, cannot be written, or its name cannot be made."""
 
 
+class UnsafeOpsError(WarmupError, RuntimeError):
+    """A SavedModel has ops that touch files, network or processes, and was to be refused then."""
+
+
 class ServerError(WarmupError, ConnectionError):
     """A model server cannot be found, started or reached."""

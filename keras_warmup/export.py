@@ -25,15 +25,18 @@ from keras_warmup.keras_model import (
 )
 from keras_warmup.kinds import default_kind
 from keras_warmup.options import WarmupOptions, as_options
-from keras_warmup.publish import staged
+from keras_warmup.publishing.filesystem import remove_tree
+from keras_warmup.publishing.publish import Published, staged
+from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.rewriting import name_methods, share_input
+from keras_warmup.rewriting import name_methods, recover, share_input
 from keras_warmup.sampling import select_batches
 from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
 from keras_warmup.signatures import read_meta_graph, read_signatures
 from keras_warmup.sources import read_batches
-from keras_warmup.versions import as_path, model_name_of, version_hint
+from keras_warmup.unsafe_check import check_saved_model
+from keras_warmup.versions import as_path, explained, model_name_of, reason_of, version_hint
 from keras_warmup.warming import warm_saved_model
 
 ExportFn = Callable[[Any, str], Any]
@@ -42,6 +45,16 @@ ExportFn = Callable[[Any, str], Any]
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 _MIN_ROWS = 2
+# What tf.io.gfile makes of the errors of a file system (core/platform/errors.cc); tracing raises others.
+_FILE_ERRORS = (
+    OSError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.ResourceExhaustedError,
+    tf.errors.UnavailableError,
+    tf.errors.UnknownError,
+    tf.errors.DataLossError,
+)
 
 
 def export_with_warmup(
@@ -80,6 +93,20 @@ def export_with_warmup(
     report = keras_warmup.export_with_warmup(model, "./digits/{version}")
     ```
     """
+    report, _ = publish_model(model, path, data=data, warmup=warmup, export_fn=export_fn, overwrite=overwrite)
+    return report
+
+
+def publish_model(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    data: Any,
+    warmup: WarmupOptions | Mapping[str, Any] | None,
+    export_fn: ExportFn | None,
+    overwrite: bool,
+) -> tuple[WarmupReport, Published]:
+    """Exports as `export_with_warmup` does, and also returns what tells the published directory from a later one."""
     options = as_options(warmup)
     if not isinstance(model, keras.Model):
         raise OptionsError(
@@ -102,8 +129,9 @@ def export_with_warmup(
         _rewrite_signatures(directory, options)
         report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
         # Before the rename: where warnings are errors, nothing is published.
-        _warn_of(report, as_path(path), options)
-    return _published(report, staging.published, path)
+        _warn_of(report, as_path(path), options, stacklevel=5)
+        _remove_remains(directory)
+    return _relocated(report, staging.published.path), staging.published
 
 
 def save(
@@ -149,12 +177,13 @@ def save(
         if is_model and signatures is None and is_subclassed(obj) and rows.batches:
             signatures, structure = _default_signature(obj, rows.batches)
             rows = dataclasses.replace(rows, structures={"serving_default": structure})
-        with _explained(f"{type(obj).__name__}", "tf.saved_model.save"):
+        with _explained(f"{type(obj).__name__}", "tf.saved_model.save", directory):
             save_saved_model(obj, directory, signatures, options)
         _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
         _warn_of(report, as_path(export_dir), asked)
-    return _published(report, staging.published, export_dir)
+        _remove_remains(directory)
+    return _relocated(report, staging.published.path)
 
 
 def add_warmup(
@@ -163,6 +192,7 @@ def add_warmup(
     *,
     warmup: WarmupOptions | Mapping[str, Any] | None = None,
     append: bool = False,
+    refuse_unsafe_ops: bool = False,
 ) -> WarmupReport:
     """Writes the warmup file of a SavedModel that exists; other files in `assets.extra` stay as they are.
 
@@ -173,6 +203,8 @@ def add_warmup(
         data: rows to warm with, as `export_with_warmup` takes them. Defaults to rows made up from the signatures, with a warning.
         warmup: `WarmupOptions`, or a mapping of them.
         append: keep the records that are there, in front of the new ones; they are replayed too.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops that touch files, network or
+            processes. Defaults to `False`: warn.
 
     Returns:
         A `WarmupReport`.
@@ -187,14 +219,19 @@ def add_warmup(
             "keras_warmup.rewriting.name_methods, first."
         )
     directory = as_path(export_dir)
-    _require_saved_model(directory)
+    with explained(directory, "add a warmup file to"):
+        _require_saved_model(directory)
+        recover(directory)
+    check_saved_model(directory, refuse=refuse_unsafe_ops)
     rows = _rows(None, _batches_for(None, data, options), options, frozenset())
-    report = warm_saved_model(directory, rows, options, model_name=model_name_of(directory), append=append)
+    report = warm_saved_model(
+        directory, rows, options, model_name=model_name_of(directory), append=append, in_place=True
+    )
     if not report.records:
         cold = "; ".join(f"{key!r}: {why}" for key, why in report.skipped.items()) or "it has no signature"
         raise WarmupError(f"No warmup record can be written for {directory!r}: {cold}")
     _warn_of(report, directory, options)
-    return _published(report, directory, directory)
+    return _relocated(report, directory)
 
 
 def _batches_for(model: Any, data: Any, options: WarmupOptions) -> list[Batch]:
@@ -223,7 +260,7 @@ def _rows(
 
 
 def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
-    with _explained(f"model {model.name!r}", "model.export"):
+    with _explained(f"model {model.name!r}", "model.export", directory):
         if is_subclassed(model) and batches:
             model.export(directory, verbose=False, input_signature=captured_signature(model, batches))
         else:
@@ -231,12 +268,16 @@ def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) 
 
 
 @contextlib.contextmanager
-def _explained(what: str, how: str) -> Iterator[None]:
+def _explained(what: str, how: str, directory: str) -> Iterator[None]:
     """TensorFlow and Keras refuse what they cannot trace with errors of many types: one type, and a way on."""
     try:
         yield
     except WarmupError:
         raise
+    except _FILE_ERRORS as error:
+        raise ExportError(
+            f"Cannot export {what}: {how} could not write to {directory!r}: {reason_of(error)}. Nothing was published."
+        ) from error
     except (
         ValueError,
         TypeError,
@@ -285,12 +326,12 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
 def _rewrite_signatures(directory: str, options: WarmupOptions) -> None:
     """What requests need of the SignatureDefs and TensorFlow 2 does not write; only where it was asked for."""
     if options.method_name:
-        name_methods(directory)
+        name_methods(directory, flush=False)
     if "multi_inference" in (options.kinds or ()):
         signatures = choose_signatures(read_signatures(read_meta_graph(directory)), options)
         tasks = [signature.key for signature in signatures if default_kind(signature) != "predict"]
         if len(tasks) > 1:
-            share_input(directory, tasks)
+            share_input(directory, tasks, flush=False)
 
 
 def _require_saved_model(directory: str) -> None:
@@ -302,29 +343,40 @@ def _require_saved_model(directory: str) -> None:
         )
 
 
-def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
+def _remove_remains(directory: str) -> None:
+    """Removes what a file operation that failed left in a SavedModel that is otherwise whole."""
+    with explained(directory, "remove temporary files from"):
+        recover(directory)
+        sweep(os.path.dirname(warmup_path(directory)))
+        # tf.saved_model.save goes on where it cannot remove it.
+        remove_tree(os.path.join(directory, "variables", "variables_temp"))
+
+
+def _warn_of(report: WarmupReport, where: str, options: WarmupOptions, *, stacklevel: int = 3) -> None:
     if report.synthetic:
         warnings.warn(
             f"The warmup records of {where!r} hold made-up rows, since no data was given or captured. Pass data=, or train with "
             "keras_warmup.WarmupExport or BatchCapture in callbacks=.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     if not report.records and not report.skipped:
-        warnings.warn(f"{where!r} has no signature that a request can reach: it has no warmup file.", stacklevel=3)
+        warnings.warn(
+            f"{where!r} has no signature that a request can reach: it has no warmup file.", stacklevel=stacklevel
+        )
     budget = options.max_load_seconds
     if budget is not None and report.load_added_ms is not None and report.load_added_ms > budget * 1000:
         warnings.warn(
             f"Replaying the warmup records of {where!r} took {report.load_added_ms / 1000:.3g} s, over "
             f"max_load_seconds={budget}: a server loads it at least that much later. Ask for fewer batch_sizes, output_filters "
             "or signatures, or drop records with keras-warmup add --minimize.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     for key, why in report.skipped.items():
-        warnings.warn(f"Signature {key!r} of {where!r} stays cold: {why}", stacklevel=3)
+        warnings.warn(f"Signature {key!r} of {where!r} stays cold: {why}", stacklevel=stacklevel)
 
 
-def _published(report: WarmupReport, published: str | None, asked: str | os.PathLike[str]) -> WarmupReport:
-    where = published or as_path(asked)
+def _relocated(report: WarmupReport, where: str) -> WarmupReport:
+    """Returns the report with the path that the SavedModel has now."""
     hint = version_hint(where)
     notes = (*report.notes, hint) if hint else report.notes
     path = warmup_path(where) if report.warmup_path else None

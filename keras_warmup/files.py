@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_warmup.errors import DataError
 from keras_warmup.local_files import why_not_a_file
-from keras_warmup.versions import reason_of
+from keras_warmup.versions import as_path, reason_of
 
 # What zlib can make of a byte at most (https://zlib.net/zlib_tech.html: 1032).
 _MAX_DEFLATE_RATIO = 1032
@@ -40,7 +40,7 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     Raises:
         DataError: there is no such file, or it cannot be read.
     """
-    where = os.fspath(path)
+    where = as_path(path)
     if where.endswith(".npz"):
         return read_npz(where)
     _require_file(where)
@@ -88,7 +88,7 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             unpickling runs code). Also for arrays of numpy's fixed-width bytes with a value shorter than the width: numpy drops
             trailing NULs of these, so that serialized rows may be cut (arrays of `str` are text, and lose nothing a text has).
     """
-    where = os.fspath(path)
+    where = as_path(path)
     _require_file(where)
     content = _content_of(where)
     try:

@@ -124,7 +124,7 @@ class ModelGraph:
     def __init__(self, meta_graph: Any) -> None:
         check_graph(meta_graph.graph_def)
         self.meta_graph = meta_graph
-        self.budget = VisitBudget()
+        self.budget = VisitBudget.of(meta_graph.graph_def)
         self.main = Body("", meta_graph.graph_def.node)
         self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
         self._bodies: dict[str, Body] = {}

@@ -24,12 +24,14 @@ MAX_CALL_DEPTH = 100
 # Functions that one node names: the branches of a Case. Also attributes of an op that this TensorFlow does not have, where
 # all are looked at.
 MAX_BRANCHES = 1000
-# Of the main graph and all functions; a walk costs up to 10 us for each. EfficientNetB7 has 32 044.
-MAX_NODES = 300_000
-# What all walks over one graph may visit, 1 us each. `inspect` visits 101 786 of EfficientNetB7 (29 times fewer), 83 587 of a
-# transformer of 48 layers, 17 859 of an estimator's 4 signatures, 12 182 of a parser of 500 features, 5 803 of 500 inputs, 2 792
-# of 20 signatures, 458 of a lookup of 500 000 words.
+# Of the main graph and all functions; `inspect` takes up to 10 us for each. EfficientNetB7 has 32 044. Twice as many, all read
+# by each of 300 signatures, took 30 s.
+MAX_NODES = 500_000
+# What all walks over one graph may visit, 1 us each; of a large graph, as many for each node as below. `inspect` visits 101 786
+# of EfficientNetB7 (29 times fewer, and 3 a node), 83 587 of a transformer of 48 layers, 17 859 of an estimator's 4 signatures,
+# 12 182 of a parser of 500 features, 5 803 of 500 inputs, 2 792 of 20 signatures, 458 of a lookup of 500 000 words.
 MAX_VISITS = 3_000_000
+MAX_VISITS_PER_NODE = 10
 # Elements of a constant that is read: keys and default values of a parser. An image as a default has 150 528.
 MAX_CONSTANT_ELEMENTS = 2**20
 # TensorShape::MaxDimensions in TensorFlow.
@@ -41,7 +43,12 @@ class VisitBudget:
     """Counts what the walks over one graph visit, and ends them."""
 
     def __init__(self, visits: int = MAX_VISITS) -> None:
-        self._left = visits
+        self._left = self._all = visits
+
+    @classmethod
+    def of(cls, graph_def: GraphDef) -> VisitBudget:
+        """Returns the budget for a graph of this size."""
+        return cls(max(MAX_VISITS, MAX_VISITS_PER_NODE * count_nodes(graph_def)))
 
     @property
     def left(self) -> int:
@@ -57,7 +64,7 @@ class VisitBudget:
         self._left -= visits
         if self._left < 0:
             refuse_graph(
-                f"stopped in {place_of(function)} after {MAX_VISITS} visits, more than any real model needs: calls, "
+                f"stopped in {place_of(function)} after {self._all} visits, more than any real model needs: calls, "
                 "outputs or constants multiply"
             )
 
@@ -110,6 +117,11 @@ def functions_in(value: Any) -> list[str]:
     return [function.name for function in value.list.func] if kind == "list" else []
 
 
+def count_nodes(graph_def: GraphDef) -> int:
+    """Counts the nodes of the main graph and of all functions."""
+    return len(graph_def.node) + sum(len(function.node_def) for function in graph_def.library.function)
+
+
 def check_graph(graph_def: GraphDef) -> None:
     """Checks what every walk over a graph relies on.
 
@@ -121,7 +133,7 @@ def check_graph(graph_def: GraphDef) -> None:
             calls are nested more than `MAX_CALL_DEPTH` deep, or there are more than `MAX_NODES` nodes, or more than
             `MAX_BRANCHES` functions named by one.
     """
-    nodes = len(graph_def.node) + sum(len(function.node_def) for function in graph_def.library.function)
+    nodes = count_nodes(graph_def)
     if nodes > MAX_NODES:
         refuse_graph(f"it has {nodes} nodes, more than the {MAX_NODES} that are read")
     library: dict[str, Any] = {}

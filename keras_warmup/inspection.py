@@ -21,6 +21,7 @@ from keras_warmup.report import Kind, RecordList, RecordReport, printable, to_pl
 from keras_warmup.serving_rules import XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
+from keras_warmup.versions import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -169,7 +170,7 @@ def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
     Raises:
         SignatureError: there is no SavedModel, it cannot be read, or it holds no `serve` graph.
     """
-    where = os.fspath(export_dir)
+    where = as_path(export_dir)
     meta_graph = read_meta_graph(where)
     signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
@@ -204,7 +205,7 @@ def list_records(path: str | os.PathLike[str]) -> RecordList:
     Raises:
         RecordsError: there is no warmup file, or it is malformed.
     """
-    where = os.fspath(path)
+    where = as_path(path)
     logs = read_records(where)
     records = tuple(
         RecordReport(**describe_log(log), source="", bytes=log.ByteSize())

@@ -11,13 +11,30 @@ from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import Error as ProtobufError
 
-from keras_warmup._protos import AssetFileDef, MetaGraphDef
+from keras_warmup._protos import MetaGraphDef
 from keras_warmup.errors import ReplayError
 from keras_warmup.grappler import leave_unoptimized
-from keras_warmup.op_errors import describe_op_error as describe_op_error  # noqa: PLC0414 - for those who import it from here
-from keras_warmup.op_errors import message_of, status_of, text_of
+from keras_warmup.local_files import check_load_files, read_assets
+from keras_warmup.op_errors import describe_op_error, message_of, status_of, text_of
 
+# What TensorFlow raises for a damaged graph: errors of its own, and what its C++ and Python fail with on the way, such as
+# IndexError and UnicodeDecodeError for attributes, or MemoryError where C++ says std::bad_alloc.
+TENSORFLOW_ERRORS = (
+    tf.errors.OpError,
+    ProtobufError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
+# Their texts tell what failed without the type.
+_TELLING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
@@ -34,20 +51,25 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
 
     Raises:
+        SignatureError: a file that the load reads is no regular file.
         ReplayError: one of the three steps fails; the message says which, and what to do.
     """
+    check_load_files(export_dir, meta_graph)
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
     if unoptimized:
         leave_unoptimized(meta_graph, unoptimized, config)
     graph = tf.Graph()
     problem = _import(graph, meta_graph)
     if problem is not None:
-        raise _load_error(f"Cannot import the graph of SavedModel {export_dir!r}", problem, text_of(problem))
+        raise _load_error(
+            f"Cannot import the graph of SavedModel {export_dir!r}", problem, named(problem, text_of(problem))
+        )
     session = tf.compat.v1.Session(graph=graph, config=config)
     stage = "restore the variables"
     try:
         assets = {
-            asset.tensor_info.name: os.path.join(export_dir, "assets", asset.filename) for asset in _assets(meta_graph)
+            asset.tensor_info.name: os.path.join(export_dir, "assets", asset.filename)
+            for asset in read_assets(meta_graph)
         }
         prefix = _variables_prefix(export_dir)
         if meta_graph.HasField("saver_def") and tf.io.gfile.exists(prefix + ".index"):
@@ -60,7 +82,7 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
         init_op = _init_op(meta_graph)
         if init_op:
             session.run(graph.get_operation_by_name(init_op), assets)
-    except (tf.errors.OpError, ValueError, KeyError, TypeError) as error:
+    except TENSORFLOW_ERRORS as error:
         session.close()
         problem = error
     if problem is not None:
@@ -68,8 +90,15 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
         # The init op quotes vocabularies; the restore op sees nothing but the files.
         quotes = stage == "run the init op"
         said = describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...") if quotes else text_of(problem)
-        raise _load_error(f"Cannot {stage} of SavedModel {export_dir!r}", problem, said)
+        raise _load_error(f"Cannot {stage} of SavedModel {export_dir!r}", problem, named(problem, said))
     return session
+
+
+def named(error: Exception, said: str) -> str:
+    """What an error says, behind its type where the text alone would not tell what failed."""
+    if isinstance(error, _TELLING_ERRORS):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def lacks_variables(export_dir: str, meta_graph: MetaGraphDef) -> bool:
@@ -88,7 +117,7 @@ def _import(graph: tf.Graph, meta_graph: MetaGraphDef) -> Exception | None:
     try:
         with graph.as_default():
             tf.graph_util.import_graph_def(meta_graph.graph_def, name="")
-    except (tf.errors.OpError, ValueError, TypeError, RuntimeError) as error:
+    except TENSORFLOW_ERRORS as error:
         return error
     return None
 
@@ -100,19 +129,6 @@ def _load_error(what: str, error: Exception, said: str) -> ReplayError:
         said = describe_op_error(error).removesuffix(" ...")  # without advice about TensorFlow 1
     status = status_of(error) if isinstance(error, tf.errors.OpError) else ""
     return ReplayError(f"{what}: {said.rstrip(' .')}. {cure}", status=status)
-
-
-def _assets(meta_graph: MetaGraphDef) -> list[AssetFileDef]:
-    if meta_graph.asset_file_def:
-        return list(meta_graph.asset_file_def)
-    if "saved_model_assets" not in meta_graph.collection_def:  # indexing would add the key
-        return []
-    assets = []
-    for packed in meta_graph.collection_def["saved_model_assets"].any_list.value:
-        asset = AssetFileDef()
-        packed.Unpack(asset)
-        assets.append(asset)
-    return assets
 
 
 def _init_op(meta_graph: MetaGraphDef) -> str:

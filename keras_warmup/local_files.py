@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 from keras_warmup._protos import AssetFileDef, MetaGraphDef
 from keras_warmup.errors import SignatureError
 from keras_warmup.graph_limits import shown
+from keras_warmup.versions import scheme_of
 
 _KINDS = {
     stat.S_IFIFO: "a fifo",
@@ -19,15 +20,6 @@ _KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFDIR: "a directory",
 }
-
-
-def why_no_path(path: str) -> str | None:
-    """Tells why no file system can be asked for a path; `None` where one can."""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return "its name is not UTF-8, which TensorFlow cannot open"
-    return "its name holds a NUL character" if "\0" in path else None
 
 
 def why_not_a_file(path: str) -> str | None:
@@ -40,14 +32,15 @@ def why_not_a_file(path: str) -> str | None:
         The reason, such as `it is a fifo`; `None` for a file, and for one that is not there or cannot be looked at:
         TensorFlow says so when it opens it.
     """
-    problem = why_no_path(path)
-    if problem is not None:
-        return problem
-    local = path.removeprefix("file://")
-    if "://" in local:
+    if scheme_of(path):
         return "it is a directory" if tf.io.gfile.isdir(path) else None
     try:
-        mode = os.stat(local).st_mode
+        path.encode()
+        mode = os.stat(path).st_mode
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, which TensorFlow cannot open"
+    except ValueError:
+        return "its name holds a NUL character"
     except OSError:
         return None
     if stat.S_ISREG(mode):
@@ -98,9 +91,8 @@ def check_load_files(export_dir: str, meta_graph: MetaGraphDef) -> None:
         SignatureError: one of them is no regular file, or an asset's name leads out of `assets/`.
     """
     variables = os.path.join(export_dir, "variables")
-    local = variables.removeprefix("file://")
     try:
-        found = [] if "://" in local else sorted(os.listdir(local))
+        found = [] if scheme_of(variables) else sorted(os.listdir(variables))
     except OSError:  # a model without variables; where they cannot be read, restoring them says so
         found = []
     paths = [os.path.join(variables, name) for name in found if name.startswith("variables.")]

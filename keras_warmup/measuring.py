@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -16,13 +14,12 @@ from typing import Protocol
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import ReplayError
+from keras_warmup.isolation import child_environment, describe_exit
 from keras_warmup.records import write_records
 
 # Fewer figures than this have no spread to compare a gain with.
 MIN_FIGURES = 3
 _UNLIMITED = 2**62
-_LAST_WORDS = re.compile(r"^(?:\w*Error: .*|F\d{4} .*Check failed.*)$", re.MULTILINE)
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +124,7 @@ class ProcessEngine:
             ended = subprocess.run(
                 [sys.executable, "-m", "keras_warmup._measure", job_file],
                 cwd=directory,
-                env=_environment(),
+                env=child_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -146,23 +143,6 @@ def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
 
 
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        # The Session runs on the CPU; starting a GPU would only take its memory.
-        "CUDA_VISIBLE_DEVICES": "-1",
-        # `import tensorflow` then leaves Keras 3 alone, which halves it (https://www.tensorflow.org/guide/keras).
-        "TF_USE_LEGACY_KERAS": "1",
-    }
-
-
 def _describe_death(export_dir: str, code: int, stderr: bytes) -> str:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     # Nothing else of what it printed: a model with tf.print prints values.
-    found = _LAST_WORDS.findall(stderr.decode(errors="replace"))
-    hint = " The machine may be short of memory." if code == -signal.SIGKILL else ""
-    said = f" It said: {found[-1]}" if found else ""
-    return f"The process that measured {export_dir!r} {how} before it had measured anything.{hint}{said}"
+    return f"The process that measured {export_dir!r} {describe_exit(code, stderr)} before it had measured anything."

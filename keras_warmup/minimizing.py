@@ -23,7 +23,8 @@ from keras_warmup.logs import describe_log
 from keras_warmup.measuring import MIN_FIGURES, Engine, Figures, ProcessEngine, Sample
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import read_all_records, warmup_path, write_records
-from keras_warmup.report import to_plain
+from keras_warmup.report import printable, to_plain
+from keras_warmup.versions import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -105,7 +106,9 @@ class MinimizeReport:
             return summary
         table = Table("record", "signature", "kind", "batch", "why", box=box.SIMPLE_HEAD)
         for one in self.redundant:
-            table.add_row(str(one.index), one.signature_key, one.kind, str(one.batch_size or "-"), one.why)
+            # As Text: rich would read the brackets of a name as markup.
+            cells = (str(one.index), one.signature_key, one.kind, str(one.batch_size or "-"), one.why)
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         return Group(table, summary)
 
 
@@ -129,7 +132,7 @@ def minimize(
     """
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < MIN_FIGURES:
         raise OptionsError(f"processes must be an integer >= {MIN_FIGURES}, got {processes!r}.")
-    directory = os.fspath(export_dir)
+    directory = as_path(export_dir)
     logs = read_all_records(directory)
     found, costs = find_redundant(ProcessEngine(directory), logs, processes=processes, progress=progress)
     redundant = tuple(_redundant_record(index, logs[index], *found[index]) for index in sorted(found))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import secrets
 import struct
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -18,9 +17,12 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError, EncodeError
 
 from keras_warmup._protos import PredictionLog, checked_records
-from keras_warmup.errors import RecordsError
-from keras_warmup.local_files import why_no_path, why_not_a_file
+from keras_warmup.errors import RecordsError, WarmupError
+from keras_warmup.local_files import why_not_a_file
 from keras_warmup.options import MAX_RECORDS
+from keras_warmup.publishing.filesystem import make_parents, remove_empty, replace_file
+from keras_warmup.publishing.workspace import Workspace, sweep
+from keras_warmup.versions import as_path, reason_of
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 # Bytes that TFRecord framing adds to each record.
@@ -74,29 +76,90 @@ def write_records(
         RecordsError: a limit is passed, a record has 2 GiB or more, or the file cannot be written.
     """
     path = os.fspath(path)
-    directory = os.path.dirname(path)
-    temporary = os.path.join(directory, f".{os.path.basename(path)}.{secrets.token_hex(4)}")
-    sizes: list[int] = []
-    try:
-        check_replaceable(path)
-        tf.io.gfile.makedirs(directory)
-        with tf.io.TFRecordWriter(temporary) as writer:
-            for log in logs:
-                data = _serialize(log, len(sizes))
-                sizes.append(len(data))
-                _check_limits(path, sizes, max_records, max_bytes)
-                writer.write(data)
-                del log, data  # or this one would stand beside the next while that is built
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    except EncodeError as error:
-        raise RecordsError(f"Record {len(sizes)} cannot be serialized: {error}. Use smaller batches.") from error
-    except tf.errors.OpError as error:
-        raise RecordsError(f"Cannot write warmup file {path!r}: {error.message}.") from error
-    finally:
-        with contextlib.suppress(tf.errors.OpError):
-            if tf.io.gfile.exists(temporary):
-                tf.io.gfile.remove(temporary)
+    with draft_of(path) as draft:
+        sizes = draft.write(logs, max_records=max_records, max_bytes=max_bytes)
+        draft.publish()
     return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsDraft:
+    """A warmup file under construction.
+
+    Attributes:
+        path: where it is built; there is no file before `write`.
+        target: the path it is for.
+    """
+
+    path: str
+    target: str
+
+    def write(self, logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int) -> list[int]:
+        """Writes the records; the arguments, result and errors are those of `write_records`."""
+        sizes: list[int] = []
+        with _writing(self.target):
+            try:
+                with tf.io.TFRecordWriter(self.path) as writer:
+                    for log in logs:
+                        data = _serialize(log, len(sizes))
+                        sizes.append(len(data))
+                        _check_limits(self.target, sizes, max_records, max_bytes)
+                        writer.write(data)
+                        del log, data  # or this one would stand beside the next while that is built
+            except EncodeError as error:
+                raise RecordsError(
+                    f"Record {len(sizes)} cannot be serialized: {error}. Use smaller batches."
+                ) from error
+        return sizes
+
+    def publish(self, *, flush: bool = True) -> None:
+        """Puts the file in its place.
+
+        Args:
+            flush: as `filesystem.replace_file` takes it.
+
+        Raises:
+            RecordsError: the file system refuses.
+        """
+        with _writing(self.target):
+            replace_file(self.path, self.target, flush=flush)
+
+
+@contextlib.contextmanager
+def draft_of(path: str) -> Iterator[RecordsDraft]:
+    """Makes a hidden place beside `path` to write a warmup file in; what is left of it when the block ends is removed.
+
+    Drafts that killed processes left there, which hold training rows, are removed too.
+
+    Args:
+        path: the warmup file; its directory is made, and removed again if nothing came into it.
+
+    Raises:
+        RecordsError: a directory is at `path`, or the file system refuses.
+    """
+    created: list[str] = []
+    directory = os.path.dirname(path) or "."
+    with _writing(path):
+        check_replaceable(path)
+        make_parents(directory, created)
+        sweep(directory)
+        workspace = Workspace(path)
+    try:
+        yield RecordsDraft(workspace.build, path)
+    finally:
+        workspace.close()
+        for made in reversed(created):
+            remove_empty(made)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except WarmupError:  # some are OSErrors too
+        raise
+    except (tf.errors.OpError, OSError) as error:
+        raise RecordsError(f"Cannot write warmup file {path!r}: {reason_of(error)}.") from error
 
 
 def check_replaceable(path: str) -> None:
@@ -121,10 +184,7 @@ def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
     Raises:
         RecordsError: there is no file, or, when reading comes to it, something that is no record.
     """
-    path = os.fspath(path)
-    problem = why_no_path(path)
-    if problem is not None:
-        raise RecordsError(f"No warmup file at {path!r}: {problem}.")
+    path = as_path(path)
     # A directory in place of the file itself is no SavedModel to look into.
     is_file = path.rstrip("/").endswith(WARMUP_PATH) or not tf.io.gfile.isdir(path)
     file = path if is_file else warmup_path(path)

@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from keras_warmup._protos import (
     CallableOptions,
@@ -28,7 +27,7 @@ from keras_warmup._protos import (
     SignatureDef,
 )
 from keras_warmup.errors import ReplayError
-from keras_warmup.loading import lacks_variables, load_session
+from keras_warmup.loading import TENSORFLOW_ERRORS, lacks_variables, load_session, named
 from keras_warmup.logs import log_kind, log_signature_key
 from keras_warmup.op_errors import cure_of, describe_op_error, status_of
 from keras_warmup.serving_rules import (
@@ -49,6 +48,7 @@ from keras_warmup.serving_rules import (
     to_examples,
 )
 from keras_warmup.signatures import DEFAULT_SIGNATURE_KEY, SERVE_TAGS, read_meta_graph
+from keras_warmup.tensorflow_log import no_status_log
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,8 @@ class ServingSession:
         self.meta_graph = meta_graph
         # DirectSession keeps one executor for each set of feeds and fetches; so do we, or nothing would ever be warm.
         self._executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]] = {}
-        self._session: Any = load_session(export_dir, meta_graph, unoptimized)
+        with no_status_log():
+            self._session: Any = load_session(export_dir, meta_graph, unoptimized)
         self.load_ms = (time.perf_counter() - started) * 1000
 
     def __enter__(self) -> ServingSession:
@@ -117,9 +118,12 @@ class ServingSession:
         """
         started = time.perf_counter()
         try:
-            outputs = self._outputs(log)
+            with no_status_log():
+                outputs = self._outputs(log)
         except Refusal as error:
             refusal = error
+        except MemoryError:
+            refusal = Refusal("RESOURCE_EXHAUSTED", "MemoryError: its tensors do not fit into memory")
         else:
             return Replayed((time.perf_counter() - started) * 1000 if log_kind(log) != "none" else 0.0, outputs)
         # Out of the except block: a chained error would be printed with all that its message quotes.
@@ -227,8 +231,8 @@ class ServingSession:
                 executor = self._session._make_callable_from_options(options)
                 self._executors[feed_names, fetch_names] = executor
             fetched = dict(zip(fetch_names, executor(*(array for _, array in feeds)), strict=True))
-        except (tf.errors.OpError, UnicodeDecodeError) as error:
-            said = describe_op_error(error, self.meta_graph.graph_def)
+        except TENSORFLOW_ERRORS as error:
+            said = named(error, describe_op_error(error, self.meta_graph.graph_def))
             cure = cure_of(error, no_variables=lacks_variables(self.export_dir, self.meta_graph))
             raise Refusal(status_of(error), said + cure) from None
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}

@@ -6,34 +6,41 @@
 - One input for several signatures: TensorFlow 2 gives each signature a placeholder of its own, and MultiInference refuses
   tasks that do not feed the same tensor (`multi_inference.cc`: "Input tensor must be the same for all Signatures.").
 
-`saved_model.pb` is written to a temporary file that then replaces it, `fingerprint.pb` is made anew where there is one, and
-nothing else is touched. Do it before a server watches the directory: it would not load the model again.
+`saved_model.pb` is written beside it and then replaces it, `fingerprint.pb` is made anew where there is one, and nothing else is
+touched. Do it before a server watches the directory: it would not load the model again.
 """
 
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup._protos import SavedModel, write_fingerprint
+from keras_warmup._protos import SavedModel, serialized_fingerprint
 from keras_warmup.bodies import canonical, source_of
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.kinds import METHOD_NAMES, default_kind, servable_kinds
+from keras_warmup.publishing.filesystem import exists, replace_file
+from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.report import Kind
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.versions import as_path, explained, join, name_of, parent_of, reason_of, scheme_of
+
+_MODEL = "saved_model.pb"
+_FINGERPRINT = "fingerprint.pb"
+_OLD_FINGERPRINT = "fingerprint.old"
 
 
-def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str, Kind]) -> None:
+def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str, Kind], *, flush: bool = True) -> None:
     """Sets the method names of signatures.
 
     Args:
         export_dir: version directory of a SavedModel.
         kinds: signature_key -> `predict`, `classify` or `regress`.
+        flush: whether the change is on the disk when this returns; not needed before the directory is published.
 
     Raises:
         OptionsError: a kind has no method name.
@@ -48,14 +55,15 @@ def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str,
         for key, signature in signatures.items():
             _refuse_impossible(signature, kinds[key])
             meta_graph.signature_def[key].method_name = METHOD_NAMES[kinds[key]]
-    _write(export_dir, saved_model)
+    _write(export_dir, saved_model, flush)
 
 
-def name_methods(export_dir: str | os.PathLike[str]) -> None:
+def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> None:
     """Gives each signature with the shape of Classify or Regress that method name; the others keep theirs.
 
     Args:
         export_dir: version directory of a SavedModel.
+        flush: whether the change is on the disk when this returns; not needed before the directory is published.
 
     Raises:
         SignatureError: the SavedModel cannot be read.
@@ -63,10 +71,10 @@ def name_methods(export_dir: str | os.PathLike[str]) -> None:
     kinds = {signature.key: default_kind(signature) for signature in read_signatures(read_meta_graph(export_dir))}
     named = {key: kind for key, kind in kinds.items() if kind != "predict"}
     if named:
-        rewrite_method_names(export_dir, named)
+        rewrite_method_names(export_dir, named, flush=flush)
 
 
-def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str]) -> None:
+def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str], *, flush: bool = True) -> None:
     """Makes Classify and Regress signatures feed one tensor, so that one MultiInference request can ask for all of them.
 
     The signatures keep their names, outputs and results; `tf.saved_model.load` does not look at the placeholders changed.
@@ -74,6 +82,7 @@ def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str
     Args:
         export_dir: version directory of a SavedModel.
         signature_keys: the signatures; the input of the first one is kept.
+        flush: whether the change is on the disk when this returns; not needed before the directory is published.
 
     Raises:
         SignatureError: the SavedModel cannot be read, or has no such signature.
@@ -86,10 +95,10 @@ def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str
         tensors = [canonical(signatures[key].inputs["inputs"].tensor) for key in signature_keys]
         _check_alike(meta_graph, dict(zip(signature_keys, tensors, strict=True)))
         _redirect(meta_graph, {tensor: tensors[0] for tensor in tensors[1:]})
-    _write(export_dir, saved_model)
+    _write(export_dir, saved_model, flush)
 
 
-def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str]) -> None:
+def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str], *, flush: bool = True) -> None:
     """Lets signatures name the tensors of their twins, so that one executor, and one warmup record, serves both.
 
     Only `saved_model.pb`'s SignatureDefs change: `tf.saved_model.load` and `keras.layers.TFSMLayer` call functions and do not
@@ -98,6 +107,7 @@ def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str]) 
     Args:
         export_dir: version directory of a SavedModel.
         twins: signature_key -> key of the signature whose tensors it shall name, as `twins.find_twins` found them.
+        flush: whether the change is on the disk when this returns; not needed before the directory is published.
 
     Raises:
         SignatureError: the SavedModel cannot be read, or has no such signature.
@@ -109,7 +119,16 @@ def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str]) 
             for mine, theirs in ((definition.inputs, source.inputs), (definition.outputs, source.outputs)):
                 for alias in mine:
                     mine[alias].CopyFrom(theirs[alias])
-    _write(export_dir, saved_model)
+    _write(export_dir, saved_model, flush)
+
+
+def recover(export_dir: str) -> None:
+    """Removes what killed rewrites left in a SavedModel, and gives it back the fingerprint of its graph.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+    """
+    sweep(export_dir, tidy=_tidy)
 
 
 def _refuse_impossible(signature: Signature, kind: Kind) -> None:
@@ -166,26 +185,63 @@ def _meta_graphs_with(
 
 
 def _read(export_dir: str | os.PathLike[str]) -> Any:
-    path = os.path.join(os.fspath(export_dir), "saved_model.pb")
+    path = join(as_path(export_dir), _MODEL)
     saved_model = SavedModel()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             saved_model.ParseFromString(file.read())
-    except (tf.errors.NotFoundError, DecodeError) as error:
-        raise SignatureError(f"Cannot read a SavedModel from {path!r}.") from error
+    except DecodeError as error:
+        raise SignatureError(f"Cannot read a SavedModel from {path!r}: it is not a SavedModel proto.") from error
+    except tf.errors.OpError as error:
+        raise SignatureError(f"Cannot read a SavedModel from {path!r}: {reason_of(error)}.") from error
     return saved_model
 
 
-def _write(export_dir: str | os.PathLike[str], saved_model: Any) -> None:
-    directory = os.fspath(export_dir)
-    path = os.path.join(directory, "saved_model.pb")
-    temporary = f"{path}.kw-{uuid.uuid4().hex}"
-    try:
-        with tf.io.gfile.GFile(temporary, "wb") as file:
-            file.write(saved_model.SerializeToString(deterministic=True))
-        tf.io.gfile.rename(temporary, path, overwrite=True)
-    finally:
-        if tf.io.gfile.exists(temporary):
-            tf.io.gfile.remove(temporary)
-    if tf.io.gfile.exists(os.path.join(directory, "fingerprint.pb")):
-        write_fingerprint(directory)
+def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) -> None:
+    """Replaces `saved_model.pb`, and `fingerprint.pb` where there is one.
+
+    Two files cannot be replaced in one step. So the old fingerprint leaves before the old graph does, and the new one
+    arrives after the new graph: whenever the process is killed, there is a fingerprint that matches or none, and the
+    next rewrite puts back the one that matches (`_tidy`).
+    """
+    directory = as_path(export_dir)
+    path, fingerprint = join(directory, _MODEL), join(directory, _FINGERPRINT)
+    with explained(path, "rewrite"):
+        recover(directory)
+        workspace = Workspace(path)
+        try:
+            with tf.io.gfile.GFile(workspace.build, "wb") as file:
+                file.write(saved_model.SerializeToString(deterministic=True))
+            has_fingerprint = exists(fingerprint)
+            if has_fingerprint:
+                with tf.io.gfile.GFile(join(workspace.path, _FINGERPRINT), "wb") as file:
+                    file.write(_fingerprint_of(workspace, directory))
+                replace_file(fingerprint, join(workspace.path, _OLD_FINGERPRINT), flush=flush)
+            replace_file(workspace.build, path, flush=flush)
+            if has_fingerprint:
+                replace_file(join(workspace.path, _FINGERPRINT), fingerprint, flush=flush)
+        finally:
+            workspace.close(tidy=_tidy)
+
+
+def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
+    """Returns the fingerprint of the graph in the workspace with the variables of the SavedModel."""
+    variables = join(directory, "variables")
+    if scheme_of(directory):
+        for name in tf.io.gfile.listdir(variables) if tf.io.gfile.isdir(variables) else []:
+            if name.endswith(".index"):
+                tf.io.gfile.makedirs(join(workspace.path, "variables"))
+                tf.io.gfile.copy(join(variables, name), join(workspace.path, f"variables/{name}"))
+    else:
+        os.symlink("../variables", join(workspace.path, "variables"))
+    return serialized_fingerprint(workspace.path)
+
+
+def _tidy(workspace: Workspace) -> None:
+    """Gives the SavedModel the fingerprint of its graph, after a rewrite was interrupted between the two."""
+    if name_of(workspace.target) != _MODEL:
+        return
+    fingerprint = join(parent_of(workspace.target), _FINGERPRINT)
+    matching = join(workspace.path, _OLD_FINGERPRINT if exists(workspace.build) else _FINGERPRINT)
+    if exists(matching) and not exists(fingerprint):
+        replace_file(matching, fingerprint)

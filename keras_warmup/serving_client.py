@@ -19,9 +19,9 @@ from keras_warmup._services import (
     grpc,
 )
 from keras_warmup.errors import OptionsError, ReplayError, ServerError
-from keras_warmup.loading import describe_op_error
 from keras_warmup.logs import log_kind, log_signature_key
 from keras_warmup.measuring import Sample
+from keras_warmup.op_errors import describe_op_error
 
 _CHANNEL_OPTIONS = (
     # gRPC's own limit is 4 MB, a batch of images is more.

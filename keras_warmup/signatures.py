@@ -20,8 +20,8 @@ from keras_warmup._protos import (
 from keras_warmup.argument_structure import ArgumentStructures
 from keras_warmup.errors import SignatureError
 from keras_warmup.graph_limits import check_graph
-from keras_warmup.local_files import why_no_path, why_not_a_file
-from keras_warmup.versions import reason_of
+from keras_warmup.local_files import why_not_a_file
+from keras_warmup.versions import as_path, reason_of
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
 SERVE_TAGS = ("serve",)
@@ -105,7 +105,8 @@ def read_meta_graph(export_dir: str | os.PathLike[str], tags: Sequence[str] | No
             walked (`graph_limits.check_graph`).
     """
     wanted = set(SERVE_TAGS if tags is None else tags)
-    meta_graphs = _read_saved_model(os.fspath(export_dir)).meta_graphs
+    where = as_path(export_dir)
+    meta_graphs = _read_saved_model(where).meta_graphs
     for meta_graph in meta_graphs:
         if set(meta_graph.meta_info_def.tags) == wanted:
             check_graph(meta_graph.graph_def)
@@ -113,7 +114,7 @@ def read_meta_graph(export_dir: str | os.PathLike[str], tags: Sequence[str] | No
     found = ", ".join(str(sorted(meta_graph.meta_info_def.tags)) for meta_graph in meta_graphs[:10]) or "none"
     found += ", ..." if len(meta_graphs) > 10 else ""
     raise SignatureError(
-        f"SavedModel {os.fspath(export_dir)!r} has no meta graph with tags {sorted(wanted)}. Tags found: {found}. "
+        f"SavedModel {where!r} has no meta graph with tags {sorted(wanted)}. Tags found: {found}. "
         "Export the model with the tag 'serve'."
     )
 
@@ -160,9 +161,6 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
 
 
 def _read_saved_model(export_dir: str) -> SavedModel:
-    problem = why_no_path(export_dir)
-    if problem is not None:
-        raise SignatureError(f"No SavedModel at {export_dir!r}: {problem}.")
     for name in ("saved_model.pb", "saved_model.pbtxt"):
         path = os.path.join(export_dir, name)
         if tf.io.gfile.exists(path):

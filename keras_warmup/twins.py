@@ -36,7 +36,7 @@ def find_twins(meta_graph: Any, signatures: Sequence[Signature]) -> dict[str, st
     """
     nodes = {node.name: node for node in meta_graph.graph_def.node}
     functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
-    budget = VisitBudget()
+    budget = VisitBudget.of(meta_graph.graph_def)
     # Many signatures may call one function.
     body_of = functools.cache(lambda name: _body(functions[name]) if name in functions else None)
     kept: dict[Hashable, Signature] = {}

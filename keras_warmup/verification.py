@@ -5,27 +5,33 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import warnings
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.batch import render_shape
-from keras_warmup.errors import RecordsError, ReplayError
+from keras_warmup.errors import OptionsError, RecordsError, ReplayError
 from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.isolation import DEFAULT_TIMEOUT_S, Message, WorkerEndedError, loaded_op_libraries, run_in_worker
 from keras_warmup.logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.records import RecordProblem, parse_log, scan_records, warmup_path
 from keras_warmup.replay import Replayed, ServingSession
-from keras_warmup.report import to_plain
+from keras_warmup.report import printable, to_plain
 from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.unsafe_check import describe_unsafe_ops
+from keras_warmup.versions import as_path
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _PYTHON_CURE = "Replace tf.py_function/tf.numpy_function by TensorFlow ops: a server has no Python."
+# A week; `queue.get` takes no more than a few centuries.
+_MAX_TIMEOUT_S = 7 * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,11 @@ class RecordVerdict:
     message: str
     replay_ms: float | None
     bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON-ready values."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +95,7 @@ class VerifyReport:
         parts: list[RenderableType] = []
         if self.records:
             table = Table(
-                title=f"warmup records of {self.export_dir}",
+                title=Text(f"warmup records of {printable(self.export_dir)}"),
                 title_justify="left",
                 box=box.SIMPLE_HEAD,
                 pad_edge=False,
@@ -95,40 +106,105 @@ class VerifyReport:
                 ms = "-" if record.replay_ms is None else f"{record.replay_ms:.1f}"
                 effect = "runs" if record.ok else "see below"
                 # As Text: rich would read the brackets of a shape or a name as markup.
-                cells = (str(record.index), record.signature_key or "-", record.kind, str(record.bytes), ms, effect)
+                key = printable(record.signature_key or "-")
+                cells = (str(record.index), key, record.kind, str(record.bytes), ms, effect)
                 table.add_row(*map(Text, cells))
             parts.append(table)
-        parts += [Text(f"failure: {failure}", style="red") for failure in self.failures]
-        parts += [Text(f"note: {note}") for note in self.server_notes]
-        parts.append(Text(f"{self.export_dir}: ok" if self.ok else f"{self.export_dir}: not ok"))
+        parts += [Text(f"failure: {printable(failure)}", style="red") for failure in self.failures]
+        parts += [Text(f"note: {printable(note)}") for note in self.server_notes]
+        parts.append(Text(f"{printable(self.export_dir)}: {'ok' if self.ok else 'not ok'}"))
         return Group(*parts)
 
 
-def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
+def verify(
+    export_dir: str | os.PathLike[str],
+    *,
+    isolated: bool = False,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    memory_limit_bytes: int | None = None,
+    refuse_unsafe_ops: bool = False,
+) -> VerifyReport:
     """Says what TensorFlow Serving would do with the warmup file of a SavedModel, without a server.
 
     Every record is replayed in a Session as the server does (see `replay.py`), also those behind one that fails. A
     model without a warmup file is not ok.
 
+    Loading a SavedModel and replaying records runs the model's ops with your rights. A malformed model may also crash
+    TensorFlow, and with it the process: with `isolated=True` it is run in a worker process, and a crash, a hang or a
+    lack of memory is a failure in the report. The worker is no sandbox.
+
     Args:
         export_dir: version directory of a SavedModel.
+        isolated: run the model in a worker process. It is kept for the next call, since it takes seconds to start.
+        timeout_s: with `isolated`, longest time for loading the model and for each record, seconds. Defaults to 300.
+        memory_limit_bytes: with `isolated`, what the model may allocate beside what TensorFlow's import took, bytes
+            (Linux only). Defaults to `None`: no limit.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops that touch files,
+            network or processes. Defaults to `False`: warn.
 
     Returns:
         A verdict for each record, the failures, and what depends on the server.
 
     Raises:
+        OptionsError: an option is out of range.
         SignatureError: there is no SavedModel to verify, or it is damaged.
+        UnsafeOpsError: it has unsafe ops, and `refuse_unsafe_ops` is set.
     """
-    export_dir = os.fspath(export_dir)
+    _check_limits(isolated, timeout_s, memory_limit_bytes)
+    path = as_path(export_dir)
+    if isolated:
+        return _verify_in_worker(path, timeout_s, memory_limit_bytes, refuse_unsafe_ops)
+    return verify_here(path, refuse_unsafe_ops=refuse_unsafe_ops, progress=_Here())
+
+
+class Progress(Protocol):
+    """Is told how far `verify_here` is."""
+
+    def step(self, doing: str) -> None:
+        """Is told what is done next, such as `loading the model`."""
+
+    def judged(self, record: RecordVerdict) -> None:
+        """Is given each verdict."""
+
+    def warn(self, text: str) -> None:
+        """Warns, before the model is run."""
+
+
+class _Here:
+    """Progress of a verification in this process."""
+
+    def step(self, doing: str) -> None:
+        pass
+
+    def judged(self, record: RecordVerdict) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=4)  # the line that calls `verify`
+
+
+def verify_here(export_dir: str, *, refuse_unsafe_ops: bool, progress: Progress) -> VerifyReport:
+    """Verifies in this process, as `verify` says.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+        refuse_unsafe_ops: as `verify` takes it.
+        progress: is told of each step before it is done.
+    """
+    progress.step("reading the SavedModel")
     meta_graph = read_meta_graph(export_dir)
     signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
     graph = ModelGraph(meta_graph)
     facts = {key: graph_facts(graph, signature) for key, signature in signatures.items()}
+    warning = describe_unsafe_ops(export_dir, graph, list(signatures.values()), refuse=refuse_unsafe_ops)
+    if warning:
+        progress.warn(warning)
     notes = _ServerNotes(signatures)
     failures: list[str] = []
     records: list[RecordVerdict] = []
     with contextlib.ExitStack() as stack:
         session: ServingSession | None = None
+        progress.step("loading the model")
         try:
             session = stack.enter_context(ServingSession(export_dir, meta_graph))
         except ReplayError as error:
@@ -136,14 +212,16 @@ def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
         path = warmup_path(export_dir)
         if tf.io.gfile.exists(path):
             try:
-                records.extend(_judge(path, session, notes, facts))
+                for record in _judge(path, session, notes, facts, progress):
+                    records.append(record)
+                    progress.judged(record)
             except RecordsError as error:
                 failures.append(str(error))
         else:
             failures.append(
                 f"No warmup file at {path!r}: the first requests will be cold. Write one with keras_warmup.add_warmup."
             )
-    failures += [f"record {record.index}: {record.message}" for record in records if not record.ok]
+    failures += _failures_of(records)
     for key, fact in facts.items():
         if fact.unrestored_variables and key not in notes.asked:
             failures.append(
@@ -160,9 +238,74 @@ def verify(export_dir: str | os.PathLike[str]) -> VerifyReport:
     )
 
 
+def _verify_in_worker(
+    export_dir: str, timeout_s: float, memory_limit_bytes: int | None, refuse_unsafe_ops: bool
+) -> VerifyReport:
+    doing = "loading op libraries"
+    records: list[RecordVerdict] = []
+
+    def take(message: Message) -> None:
+        nonlocal doing
+        if "step" in message:
+            doing = message["step"]
+        elif "record" in message:
+            records.append(RecordVerdict(**message["record"]))
+        else:
+            warnings.warn(message["warning"], stacklevel=6)  # the line that calls `verify`
+
+    job = {
+        "export_dir": export_dir,
+        "directory": _working_directory(),
+        "refuse_unsafe_ops": refuse_unsafe_ops,
+        "op_libraries": loaded_op_libraries(),
+        "memory_limit_bytes": memory_limit_bytes,
+    }
+    try:
+        report = run_in_worker(job, timeout_s=timeout_s, on_message=take)["report"]
+    except WorkerEndedError as ended:
+        failures = (*_failures_of(records), f"The process that ran the model {ended.how} while {doing}. {ended.so}")
+        return VerifyReport(export_dir, ok=False, records=tuple(records), failures=failures, server_notes=())
+    return VerifyReport(
+        export_dir=report["export_dir"],
+        ok=report["ok"],
+        records=tuple(RecordVerdict(**record) for record in report["records"]),
+        failures=tuple(report["failures"]),
+        server_notes=tuple(report["server_notes"]),
+    )
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # removed since
+        return None
+
+
+def _check_limits(isolated: bool, timeout_s: float, memory_limit_bytes: int | None) -> None:
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise OptionsError(f"timeout_s must be a number > 0 and <= {_MAX_TIMEOUT_S}, got {timeout_s!r}.")
+    if memory_limit_bytes is None:
+        return
+    if isinstance(memory_limit_bytes, bool) or not isinstance(memory_limit_bytes, int) or memory_limit_bytes < 1:
+        raise OptionsError(f"memory_limit_bytes must be an integer >= 1 or None, got {memory_limit_bytes!r}.")
+    if not isolated:
+        raise OptionsError("memory_limit_bytes limits the worker process: pass isolated=True with it.")
+    if not os.path.exists("/proc/self/status"):
+        raise OptionsError("memory_limit_bytes needs Linux: leave it out on this system.")
+
+
+def _failures_of(records: list[RecordVerdict]) -> list[str]:
+    return [f"record {record.index}: {record.message}" for record in records if not record.ok]
+
+
 def _judge(
-    path: str, session: ServingSession | None, notes: _ServerNotes, facts: Mapping[str, GraphFacts]
+    path: str,
+    session: ServingSession | None,
+    notes: _ServerNotes,
+    facts: Mapping[str, GraphFacts],
+    progress: Progress,
 ) -> Iterator[RecordVerdict]:
+    progress.step("reading the warmup file")
     for index, item in scan_records(path):
         if isinstance(item, RecordProblem):
             effect = "" if item.loads else "; TensorFlow Serving refuses to load the model"
@@ -180,6 +323,7 @@ def _judge(
         elif kind == "none":
             message = "it has no log type (a tf.Example looks like that): the server runs nothing, without a word"
         else:
+            progress.step(f"replaying record {index}")
             replay_ms, message = _replay(session, log, notes, facts)
         yield RecordVerdict(index, kind, key, not message, message, replay_ms, len(item))
         if index >= MAX_RECORDS:

@@ -11,34 +11,57 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_warmup.errors import OptionsError, PublishError
+from keras_warmup.errors import OptionsError, PublishError, WarmupError
 
 # The server reads versions as int64.
 _MAX_VERSION = 2**63 - 1
 _VERSION_FIELD = re.compile(r"\{version(?::(?P<spec>[^{}]*))?\}")
+# file:/x, file:///x and file://localhost/x (RFC 8089).
+_FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*))?(?=/)", re.IGNORECASE)
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def as_path(path: str | os.PathLike[str]) -> str:
-    """Reads a path argument: `str`, without `file://` and trailing slashes.
+    """Reads a path argument: as `str`, without a `file:` scheme and trailing slashes, `~` filled in.
 
     Args:
         path: a local path, or a URL that `tf.io.gfile` takes, such as `gs://bucket/models/1`.
 
     Raises:
-        OptionsError: it is not a path, is empty, holds a NUL byte, or is a `pathlib.Path` made of a URL (which has lost a slash).
+        OptionsError: it is not a path, is empty, holds a NUL byte, is not UTF-8, is a `file:` URL of another host, or is a
+            `pathlib.Path` made of a URL (which has lost a slash).
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OptionsError(f"A path must be a str or os.PathLike, got {type(path).__name__}.")
     text = os.fsdecode(path)
-    if not isinstance(path, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
-        raise OptionsError(f"The path {text!r} was a URL before pathlib folded its slashes. Pass it as a str.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OptionsError(
+            f"The path {text!r} is not UTF-8, and TensorFlow takes no other paths. Rename it, or give a link to it."
+        ) from None
     if "\0" in text:
         raise OptionsError(f"A path must not hold a NUL byte, got {text!r}.")
-    text = text.removeprefix("file://")
+    url = _FILE_URL.match(text)
+    if url is not None:
+        if url["host"] not in (None, "", "localhost"):
+            raise OptionsError(f"The path {text!r} names a file of the host {url['host']!r}. Give a local path.")
+        text = text[url.end() :]
+    elif not isinstance(path, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
+        raise OptionsError(f"The path {text!r} was a URL before pathlib folded its slashes. Pass it as a str.")
+    elif text.startswith("~"):
+        text = os.path.expanduser(text)
     if not text:
         raise OptionsError("A path must not be empty.")
     return text.rstrip("/") or "/"
+
+
+def absolute(path: str) -> str:
+    """Returns a local path made absolute, so that a later `os.chdir` does not change what it names; a URL as it is.
+
+    Links and `..` are kept as they are: `a/..` is not always the directory of `a`.
+    """
+    return path if scheme_of(path) else os.path.join(os.getcwd(), path)
 
 
 def resolve_version(path: str | os.PathLike[str]) -> str:
@@ -227,16 +250,25 @@ def join(directory: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: str) -> Iterator[None]:
-    """Turns the file system's errors into a `PublishError` with the path and the reason."""
+def explained(path: str, doing: str = "publish to") -> Iterator[None]:
+    """Turns the errors of file systems into a `PublishError` with the path and the reason.
+
+    Args:
+        path: the path to name.
+        doing: what failed. Defaults to `"publish to"`.
+    """
     try:
         yield
-    except tf.errors.OpError as error:
-        raise PublishError(f"Cannot publish to {path!r}: {reason_of(error)}.") from error
+    except WarmupError:  # some are OSErrors too
+        raise
+    except (tf.errors.OpError, OSError) as error:
+        raise PublishError(f"Cannot {doing} {path!r}: {reason_of(error)}.") from error
 
 
 def reason_of(error: BaseException) -> str:
-    """The reason alone, without paths, which may be those of a probe or of a hidden directory."""
+    """Returns the reason alone, without paths, which may be those of a hidden directory."""
     if isinstance(error, tf.errors.OpError):
-        return str(error.message).rpartition("; ")[2].rstrip(".")
+        # In-memory file systems give a status without words.
+        words = str(error.message).rpartition("; ")[2].rstrip(".")
+        return words or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error")).lower()
     return getattr(error, "strerror", None) or type(error).__name__

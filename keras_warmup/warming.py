@@ -14,13 +14,13 @@ import tensorflow as tf
 
 from keras_warmup.batching import read_batching_parameters
 from keras_warmup.candidates import Rows, choose_signatures, find_candidates
-from keras_warmup.drafts import draft_of, replay_draft, warms_of
+from keras_warmup.drafts import replay_draft, warms_of
 from keras_warmup.errors import ReplayError
 from keras_warmup.graph import ModelGraph, graph_facts
 from keras_warmup.options import WarmupOptions
 from keras_warmup.plan import Candidate, plan_requests
 from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.records import check_replaceable, read_records, warmup_path, write_records
+from keras_warmup.records import draft_of, read_all_records, read_records, warmup_path
 from keras_warmup.report import RecordReport, WarmupReport
 from keras_warmup.requests import encode_log
 from keras_warmup.rewriting import share_tensors
@@ -36,6 +36,7 @@ def warm_saved_model(
     model_name: str,
     append: bool = False,
     share_twins: bool = False,
+    in_place: bool = False,
 ) -> WarmupReport:
     """Writes the warmup file of a SavedModel directory.
 
@@ -46,6 +47,7 @@ def warm_saved_model(
         model_name: the name the model will be served under; `options.model_name` wins.
         append: keep the records the file already holds, in front of the new ones.
         share_twins: let twin signatures name the same tensors, where `options` do not say otherwise.
+        in_place: whether the directory has its public name already: each change is flushed to the disk then.
 
     Returns:
         The report; its `export_dir` is the directory given. Where no record could be written there is no new file.
@@ -65,8 +67,7 @@ def warm_saved_model(
     twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
     batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
     path = warmup_path(export_dir)
-    check_replaceable(path)
-    old = list(read_records(path)) if append and tf.io.gfile.exists(path) else []
+    old = read_all_records(path) if append and tf.io.gfile.exists(path) else []
     plan = plan_requests(
         candidates, options, taken=len(old), batching=batching, twins=twins, shapes_seen=rows.shapes_seen
     )
@@ -74,20 +75,20 @@ def warm_saved_model(
     name = options.model_name or model_name
     with draft_of(path) as draft:
         logs = _logs(old, requests, name)
-        sizes = write_records(draft, logs, max_records=options.max_records, max_bytes=options.max_bytes)
+        sizes = draft.write(logs, max_records=options.max_records, max_bytes=options.max_bytes)
         facts = {one.signature.key: one.facts for one in candidates}
-        done = replay_draft(export_dir, draft, requests, rows, options, twins, facts)
+        done = replay_draft(export_dir, draft.path, requests, rows, options, twins, facts)
         if done.apart:
             # They are no twins after all: once more, each warmed for itself.
             asked = dataclasses.replace(options, share_twin_signatures=False)
-            return warm_saved_model(export_dir, rows, asked, model_name=name, append=append)
+            return warm_saved_model(export_dir, rows, asked, model_name=name, append=append, in_place=in_place)
         if done.failed:
             kept = [index for index in range(len(requests)) if index not in done.failed]
             warm = {key for index in kept for key in warms_of(requests[index])}
             for index, why in done.failed.items():
                 cold.update({key: why for key in warms_of(requests[index]) if key not in warm})
-            good = [log for index, log in enumerate(read_records(draft)) if index in kept]
-            sizes = write_records(draft, good, max_records=options.max_records, max_bytes=options.max_bytes)
+            good = [log for index, log in enumerate(read_records(draft.path)) if index in kept]
+            sizes = draft.write(good, max_records=options.max_records, max_bytes=options.max_bytes)
             requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
             done.described = [done.described[index] for index in kept]
         reports = [_record_report(*one) for one in zip(done.described, requests, sizes, done.ms, strict=True)]
@@ -102,9 +103,9 @@ def warm_saved_model(
         )
         twins = {key: twin for key, twin in twins.items() if key in done.alike}
         if twins:
-            share_tensors(export_dir, twins)
+            share_tensors(export_dir, twins, flush=in_place)
         if requests:
-            tf.io.gfile.rename(draft, path, overwrite=True)
+            draft.publish(flush=in_place)
     replays_ms = [ms for ms in done.ms if ms is not None]
     return WarmupReport(
         export_dir=export_dir,

@@ -16,7 +16,8 @@ from keras_warmup.batch import Batch
 from keras_warmup.bench_report import BenchmarkEntry, BenchmarkReport, describe_noise, notes_of, render_gain, render_ms
 from keras_warmup.benchmarking import benchmark, measure_probes
 from keras_warmup.errors import BindingError, OptionsError, ReplayError, SignatureError
-from keras_warmup.measuring import Figures, ProcessEngine, Sample, _environment
+from keras_warmup.isolation import child_environment
+from keras_warmup.measuring import Figures, ProcessEngine, Sample
 from keras_warmup.probes import Probe, plan_probes
 from keras_warmup.records import read_records, warmup_path, write_records
 from keras_warmup.requests import fill_tensor
@@ -248,13 +249,17 @@ def test_what_fails_in_the_process_is_raised_here(warm_dir, tmp_path):
     ("script", "how"),
     [
         ("exit 3", "ended with exit code 3 before it had measured anything."),
-        ("kill -9 $$", "was killed by SIGKILL before it had measured anything. The machine may be short of memory."),
+        ("kill -9 $$", "died (SIGKILL; the machine may be short of memory) before it had measured anything."),
+        (
+            "echo 'F0000 00:00:17.1 479 tensor.cc:904] Check failed: 1 == 7 (1 vs. 7)' >&2; kill -6 $$",
+            "died (SIGABRT, a CHECK of TensorFlow failed at tensor.cc:904) before it had measured anything.",
+        ),
         (
             "echo '[[1.5 2.5]]' >&2; echo 'ImportError: no' >&2; exit 1",
-            "ended with exit code 1 before it had measured anything. It said: ImportError: no",
+            "ended with exit code 1 (ImportError) before it had measured anything.",
         ),
     ],
-    ids=["exit", "killed", "error"],
+    ids=["exit", "killed", "check", "error"],
 )
 def test_a_process_that_dies_is_described_without_what_the_model_printed(script, how, warm_dir, tmp_path, monkeypatch):
     python = tmp_path / "python"
@@ -269,7 +274,9 @@ def test_a_process_that_dies_is_described_without_what_the_model_printed(script,
 def test_the_measuring_process_leaves_keras_alone():
     """Importing Keras takes as long as all the rest."""
     code = "import sys, keras_warmup._measure; print('keras' in sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], env=_environment(), capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, check=True
+    )
     assert told.stdout == "False\n"
 
 

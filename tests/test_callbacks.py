@@ -3,6 +3,7 @@
 import inspect
 import os
 import pathlib
+import shutil
 import warnings
 
 import keras
@@ -43,7 +44,7 @@ def kernel_of(export_dir):
 
 
 class Exports(list):
-    """Stands in for `export_with_warmup`: publishes a file instead of a model, and remembers how it was called."""
+    """Stands in for `publish_model`: publishes a file instead of a model, and remembers how it was called."""
 
     fails_at = ()
     error = OSError("no space left on device")
@@ -52,18 +53,18 @@ class Exports(list):
         self.append({"model": model, "path": path, **options})
         if len(self) in self.fails_at:
             raise self.error
-        from keras_warmup.publish import staged
+        from keras_warmup.publishing.publish import staged
 
         with staged(path, overwrite=options["overwrite"]) as staging:
             pathlib.Path(staging, "saved_model.pb").write_text(str(model.get_weights()[0].ravel()))
         record = RecordReport("serve", "predict", 2, {"features": (2, 3)}, (), "captured", 100)
-        return WarmupReport(staging.published, None, (record,))
+        return WarmupReport(staging.published.path, None, (record,)), staging.published
 
 
 @pytest.fixture
 def exports(monkeypatch):
     recorded = Exports()
-    monkeypatch.setattr(callbacks, "export_with_warmup", recorded)
+    monkeypatch.setattr(callbacks, "publish_model", recorded)
     return recorded
 
 
@@ -375,7 +376,9 @@ def test_failed_export_warns_at_an_epoch_and_training_goes_on(tmp_path, exports)
         history = fit(make_model(), export, epochs=3)
     assert len(history.epoch) == 3
     assert [str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)] == [
-        f"WarmupExport published nothing at epoch {epoch}. OSError: no space left on device" for epoch in (1, 3)
+        "WarmupExport published nothing at epoch 1. OSError: no space left on device",
+        "WarmupExport published nothing at epoch 3. OSError: no space left on device",
+        "WarmupExport published nothing at 2 of 3 epochs: 1, 3. The warning at each of them says why.",
     ]
     assert tree(tmp_path) == ["2"]
     assert len(export.reports) == 1
@@ -633,3 +636,53 @@ def test_epoch_exports_change_no_state_that_training_reads(run_eagerly, tmp_path
     assert train(warm) == plain
     assert len(warm.reports) == 3
     assert {proof.partition(" ")[0] for proof in warm.reports[-1].proofs.values()} == {"unproved:"}
+
+
+def test_chdir_during_fit_leads_max_to_keep_to_no_other_directory(tmp_path, monkeypatch, exports):
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory in (here, there / "1"):
+        directory.mkdir(parents=True)
+    (there / "1" / "saved_model.pb").write_text("somebody else's")
+    monkeypatch.chdir(here)
+
+    class ChangeDirectory(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            os.chdir(there)
+
+    export = kw.WarmupExport("{version}", save_freq="epoch", max_to_keep=1)
+    fit(make_model(), ChangeDirectory(), export, epochs=3)
+    assert tree(here) == ["3"]
+    assert (there / "1" / "saved_model.pb").read_text() == "somebody else's"
+    assert export.filepath == "{version}"
+
+
+def test_version_that_somebody_replaced_is_kept_with_a_warning(tmp_path, exports):
+    class Replace(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                shutil.rmtree(tmp_path / "1")
+                (tmp_path / "1").mkdir()
+                (tmp_path / "1" / "saved_model.pb").write_text("somebody else's")
+
+    export = kw.WarmupExport(tmp_path / "{version}", save_freq="epoch", max_to_keep=1)
+    with pytest.warns(UserWarning) as caught:
+        fit(make_model(), Replace(), export, epochs=3)
+    assert tree(tmp_path) == ["1", "3"]
+    assert [str(warning.message) for warning in caught] == [
+        f"WarmupExport keeps a version more than max_to_keep=1. Cannot remove '{tmp_path}/1': it is not the directory "
+        "that was published there; somebody has replaced it since."
+    ]
+
+
+def test_path_that_somebody_replaced_is_not_overwritten(tmp_path, exports):
+    class Replace(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                shutil.rmtree(tmp_path / "1")
+                (tmp_path / "1").mkdir()
+                (tmp_path / "1" / "saved_model.pb").write_text("somebody else's")
+
+    export = kw.WarmupExport(tmp_path / "1", save_freq="epoch")
+    with pytest.warns(UserWarning, match=r"published nothing at epoch 2. PublishError: .* it exists"):
+        fit(make_model(), Replace(), export, epochs=2)
+    assert (tmp_path / "1" / "saved_model.pb").read_text() == "somebody else's"

@@ -67,7 +67,7 @@ def test_verify_without_a_warmup_file_fails(capsys, export_dir):
     code, out, err = run(capsys, "verify", export_dir)
     assert code == EXIT_FAILED
     assert "No warmup file at" in out
-    assert err == "keras-warmup: replaying the warmup file ...\n"
+    assert err == "keras-warmup: starting TensorFlow and replaying the warmup file ...\n"
 
 
 @pytest.mark.parametrize(("side", "sizes"), [(8, "batch sizes"), (None, "batch and image sizes")])
@@ -80,7 +80,9 @@ def test_inspect_tells_which_sizes_of_a_convolution_are_free(side, sizes, capsys
 
 def test_verify_tells_of_a_directory_that_no_server_takes_for_a_version(capsys, export_dir, npz, tmp_path):
     run(capsys, "add", export_dir, "--data", npz)
-    assert run(capsys, "verify", export_dir)[2] == "keras-warmup: replaying the warmup file ...\n"
+    assert (
+        run(capsys, "verify", export_dir)[2] == "keras-warmup: starting TensorFlow and replaying the warmup file ...\n"
+    )
     latest = tmp_path / "latest"
     latest.symlink_to(export_dir)
     code, _, err = run(capsys, "verify", str(latest))
@@ -189,7 +191,7 @@ def test_method_names_are_written_in_place(capsys, saved_models, tmp_path):
 def test_interrupted_work_ends_without_a_traceback(capsys, monkeypatch, export_dir):
     from keras_warmup import verification
 
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(verification, "verify", interrupt)
@@ -211,3 +213,96 @@ def test_add_minimize_tells_what_was_written_and_what_was_dropped(capsys, monkey
     assert told["minimized"]["kept"] == [0]
     _, out, _ = run(capsys, "add", export_dir, "--data", npz, "--share-twins", "--minimize")
     assert "real rows of your data" in out and "warm" in out.splitlines()[-1]
+
+
+def _module_that(act):
+    import tensorflow as tf
+
+    def call(x):
+        return {"y": act(x)}
+
+    m = tf.Module()
+    m.call = tf.function(call, input_signature=[tf.TensorSpec([None], tf.float32)])
+    return m
+
+
+@pytest.fixture
+def writing_dir(tmp_path):
+    """A model whose signature writes a file `marker` beside it."""
+    import tensorflow as tf
+
+    def act(x):
+        with tf.control_dependencies([tf.io.write_file(str(tmp_path / "marker"), "here")]):
+            return tf.identity(x)
+
+    m = _module_that(act)
+    tf.saved_model.save(m, str(tmp_path / "1"), signatures={"serving_default": m.call})
+    return str(tmp_path / "1")
+
+
+@pytest.mark.parametrize("arguments", [("verify",), ("add",), ("bench",), ("bench", "--minimize")], ids=" ".join)
+def test_unsafe_ops_are_refused_before_anything_runs(capsys, writing_dir, tmp_path, arguments):
+    verb, *options = arguments
+    code, out, err = run(capsys, verb, writing_dir, *options, "--json", "--refuse-unsafe-ops")
+    assert (code, out) == (EXIT_FAILED, "")
+    assert err.startswith(
+        f"keras-warmup: error: Refused to run SavedModel {writing_dir!r}: nothing was run. The model runs ops that act "
+        "outside of it: 'WriteFile' (writes files: signature 'serving_default', "
+    )
+    assert not (tmp_path / "marker").exists()
+
+
+def test_unsafe_ops_are_told_before_the_model_runs(capsys, writing_dir, tmp_path):
+    code, _, err = run(capsys, "add", writing_dir, "--json")
+    assert code == EXIT_OK
+    assert err.startswith(
+        f"keras-warmup: warning: SavedModel {writing_dir!r} will be run. The model runs ops that act "
+    )
+    (tmp_path / "marker").unlink()
+    code, out, err = run(capsys, "verify", writing_dir, "--json")
+    assert (code, json.loads(out)["ok"]) == (EXIT_OK, True)
+    assert err.startswith(f"keras-warmup: warning: SavedModel {writing_dir!r} will be run. ")
+    assert (tmp_path / "marker").exists()
+
+
+def test_verify_tells_of_a_model_that_ends_tensorflow(capsys, tmp_path):
+    import tensorflow as tf
+
+    def act(x):
+        with tf.control_dependencies([tf.raw_ops.Abort(error_msg="")]):
+            return tf.identity(x)
+
+    m = _module_that(act)
+    path = str(tmp_path / "1")
+    tf.saved_model.save(m, path, signatures={"serving_default": m.call})
+    run(capsys, "add", path, "--no-verify", "--json")
+    code, out, _ = run(capsys, "verify", path, "--json")
+    assert code == EXIT_FAILED
+    assert json.loads(out)["failures"] == [
+        "The process that ran the model died (SIGABRT) while replaying record 0. A server would end too."
+    ]
+
+
+def test_verify_takes_limits(capsys, export_dir, npz):
+    run(capsys, "add", export_dir, "--data", npz)
+    code, out, _ = run(capsys, "verify", export_dir, "--timeout", "60", "--memory-limit", "1024", "--json")
+    assert (code, json.loads(out)["ok"]) == (EXIT_OK, True)
+    for options, message in (
+        (("--timeout", "0"), "timeout_s must be a number > 0 and <= 604800, got 0.0."),
+        (("--memory-limit", "0"), "memory_limit_bytes must be an integer >= 1 or None, got 0."),
+    ):
+        code, _, err = run(capsys, "verify", export_dir, *options, "--json")
+        assert (code, err) == (EXIT_USAGE, f"keras-warmup: error: {message}\n")
+
+
+def test_control_characters_in_names_are_escaped(capsys, tmp_path):
+    import tensorflow as tf
+
+    evil = "\x1b]0;owned\x07\u202e[red]"
+    m = _module_that(lambda x: x)
+    path = str(tmp_path / f"model {evil}")
+    tf.saved_model.save(m, path, signatures={"serving_default": m.call, f"key{evil}": m.call})
+    for arguments in (("inspect", path), ("add", path), ("verify", path), ("records", path), ("verify", path + "/no")):
+        _, out, err = run(capsys, *arguments)
+        assert all(one.isprintable() or one == "\n" for one in out + err), (arguments, out, err)
+        assert "owned" in out + err

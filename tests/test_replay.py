@@ -803,14 +803,13 @@ def test_garbage_in_the_variables_is_told_in_tensorflows_words(functions_dir, tm
 
 def test_a_bad_graph_is_told_in_tensorflows_words(functions_dir, tmp_path):
     saved_model = SavedModel.FromString(tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read())
-    nodes = saved_model.meta_graphs[0].graph_def.node
-    nodes.add().CopyFrom(nodes[0])
+    saved_model.meta_graphs[0].graph_def.node.add(name="lost", op="NoOp", input=["^nowhere"])
     (tmp_path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
     with pytest.raises(ReplayError) as caught:
         open_session(tmp_path)
     assert str(caught.value) == (
-        f"Cannot import the graph of SavedModel {str(tmp_path)!r}: Node '{nodes[0].name}' is not unique. Export the "
-        "model again, with all its files."
+        f"Cannot import the graph of SavedModel {str(tmp_path)!r}: Node 'lost': Unknown input node '^nowhere'. Export "
+        "the model again, with all its files."
     )
 
 

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import keras
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import fingerprint_pb2
 
-from keras_warmup import endpoints
+from keras_warmup import endpoints, rewriting
+from keras_warmup._protos import serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.replay import open_session
-from keras_warmup.rewriting import rewrite_method_names, share_input
+from keras_warmup.rewriting import recover, rewrite_method_names, share_input
 from keras_warmup.servable import save_saved_model
 from keras_warmup.signatures import read_meta_graph, read_signatures
 
@@ -102,13 +105,17 @@ def test_refusals_leave_the_model_as_it_was(kinds, error, text, export_dir):
     assert files(export_dir) == before
 
 
-@pytest.mark.parametrize("content", [None, b"garbage\xff"], ids=["absent", "garbage"])
-def test_what_is_no_saved_model_is_refused(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file or directory"), (b"garbage\xff", "it is not a SavedModel proto")],
+    ids=["absent", "garbage"],
+)
+def test_what_is_no_saved_model_is_refused(content, reason, tmp_path):
     if content is not None:
         (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(SignatureError) as error:
         rewrite_method_names(tmp_path, {"c": "classify"})
-    assert str(error.value) == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}."
+    assert str(error.value) == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}: {reason}."
 
 
 def results(export_dir):
@@ -168,3 +175,53 @@ def test_placeholders_that_differ_cannot_be_shared(tmp_path):
     assert str(error.value) == (
         "Signatures 'a' and 'b' cannot share an input: their placeholders differ in dtype or shape."
     )
+
+
+# -- interrupted rewrites ----------------------------------------------------------------------------------------------
+
+
+def has_matching_fingerprint(export_dir):
+    """Whether `fingerprint.pb` is that of `saved_model.pb`; `None` where there is none."""
+    path = export_dir / "fingerprint.pb"
+    if not path.exists():
+        return None
+    written = tf.saved_model.experimental.read_fingerprint(str(export_dir))
+    graph = fingerprint_pb2.FingerprintDef.FromString(serialized_fingerprint(str(export_dir)))
+    return written.saved_model_checksum == graph.saved_model_checksum
+
+
+@pytest.mark.parametrize("step", range(3), ids=["fingerprint away", "graph replaced", "fingerprint in place"])
+def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(step, export_dir, monkeypatch):
+    replace_file = rewriting.replace_file
+    steps = []
+
+    def interrupted(source, target, *, flush=True):
+        if len(steps) == step:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        steps.append(target)
+        replace_file(source, target, flush=flush)
+        assert has_matching_fingerprint(export_dir) in (None, True)
+
+    before = files(export_dir)
+    monkeypatch.setattr(rewriting, "replace_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rewrite_method_names(export_dir, {"c": "classify"})
+    assert has_matching_fingerprint(export_dir)
+    assert set(files(export_dir)) == set(before)
+    assert step == 2 or files(export_dir) == before
+
+
+@pytest.mark.parametrize("graph", ["old", "new"])
+def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_there(graph, export_dir, tmp_path):
+    shutil.copytree(export_dir, tmp_path / "new")
+    rewrite_method_names(tmp_path / "new", {"c": "classify"})
+    dead = export_dir / ".saved_model.pb.kw-0123456789abcdef"
+    dead.mkdir()
+    (export_dir / "fingerprint.pb").rename(dead / "fingerprint.old")
+    shutil.copy(tmp_path / "new" / "fingerprint.pb", dead)
+    shutil.copy(tmp_path / "new" / "saved_model.pb", dead if graph == "old" else export_dir)
+    recover(str(export_dir))
+    assert not dead.exists()
+    assert has_matching_fingerprint(export_dir)
+    assert (method_names(export_dir)["c"] == "tensorflow/serving/classify") == (graph == "new")

@@ -1,16 +1,19 @@
-"""Tests of `keras_warmup.publish` and `keras_warmup.versions`."""
+"""Tests of `keras_warmup.publishing.publish` and `keras_warmup.versions`."""
 
 import errno
 import os
 import pathlib
+import re
+import shutil
 import stat
-import time
+import threading
 
 import pytest
 import tensorflow as tf
 
-from keras_warmup import publish, versions
+from keras_warmup import versions
 from keras_warmup.errors import OptionsError, PublishError
+from keras_warmup.publishing import filesystem, publish, workspace
 
 gfile = tf.io.gfile
 
@@ -37,11 +40,21 @@ def read(path):
 def publish_to(path, text="new", overwrite=False):
     with publish.staged(path, overwrite=overwrite) as staging:
         build(staging, text)
-    return staging.published
+    return staging.published.path
 
 
 def tree(root):
     return sorted(str(path.relative_to(root)) for path in pathlib.Path(root).rglob("*"))
+
+
+def can_exchange(directory):
+    one, other = directory / "one", directory / "other"
+    one.mkdir()
+    other.mkdir()
+    exchanged = filesystem.exchange(str(one), str(other))
+    one.rmdir()
+    other.rmdir()
+    return exchanged
 
 
 @pytest.fixture(params=["local", "ram"])
@@ -62,11 +75,9 @@ def base(request, tmp_path):
 def test_staged_publishes_all_files_and_leaves_nothing_else(base):
     with publish.staged(f"{base}/1", overwrite=False) as staging:
         assert not gfile.exists(f"{base}/1")
-        assert staging.published is None
-        name = os.fspath(staging).rpartition("/")[2]
-        assert name.startswith(".1.kw-") and not name.isdigit()
+        assert re.search(r"/\.1\.kw-[0-9a-f]{16}/1$", os.fspath(staging))
         build(staging)
-    assert staging.published == f"{base}/1"
+    assert staging.published.path == f"{base}/1"
     assert read(f"{base}/1") == "new"
     assert gfile.exists(f"{base}/1/assets.extra/tf_serving_warmup_requests")
     assert gfile.exists(f"{base}/1/variables/variables.index")
@@ -133,7 +144,7 @@ def test_saved_model_pb_arrives_last_and_leaves_first_on_a_flat_store(tmp_path, 
     ]
     renamed.clear()
     publish_to(f"{base}/1", "new", overwrite=True)
-    assert renamed[0].endswith("/saved_model.pb") and ".1.kw-old-" in renamed[0]
+    assert renamed[0].endswith("/old/saved_model.pb") and "/.1.kw-" in renamed[0]
     assert renamed[-1] == f"{base}/1/saved_model.pb"
     assert read(f"{base}/1") == "new"
 
@@ -153,20 +164,6 @@ def test_flat_store_failure_in_the_middle_publishes_nothing(tmp_path, monkeypatc
         publish_to(f"{base}/1")
     assert str(caught.value) == f"Cannot publish to '{base}/1': the store is away."
     assert gfile.listdir(base) == []
-
-
-def test_directory_that_cannot_be_renamed_across_layers_is_moved_file_by_file(tmp_path, monkeypatch):
-    rename = gfile.rename
-
-    def across_layers(src, dst, overwrite=False):
-        if os.path.isdir(src):
-            raise tf.errors.UnimplementedError(None, None, f"{src}; Invalid cross-device link")
-        rename(src, dst, overwrite)
-
-    monkeypatch.setattr(gfile, "rename", across_layers)
-    publish_to(tmp_path / "1")
-    assert read(tmp_path / "1") == "new"
-    assert os.listdir(tmp_path) == ["1"]
 
 
 # -- overwrite ---------------------------------------------------------------------------------------------------------
@@ -191,6 +188,26 @@ def test_overwrite_publishes_where_nothing_or_an_empty_directory_is(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
+def test_every_listing_while_a_version_is_replaced_has_one(tmp_path):
+    if not can_exchange(tmp_path):
+        pytest.skip("this file system cannot exchange directories")
+    publish_to(tmp_path / "1", "old")
+    stop, seen = threading.Event(), []
+
+    def poll():
+        while not stop.is_set():
+            seen.append((tmp_path / "1" / "saved_model.pb").exists())
+
+    reader = threading.Thread(target=poll)
+    reader.start()
+    for turn in range(50):
+        publish_to(tmp_path / "1", str(turn), overwrite=True)
+    stop.set()
+    reader.join()
+    assert all(seen) and len(seen) > 50
+    assert read(tmp_path / "1") == "49"
+
+
 def test_failed_block_leaves_the_old_model(base):
     publish_to(f"{base}/1", "old")
     with pytest.raises(BuildError), publish.staged(f"{base}/1", overwrite=True) as staging:
@@ -200,41 +217,218 @@ def test_failed_block_leaves_the_old_model(base):
     assert [entry.rstrip("/") for entry in gfile.listdir(base)] == ["1"]
 
 
-@pytest.mark.parametrize("kind", ["error", "interrupt before", "interrupt after"])
-def test_old_model_is_put_back_when_the_new_one_cannot_be_moved_in(tmp_path, monkeypatch, kind):
+@pytest.fixture
+def without_exchange(monkeypatch):
+    """A system that cannot exchange two directories in one step."""
+    monkeypatch.setattr(publish, "exchange", lambda one, other: False)
+
+
+def test_without_exchange_the_old_version_is_moved_aside_and_removed(tmp_path, without_exchange):
     publish_to(tmp_path / "1", "old")
-    rename = gfile.rename
+    publish_to(tmp_path / "1", "new", overwrite=True)
+    assert read(tmp_path / "1") == "new"
+    assert os.listdir(tmp_path) == ["1"]
 
-    def failing(src, dst, overwrite=False):
-        if ".kw-old-" not in src and dst == str(tmp_path / "1"):
+
+@pytest.mark.parametrize("kind", ["error", "interrupt before", "interrupt after"])
+def test_old_model_is_put_back_when_the_new_one_cannot_be_moved_in(tmp_path, monkeypatch, without_exchange, kind):
+    publish_to(tmp_path / "1", "old")
+    rename_new = publish.rename_new
+
+    def failing(source, target, *, model_last=True):
+        if target == str(tmp_path / "1"):
             if kind == "error":
-                raise tf.errors.PermissionDeniedError(None, None, f"{src}; Permission denied")
+                raise PermissionError(errno.EACCES, "Permission denied", source)
             if kind == "interrupt after":
-                rename(src, dst, overwrite)
+                rename_new(source, target)
             raise KeyboardInterrupt
-        rename(src, dst, overwrite)
+        rename_new(source, target, model_last=model_last)
 
-    monkeypatch.setattr(gfile, "rename", failing)
-    with pytest.raises(PublishError if kind == "error" else KeyboardInterrupt):
+    monkeypatch.setattr(publish, "rename_new", failing)
+    with pytest.raises(PublishError if kind == "error" else KeyboardInterrupt) as caught:
         publish_to(tmp_path / "1", "new", overwrite=True)
+    if kind == "error":
+        assert str(caught.value) == f"Cannot publish to '{tmp_path}/1': Permission denied."
     assert read(tmp_path / "1") == ("new" if kind == "interrupt after" else "old")
     assert os.listdir(tmp_path) == ["1"]
 
 
-def test_interrupt_after_moving_aside_puts_the_old_model_back(tmp_path, monkeypatch):
+def test_old_model_that_cannot_be_put_back_is_named_and_put_back_by_the_next_export(
+    tmp_path, monkeypatch, without_exchange
+):
     publish_to(tmp_path / "1", "old")
-    rename = gfile.rename
+    broken = True
 
-    def interrupted(src, dst, overwrite=False):
-        rename(src, dst, overwrite)
-        if ".kw-old-" in dst:
-            raise KeyboardInterrupt
+    def failing(source, target, *, model_last=True, rename=filesystem.rename_new):
+        if broken and target == str(tmp_path / "1"):
+            raise OSError(errno.EIO, "Input/output error", source)
+        rename(source, target, model_last=model_last)
 
-    monkeypatch.setattr(gfile, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(publish, "rename_new", failing)
+    monkeypatch.setattr(workspace, "rename_new", failing)
+    with (
+        pytest.raises(PublishError, match="Input/output error"),
+        pytest.warns(UserWarning, match=r"The old version of .*/1' is at .*/\.1\.kw-[0-9a-f]{16}/old'"),
+    ):
         publish_to(tmp_path / "1", "new", overwrite=True)
+    broken = False
+    publish_to(tmp_path / "2")
     assert read(tmp_path / "1") == "old"
+    assert sorted(os.listdir(tmp_path)) == ["1", "2"]
+
+
+def test_savers_of_one_path_leave_one_whole_version_and_no_copies(tmp_path, without_exchange):
+    publish_to(tmp_path / "1", "old")
+
+    def save(turn):
+        for _ in range(5):
+            publish_to(tmp_path / "1", str(turn), overwrite=True)
+
+    savers = [threading.Thread(target=save, args=(turn,)) for turn in range(4)]
+    for saver in savers:
+        saver.start()
+    for saver in savers:
+        saver.join()
     assert os.listdir(tmp_path) == ["1"]
+    text = read(tmp_path / "1")
+    with gfile.GFile(f"{tmp_path}/1/variables/variables.index") as file:
+        assert file.read() == text
+
+
+def test_replaced_directory_that_turns_out_to_be_no_saved_model_is_given_back(tmp_path, monkeypatch):
+    if not can_exchange(tmp_path):
+        pytest.skip("this file system cannot exchange directories")
+    publish_to(tmp_path / "1", "old")
+    exchange = publish.exchange
+    turns = []
+
+    def overtaken(one, other):
+        if not turns:
+            os.rename(other, f"{other}-moved")
+            pathlib.Path(other).mkdir()
+            pathlib.Path(other, "thesis.tex").write_text("x")
+        turns.append(1)
+        return exchange(one, other)
+
+    monkeypatch.setattr(publish, "exchange", overtaken)
+    with pytest.raises(PublishError, match="it is not a SavedModel"):
+        publish_to(tmp_path / "1", "new", overwrite=True)
+    assert (tmp_path / "1" / "thesis.tex").exists()
+    assert sorted(os.listdir(tmp_path)) == ["1", "1-moved"]
+
+
+# -- flushing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """The fsync and rename calls, in order."""
+    calls = []
+    fsync, rename_new, exchange = os.fsync, publish.rename_new, publish.exchange
+
+    def recorded_fsync(descriptor):
+        calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def recorded_rename(source, target, *, model_last=True):
+        calls.append(("rename", str(target)))
+        rename_new(source, target, model_last=model_last)
+
+    def recorded_exchange(one, other):
+        calls.append(("rename", str(other)))
+        return exchange(one, other)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(publish, "rename_new", recorded_rename)
+    monkeypatch.setattr(publish, "exchange", recorded_exchange)
+    return calls
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads names of descriptors from /proc")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_tree_is_flushed_before_the_rename_and_the_parent_after(tmp_path, disk, overwrite):
+    if overwrite:
+        publish_to(tmp_path / "1", "old")
+        disk.clear()
+    publish_to(tmp_path / "1", overwrite=overwrite)
+    renamed = disk.index(("rename", str(tmp_path / "1")))
+    before = {path.split("/1/", 1)[1] if "/1/" in path else "" for _, path in disk[:renamed]}
+    assert before >= {
+        "saved_model.pb",
+        "fingerprint.pb",
+        "variables",
+        "variables/variables.index",
+        "assets.extra",
+        "assets.extra/tf_serving_warmup_requests",
+    }
+    assert disk[renamed - 1][1].endswith("/1")
+    assert disk[renamed + 1] == ("fsync", str(tmp_path))
+
+
+def test_directory_that_cannot_be_flushed_after_the_rename_takes_the_version_back(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def failing(descriptor):
+        if (tmp_path / "1").exists() and os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)):
+            raise OSError(errno.EIO, "Input/output error")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(PublishError, match=f"Cannot publish to '{tmp_path}/1': Input/output error."):
+        publish_to(tmp_path / "1")
+    assert os.listdir(tmp_path) == []
+
+
+# -- links -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vocabulary(tmp_path):
+    """A directory outside, which versions link to."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "words").write_text("a\nb\n")
+    yield shared
+    assert (shared / "words").read_text() == "a\nb\n"
+
+
+def test_link_in_a_version_that_is_replaced_leads_to_what_it_led(tmp_path, vocabulary):
+    publish_to(tmp_path / "m" / "1", "old")
+    (tmp_path / "m" / "1" / "assets").symlink_to(vocabulary)
+    publish_to(tmp_path / "m" / "1", "new", overwrite=True)
+    assert os.listdir(tmp_path / "m") == ["1"]
+
+
+def test_link_in_a_failed_export_leads_to_what_it_led(tmp_path, vocabulary):
+    with pytest.raises(BuildError), publish.staged(tmp_path / "m" / "1", overwrite=False) as staging:
+        pathlib.Path(staging, "assets").symlink_to(vocabulary)
+        raise BuildError
+
+
+def test_version_that_is_a_link_is_left_by_max_to_keep(tmp_path, vocabulary):
+    with publish.staged(tmp_path / "m" / "1", overwrite=False) as staging:
+        build(staging)
+    os.rename(tmp_path / "m" / "1", tmp_path / "elsewhere")
+    (tmp_path / "m" / "1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PublishError, match="it is not the directory that was published there"):
+        publish.remove_published(staging.published)
+    assert read(tmp_path / "elsewhere") == "new"
+
+
+def test_link_in_a_swept_workspace_leads_to_what_it_led(tmp_path, vocabulary):
+    dead = tmp_path / "m" / ".1.kw-0123456789abcdef"
+    build(dead / "1")
+    (dead / "1" / "assets").symlink_to(vocabulary)
+    publish_to(tmp_path / "m" / "2")
+    assert os.listdir(tmp_path / "m") == ["2"]
+
+
+def test_link_in_a_removed_version_leads_to_what_it_led(tmp_path, vocabulary):
+    with publish.staged(tmp_path / "m" / "1", overwrite=False) as staging:
+        build(staging)
+        pathlib.Path(staging, "assets").symlink_to(vocabulary)
+    publish.remove_published(staging.published)
+    assert os.listdir(tmp_path / "m") == []
 
 
 def test_overwrite_refuses_a_base_path_with_versions(tmp_path):
@@ -435,24 +629,37 @@ def test_two_exporters_take_two_versions(base):
     ):
         build(one, "one")
         build(two, "two")
-    assert (one.published, two.published) == (f"{base}/2", f"{base}/1")
+    assert (one.published.path, two.published.path) == (f"{base}/2", f"{base}/1")
     assert (read(f"{base}/1"), read(f"{base}/2")) == ("two", "one")
 
 
 def test_version_taken_between_look_and_rename_gives_the_next(tmp_path, monkeypatch):
-    rename = gfile.rename
+    rename_new = publish.rename_new
     theirs = iter(["1", "2"])
 
-    def overtaken(src, dst, overwrite=False):
+    def overtaken(source, target, *, model_last=True):
         name = next(theirs, None)
         if name:
             build(tmp_path / name, "theirs")
-        rename(src, dst, overwrite)
+        rename_new(source, target, model_last=model_last)
 
-    monkeypatch.setattr(gfile, "rename", overtaken)
+    monkeypatch.setattr(publish, "rename_new", overtaken)
     assert publish_to(tmp_path / "{version}", "ours") == str(tmp_path / "3")
     assert [read(tmp_path / name) for name in "123"] == ["theirs", "theirs", "ours"]
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
+
+
+def test_version_taken_between_listing_and_check_gives_the_next(tmp_path, monkeypatch):
+    resolve_version = publish.resolve_version
+
+    def overtaken(path):
+        target = resolve_version(path)
+        if target.endswith(("/1", "/2")):
+            build(target, "theirs")
+        return target
+
+    monkeypatch.setattr(publish, "resolve_version", overtaken)
+    assert publish.check_publishable(tmp_path / "{version}", overwrite=False) == str(tmp_path / "3")
 
 
 @pytest.mark.parametrize("path", ["m/best", "gs://bucket/m/{epoch}-{val_loss:.2f}", "m/v{version}"])
@@ -540,22 +747,99 @@ def test_what_is_no_path_is_refused(path, text):
     assert str(caught.value) == text
 
 
-# -- removing and sweeping ---------------------------------------------------------------------------------------------
+# -- paths -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("file:///models/1", "/models/1"),
+        ("file://localhost/models/1/", "/models/1"),
+        ("file:/models/1", "/models/1"),
+        (pathlib.PurePosixPath("file:///models/1"), "/models/1"),
+        ("~/models/1", os.path.expanduser("~/models/1")),
+        ("models/~1", "models/~1"),
+        (b"models/1", None),
+        ("gs://bucket/models/1/", "gs://bucket/models/1"),
+    ],
+)
+def test_path_is_read_as_users_write_it(path, expected):
+    if expected is None:
+        with pytest.raises(OptionsError, match="A path must be a str"):
+            versions.as_path(path)
+    else:
+        assert versions.as_path(path) == expected
+
+
+def test_file_url_of_another_host_is_refused():
+    with pytest.raises(OptionsError) as caught:
+        versions.as_path("file://server/models/1")
+    assert str(caught.value) == (
+        "The path 'file://server/models/1' names a file of the host 'server'. Give a local path."
+    )
+
+
+def test_path_that_is_not_utf8_is_refused():
+    with pytest.raises(OptionsError) as caught:
+        versions.as_path(os.fsdecode(b"/models/\xff/1"))
+    assert str(caught.value) == (
+        "The path '/models/\\udcff/1' is not UTF-8, and TensorFlow takes no other paths. Rename it, or give a link to it."
+    )
+
+
+@pytest.mark.parametrize("inside", ["assets/2", "assets.extra/a/b/{version}"])
+def test_nothing_is_published_deep_inside_a_saved_model(tmp_path, monkeypatch, inside):
+    publish_to(tmp_path / "1")
+    monkeypatch.chdir(tmp_path / "1")
+    for path in (tmp_path / "1" / inside, inside):
+        with pytest.raises(PublishError) as caught:
+            publish.check_publishable(path, overwrite=False)
+        assert str(caught.value) == (
+            f"Cannot publish to '{path}': it would publish inside the SavedModel '{tmp_path}/1'. Publish beside it."
+        )
+
+
+def test_error_of_a_file_system_without_words_has_its_kind(tmp_path):
+    assert versions.reason_of(tf.errors.NotFoundError(None, None, "")) == "not found"
+    assert versions.reason_of(tf.errors.ResourceExhaustedError(None, None, "a; No space left on device")) == (
+        "No space left on device"
+    )
+
+
+# -- removing ----------------------------------------------------------------------------------------------------------
 
 
 def test_remove_published(base):
-    publish_to(f"{base}/1")
-    publish_to(f"{base}/2")
-    publish.remove_published(f"{base}/1")
-    publish.remove_published(f"{base}/1")
+    published = []
+    for _ in range(2):
+        with publish.staged(f"{base}/{{version}}", overwrite=False) as staging:
+            build(staging)
+        published.append(staging.published)
+    publish.remove_published(published[0])
+    publish.remove_published(published[0])
     assert [entry.rstrip("/") for entry in gfile.listdir(base)] == ["2"]
 
 
-def test_hidden_directories_of_killed_exports_are_swept_after_a_day(tmp_path):
-    day_old = [".1.kw-0123456789abcdef", ".1.kw-old-0123456789abcdef", ".1.kw-mine", "1.kw-0123456789abcdef"]
-    for name in [*day_old, ".2.kw-0123456789abcdef"]:
-        build(tmp_path / name)
-    for name in day_old:
-        os.utime(tmp_path / name, (0, time.time() - 25 * 3600))
-    publish_to(tmp_path / "2")
-    assert sorted(os.listdir(tmp_path)) == sorted([*day_old[1:], ".2.kw-0123456789abcdef", "2"])
+def test_directory_that_took_the_place_of_a_published_one_is_left(tmp_path):
+    with publish.staged(tmp_path / "1", overwrite=False) as staging:
+        build(staging)
+    assert publish.is_still_there(staging.published)
+    shutil.rmtree(tmp_path / "1")
+    build(tmp_path / "1", "theirs")  # the file system may give it the same inode
+    assert not publish.is_still_there(staging.published)
+    with pytest.raises(PublishError) as caught:
+        publish.remove_published(staging.published)
+    assert str(caught.value) == (
+        f"Cannot remove '{tmp_path}/1': it is not the directory that was published there; somebody has replaced it since."
+    )
+    assert read(tmp_path / "1") == "theirs"
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_version_that_got_a_new_warmup_file_is_still_ours(tmp_path):
+    with publish.staged(tmp_path / "1", overwrite=False) as staging:
+        build(staging, warmup=False)
+    (tmp_path / "1" / "assets.extra").mkdir()
+    (tmp_path / "1" / "assets.extra" / "tf_serving_warmup_requests").write_text("x")
+    publish.remove_published(staging.published)
+    assert os.listdir(tmp_path) == []

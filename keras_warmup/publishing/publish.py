@@ -1,0 +1,392 @@
+"""Publishes a directory: built out of sight, on the disk, then visible under its name at once, or not at all.
+
+What TensorFlow Serving sees decides the design. Its polling source (`file_system_storage_path_source.cc`) lists the
+base path every few seconds, takes every child whose whole name is a decimal integer for a version, file or directory,
+and starts to load it the moment it is listed; everything else is ignored. So:
+
+- Work is done in a hidden workspace beside the target, on the same file system (`workspace.py`).
+- The whole tree is flushed to the disk, then one rename shows it, then the parent directory is flushed. Only then old
+  versions are removed: a power cut leaves the old version or the new one, never an empty one.
+- A new version never replaces what came to be there meanwhile (`RENAME_NOREPLACE`). Replacing a version exchanges the
+  two directories in one step (`RENAME_EXCHANGE`), so that every listing has one. Where the system cannot, the old one
+  is moved aside first; after a kill in between, the next export puts it back.
+- Object stores (`gs://`, `s3://`, ...) have no directories to rename, and a version is listed as soon as its first
+  object is there. There the files are renamed one by one, `saved_model.pb` last: a server that polls in between does
+  not find the model and tries again later (`--max_num_load_retries`, `--load_retry_interval_micros`). Two exporters
+  that take one version at the same moment are told apart only where renaming is atomic.
+- A version that is replaced in place is not loaded again by a server that serves it already: publish to `{version}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from keras_warmup.errors import PublishError
+from keras_warmup.publishing.filesystem import (
+    MODEL_FILES,
+    exchange,
+    exists,
+    make_directory,
+    make_parents,
+    occupied_error,
+    remove_empty,
+    rename_new,
+    sync,
+    sync_tree,
+)
+from keras_warmup.publishing.workspace import Workspace, sweep
+from keras_warmup.versions import (
+    as_path,
+    explained,
+    has_version,
+    join,
+    name_of,
+    parent_of,
+    read_version,
+    reason_of,
+    resolve_version,
+    scheme_of,
+)
+
+_SAVED_MODEL_ENTRIES = frozenset(
+    {*MODEL_FILES, "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", "debug"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A directory that was published, and what tells it from another one at the same path.
+
+    Attributes:
+        path: where it is.
+        identity: device and inode of the directory, inode and modification time of its `variables`: file systems give
+            the inode of a removed directory to the next one, but nobody touches `variables` again. `None` for a remote
+            one.
+    """
+
+    path: str
+    identity: tuple[int, ...] | None
+
+
+class Staging:
+    """A directory under construction.
+
+    Usable wherever a path is (`os.fspath`, `os.path.join`).
+
+    Attributes:
+        directory: the hidden directory to build in; it exists and is empty at first.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._published: Published | None = None
+
+    def __fspath__(self) -> str:
+        return self.directory
+
+    @property
+    def published(self) -> Published:
+        """What was published, `{version}` filled in; known when the block of `staged` has ended."""
+        if self._published is None:
+            raise RuntimeError(f"{self.directory!r} is not published yet")
+        return self._published
+
+
+@contextlib.contextmanager
+def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging]:
+    """Builds a directory in a hidden workspace and publishes it as `path` when the block ends well.
+
+    When the block raises, `KeyboardInterrupt` included, the workspace and the parents created for it are removed,
+    `path` is as it was, and the error propagates.
+
+    Args:
+        path: where to publish; `{version}` takes the next free version when the block ends.
+        overwrite: replace the SavedModel that is there. It is removed after the new one is in place and on the disk.
+
+    Yields:
+        The `Staging` to build in. `.published` is set when the block has ended.
+
+    Raises:
+        PublishError: as `check_publishable`; nothing was built; `path` was taken meanwhile; or a file operation failed.
+    """
+    template = as_path(path)
+    target = check_publishable(template, overwrite)
+    created: list[str] = []
+    workspace: Workspace | None = None
+    try:
+        with explained(target):
+            make_parents(parent_of(target), created)
+            workspace = Workspace(target)
+            # The permissions of the umask: a server may run as another user.
+            make_directory(workspace.build)
+        staging = Staging(workspace.build)
+        yield staging
+        staging._published = _publish(workspace, template, target, overwrite)
+    except BaseException:
+        if workspace is not None:
+            # An interrupt can come between an exchange and its flush: the old version is removed behind a flush only.
+            with contextlib.suppress(OSError):
+                sync(parent_of(target))
+            workspace.close()
+        for directory in reversed(created):
+            remove_empty(directory)
+        raise
+    workspace.close()
+
+
+def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
+    """Checks up front that `path` can be published. Removes what killed exports left beside it.
+
+    Args:
+        path: where to publish; may hold `{version}`.
+        overwrite: whether a SavedModel that is there may be replaced.
+
+    Returns:
+        The path as it would be published now: `{version}` filled in, a final symbolic link followed.
+
+    Raises:
+        OptionsError: `path` is not a path.
+        PublishError: something is there (an empty directory counts; `errno` is `EEXIST`) and `overwrite` is false or it
+            is no SavedModel; it lies inside a SavedModel; or nothing can be written beside it.
+    """
+    template = as_path(path)
+    with explained(template):
+        target = target_of(template)
+        if name_of(target) in ("", ".", ".."):
+            raise PublishError(
+                f"Cannot publish to {template!r}: it names no new directory. Publish below it, such as to "
+                f"{join(target, '{version}')!r}."
+            )
+        sweep(parent_of(target))
+        while exists(target):
+            if overwrite:
+                _check_replaceable(target)
+                break
+            # Another exporter may have taken this version since the directory was listed.
+            following = target_of(template)
+            if following == target:
+                raise occupied_error(target)
+            target = following
+        _check_outside_saved_models(target, template)
+    check_writable(parent_of(target), template)
+    return target
+
+
+def check_writable(directory: str, path: str | None = None) -> None:
+    """Checks that files can be created in `directory`, or in its nearest ancestor that exists.
+
+    Args:
+        directory: the directory; it may not exist yet.
+        path: the path to name in the error. Defaults to `None`: `directory`.
+
+    Raises:
+        PublishError: an ancestor is a file, or nothing can be written.
+    """
+    path = directory if path is None else path
+    with explained(path):
+        existing = directory
+        while not tf.io.gfile.exists(existing) and parent_of(existing) != existing:
+            existing = parent_of(existing)
+        if tf.io.gfile.exists(existing) and not tf.io.gfile.isdir(existing):
+            raise PublishError(
+                f"Cannot publish to {path!r}: {existing!r} is a file, expected a directory. Publish to a path below a "
+                "directory."
+            )
+    try:
+        if scheme_of(existing):
+            _probe_remote(existing)
+        else:
+            sweep(existing)
+            Workspace(join(existing, "probe")).close()
+    except (tf.errors.OpError, OSError) as error:
+        raise PublishError(
+            f"Cannot publish to {path!r}: no file can be written in {existing!r} ({reason_of(error)}). Publish "
+            "below a directory that this user can write to."
+        ) from error
+
+
+def check_free(path: str) -> None:
+    """Checks that nothing is at `path`.
+
+    Raises:
+        PublishError: something is (an empty directory counts); `errno` is `EEXIST`.
+    """
+    with explained(path):
+        if exists(path):
+            raise occupied_error(path)
+
+
+def target_of(path: str | os.PathLike[str]) -> str:
+    """Returns where `path` would be published now: `{version}` filled in, a final symbolic link followed.
+
+    A local link, such as `latest -> 3`, stays, and what it leads to is published.
+    """
+    target = resolve_version(path)
+    return os.path.realpath(target) if not scheme_of(target) and os.path.islink(target) else target
+
+
+def is_still_there(published: Published) -> bool:
+    """Returns whether the directory at a path is the one that was published there.
+
+    Raises:
+        PublishError: the file system does not tell.
+    """
+    with explained(published.path):
+        return exists(published.path) and _identity_of(published.path) == published.identity
+
+
+def remove_published(published: Published) -> None:
+    """Removes a published directory; out of sight first, so that no server sees half of it.
+
+    Args:
+        published: what `Staging.published` said. Nothing happens where it is gone.
+
+    Raises:
+        PublishError: something else is at its path, which is left there; or it cannot be moved out of sight.
+    """
+    path = published.path
+    with explained(path):
+        if not exists(path):
+            return
+        if is_still_there(published):
+            workspace = Workspace(path)
+            try:
+                rename_new(path, workspace.build, model_last=False)
+                # What counts is what was moved, not what was there before.
+                if _identity_of(workspace.build) == published.identity:
+                    return
+                rename_new(workspace.build, path)
+            finally:
+                workspace.close()
+        raise PublishError(
+            f"Cannot remove {path!r}: it is not the directory that was published there; somebody has replaced it since."
+        )
+
+
+def _publish(workspace: Workspace, template: str, target: str, overwrite: bool) -> Published:
+    """Moves what was built to `target`; with `{version}` to the version that is next by now."""
+    with explained(target):
+        if not tf.io.gfile.listdir(workspace.build):
+            raise PublishError(f"Nothing to publish to {target!r}: no file was written to the directory given.")
+        sync_tree(workspace.build)
+        identity = _identity_of(workspace.build)
+    versioned = has_version(template)
+    if versioned and has_version(name_of(template)):
+        target = target_of(template)
+    while True:
+        with explained(target):
+            make_parents(parent_of(target), [])
+            try:
+                if overwrite and exists(target):
+                    _replace(workspace, target)
+                else:
+                    _show(workspace, target)
+                return Published(target, identity)
+            except FileExistsError as error:
+                # Another exporter came first, between the look and the rename.
+                if overwrite:
+                    continue
+                following = target_of(template)
+                if not versioned or following == target:
+                    raise occupied_error(target) from error
+                target = following
+
+
+def _show(workspace: Workspace, target: str) -> None:
+    """Gives what was built its name; takes it back where the directory that holds the name cannot be flushed."""
+    rename_new(workspace.build, target)
+    try:
+        sync(parent_of(target))
+    except OSError:
+        rename_new(target, workspace.build)
+        raise
+
+
+def _replace(workspace: Workspace, target: str) -> None:
+    """Puts what was built in the place of a SavedModel, which stays in the workspace."""
+    _check_replaceable(target)
+    try:
+        exchanged = exchange(workspace.build, target)
+    except FileNotFoundError:
+        # Somebody removed it meanwhile.
+        return _show(workspace, target)
+    if not exchanged:
+        # Of several turns of this loop only the last one's old version is still missing under its name.
+        workspace.give_up_old()
+        workspace.target = target
+        rename_new(target, workspace.old, model_last=False)
+        return _show(workspace, target)
+    try:
+        # What counts is what was replaced, not what was there before.
+        _check_replaceable(workspace.build, target)
+        sync(parent_of(target))
+    except (OSError, tf.errors.OpError):
+        exchange(workspace.build, target)
+        raise
+    return None
+
+
+def _check_replaceable(directory: str, target: str | None = None) -> None:
+    """Refuses to replace what is no SavedModel: replacing removes all that is there.
+
+    Args:
+        directory: what would be removed.
+        target: the path to name in the error. Defaults to `None`: `directory`.
+    """
+    target = directory if target is None else target
+    if not tf.io.gfile.isdir(directory) or (not scheme_of(directory) and os.path.islink(directory)):
+        raise _irreplaceable(target, "it is a file, not a SavedModel")
+    entries = [entry.rstrip("/") for entry in tf.io.gfile.listdir(directory)]
+    versions = [entry for entry in entries if read_version(entry) is not None]
+    if versions:
+        raise _irreplaceable(target, f"it holds {len(versions)} versions of a model, such as {min(versions)!r}")
+    if not set(entries) <= _SAVED_MODEL_ENTRIES and not any(name in entries for name in MODEL_FILES):
+        raise _irreplaceable(target, f"it is not a SavedModel, but holds {len(entries)} other entries")
+
+
+def _irreplaceable(target: str, why: str) -> PublishError:
+    error = PublishError(
+        f"Cannot replace {target!r}: {why}, and replacing would remove all of it. Publish to "
+        f"{join(target, '{version}')!r} or another path, or remove it yourself."
+    )
+    error.errno = errno.EEXIST
+    return error
+
+
+def _check_outside_saved_models(target: str, template: str) -> None:
+    """Refuses a path below a SavedModel, in its `assets` for example: who replaces the model would remove it."""
+    directory = target if scheme_of(target) else os.path.abspath(target)
+    while parent_of(directory) != directory:
+        directory = parent_of(directory)
+        if any(exists(join(directory, name)) for name in MODEL_FILES):
+            raise PublishError(
+                f"Cannot publish to {template!r}: it would publish inside the SavedModel {directory!r}. Publish beside it."
+            )
+
+
+def _identity_of(directory: str) -> tuple[int, ...] | None:
+    if scheme_of(directory):
+        return None
+    status = os.lstat(directory)
+    identity = (status.st_dev, status.st_ino)
+    with contextlib.suppress(FileNotFoundError):
+        variables = os.lstat(os.path.join(directory, "variables"))
+        return (*identity, variables.st_ino, variables.st_mtime_ns)
+    return identity
+
+
+def _probe_remote(directory: str) -> None:
+    probe = join(directory, f".kw-probe-{secrets.token_hex(8)}")
+    try:
+        with tf.io.gfile.GFile(probe, "w") as file:
+            file.write("probe")
+    finally:
+        if tf.io.gfile.exists(probe):
+            tf.io.gfile.remove(probe)

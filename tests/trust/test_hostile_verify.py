@@ -1,0 +1,182 @@
+"""No hostile file crashes, hangs or exhausts who verifies it: TensorFlow runs it in a worker process with limits."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import shutil
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from keras_warmup import isolation
+from keras_warmup.errors import WarmupError
+from keras_warmup.verification import verify
+from trust.fuzz import mutate_model
+from trust.hostile_models import HOSTILE
+from trust.test_fuzz import exports  # noqa: F401 - a fixture
+
+MAX_SECONDS = 10
+MAX_MIB = 1024
+# Reading the largest of them takes 3 s; the load of a model that hangs TensorFlow ends after this.
+_TIMEOUT_S = 6
+
+Build = Callable[[pathlib.Path], None]
+
+# Some that TensorFlow itself hangs or dies on, and one of each other kind; the others are marked `trust`.
+QUICK = (
+    "Abort in the init op",
+    "a function that calls itself",
+    "60 levels of functions that call the next one twice",
+    "Unpack with 10^9 outputs",
+    "control characters and markup in names",
+    "saved model is noise",
+    "variables are fifos",
+    "variables are noise",
+    "an asset is a fifo",
+    "warmup: a header that claims 3 GiB",
+    "warmup file is a fifo",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one case.
+
+    Attributes:
+        name: of the case.
+        said: the WarmupError, or the first failure of the report; empty where all is well.
+        problem: traceback of another exception.
+        ended: whether the worker had to be ended, or died.
+        seconds: that it took, without the start of a worker.
+        mib: growth of the worker's peak of resident memory above what it had after its start.
+    """
+
+    name: str
+    said: str
+    problem: str
+    ended: bool
+    seconds: float
+    mib: int
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it ended in time, in bounds, and with a report or a WarmupError."""
+        return not self.problem and self.seconds < MAX_SECONDS and self.mib < MAX_MIB
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {self.problem or self.said or 'well'}"
+
+
+class _Peak:
+    """Watches the peak of a process's resident memory, also of one that dies meanwhile."""
+
+    def __init__(self, pid: int) -> None:
+        self._path = f"/proc/{pid}/status"
+        pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts anew
+        self._before = self._peak_kib = self._read()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _read(self) -> int:
+        with contextlib.suppress(OSError):
+            for line in pathlib.Path(self._path).read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1])
+        return 0
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.02):
+            self._peak_kib = max(self._peak_kib, self._read())
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._peak_kib = max(self._peak_kib, self._read())
+            self._done.set()
+            self._thread.join()
+
+    @property
+    def mib(self) -> int:
+        return (self._peak_kib - self._before) // 1024
+
+
+def _verify(name: str, export_dir: pathlib.Path) -> Outcome:
+    isolation.start_worker()
+    worker = isolation._worker
+    assert worker is not None
+    worker.wait_until_ready()
+    said = problem = ""
+    ended = False
+    peak = _Peak(worker.process.pid)
+    started = time.perf_counter()
+    with peak.watched():
+        try:
+            report = verify(export_dir, isolated=True, timeout_s=_TIMEOUT_S, memory_limit_bytes=MAX_MIB * 2**20)
+        except WarmupError as error:
+            said = f"{type(error).__name__}: {error}"[:500]
+        except Exception:  # what must not be
+            problem = traceback.format_exc()
+        else:
+            said = (report.failures or ("",))[0][:500]
+            ended = any("The process that ran the model" in failure for failure in report.failures)
+        seconds = time.perf_counter() - started
+    return Outcome(name, said, problem, ended, seconds, peak.mib)
+
+
+def _survive(tmp_path: pathlib.Path, cases: Sequence[tuple[str, Build]], capsys: pytest.CaptureFixture[str]) -> None:
+    outcomes = []
+    for index, (name, build) in enumerate(cases):
+        directory = tmp_path / str(index)
+        build(directory / "1")
+        outcomes.append(_verify(name, directory / "1"))
+        shutil.rmtree(directory, ignore_errors=True)
+    bad = [one for one in outcomes if not one.is_good]
+    assert not bad, "\n".join(map(str, bad))
+    with capsys.disabled():
+        slowest = max(outcomes, key=lambda one: one.seconds)
+        largest = max(outcomes, key=lambda one: one.mib)
+        print(
+            f"\n{len(outcomes)} hostile files through verify: {sum(one.ended for one in outcomes)} ended TensorFlow or were "
+            f"ended, 0 crashes of the caller, 0 tracebacks, 0 over {MAX_SECONDS} s, 0 above {MAX_MIB} MiB; slowest "
+            f"{slowest.seconds:.1f} s ({slowest.name}), largest {largest.mib} MiB ({largest.name})"
+        )
+
+
+@pytest.mark.filterwarnings("ignore:SavedModel")
+def test_quick_hostile_files_are_verified_well(tmp_path, capsys):
+    _survive(tmp_path, [(name, HOSTILE[name]) for name in QUICK], capsys)
+
+
+@pytest.mark.trust
+@pytest.mark.filterwarnings("ignore:SavedModel")
+def test_all_hostile_files_are_verified_well(tmp_path, capsys):
+    _survive(tmp_path, list(HOSTILE.items()), capsys)
+
+
+def _mutant(base: pathlib.Path, seed: int) -> Build:
+    def build(directory: pathlib.Path) -> None:
+        shutil.copytree(base, directory, copy_function=shutil.copyfile)
+        directory.chmod(0o755)  # the base may be read-only
+        saved_model = directory / "saved_model.pb"
+        saved_model.write_bytes(mutate_model(saved_model.read_bytes(), seed))
+
+    return build
+
+
+@pytest.mark.trust
+@pytest.mark.filterwarnings("ignore:SavedModel")
+def test_mutants_are_verified_well(exports, tmp_path, capsys):  # noqa: F811
+    cases = [
+        (f"{base.parent.name}, seed {seed}", _mutant(base, seed))
+        for seed, base in zip(range(300), itertools.cycle(exports))
+    ]
+    _survive(tmp_path, cases, capsys)
