@@ -24,14 +24,14 @@ MAX_CALL_DEPTH = 100
 # Functions that one node names: the branches of a Case. Also attributes of an op that this TensorFlow does not have, where
 # all are looked at.
 MAX_BRANCHES = 1000
-# Of the main graph and all functions; `inspect` takes up to 10 us for each. EfficientNetB7 has 32 044, an export of a large
-# transformer with many signatures hundreds of thousands.
-MAX_NODES = 1_000_000
+# Of the main graph and all functions; `inspect` takes up to 10 us for each. EfficientNetB7 has 32 044. Twice as many, all read
+# by each of 300 signatures, took 30 s.
+MAX_NODES = 500_000
 # What all walks over one graph may visit, 1 us each; of a large graph, as many for each node as below. `inspect` visits 101 786
 # of EfficientNetB7 (29 times fewer, and 3 a node), 83 587 of a transformer of 48 layers, 17 859 of an estimator's 4 signatures,
 # 12 182 of a parser of 500 features, 5 803 of 500 inputs, 2 792 of 20 signatures, 458 of a lookup of 500 000 words.
 MAX_VISITS = 3_000_000
-MAX_VISITS_PER_NODE = 20
+MAX_VISITS_PER_NODE = 10
 # Elements of a constant that is read: keys and default values of a parser. An image as a default has 150 528.
 MAX_CONSTANT_ELEMENTS = 2**20
 # TensorShape::MaxDimensions in TensorFlow.

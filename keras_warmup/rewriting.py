@@ -27,7 +27,7 @@ from keras_warmup.publishing.filesystem import exists, replace_file
 from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.report import Kind
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
-from keras_warmup.versions import as_path, explained, join, name_of, parent_of, reason_of
+from keras_warmup.versions import as_path, explained, join, name_of, parent_of, reason_of, scheme_of
 
 _MODEL = "saved_model.pb"
 _FINGERPRINT = "fingerprint.pb"
@@ -225,11 +225,10 @@ def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) ->
 
 
 def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
-    """Returns the fingerprint of the graph in the workspace, with the variables of the SavedModel.
-
-    Only the graph changes, so the hash of the variables is that of the old fingerprint.
-    """
+    """Returns the fingerprint of the graph in the workspace with the variables of the SavedModel."""
     path = join(directory, _FINGERPRINT)
+    if not scheme_of(directory):
+        os.symlink(os.path.join("..", "variables"), join(workspace.path, "variables"))
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             old = FingerprintDef.FromString(file.read())
@@ -237,7 +236,8 @@ def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
     except (DecodeError, ValueError) as error:
         reason = "it is damaged" if isinstance(error, DecodeError) else str(error).rpartition("; ")[2]
         raise SignatureError(f"Cannot make {path!r} anew: {reason}. Remove it, or export the model again.") from error
-    new.checkpoint_hash = old.checkpoint_hash
+    # TensorFlow leaves the hash out where the variables cannot be read at that moment; they are those of before.
+    new.checkpoint_hash = new.checkpoint_hash or old.checkpoint_hash
     return bytes(new.SerializeToString(deterministic=True))
 
 

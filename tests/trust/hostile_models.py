@@ -501,8 +501,51 @@ def _many_nodes(count: int) -> Builder:
     return build
 
 
+HOSTILE["490 000 nodes"] = _many_nodes(490_000)
 HOSTILE["290 000 nodes"] = _many_nodes(290_000)
 HOSTILE["2 000 000 nodes"] = _many_nodes(2_000_000)
+
+
+def _burning(count: int) -> Builder:
+    """Many nodes, so a large budget, and a chain of calls that spends it."""
+
+    def build(directory: pathlib.Path) -> None:
+        saved_model = tiny(tf.string)
+        _chain(saved_model.meta_graphs[0], 60, 2, tf.string)
+        saved_model.meta_graphs[0].graph_def.MergeFromString(many_nodes(count))
+        write(directory, saved_model)
+
+    return build
+
+
+HOSTILE["490 000 nodes beside 60 levels of functions twice"] = _burning(490_000)
+
+
+def _read_by_many(count: int) -> Builder:
+    """Many signatures that each reach a long row of nodes on a way of their own."""
+
+    def build(directory: pathlib.Path) -> None:
+        saved_model = tiny()
+        meta_graph = saved_model.meta_graphs[0]
+        meta_graph.graph_def.MergeFromString(
+            b"".join(
+                _field(
+                    1,
+                    _field(1, b"i%d" % index) + _field(2, b"Neg") + _field(3, b"i%d" % (index - 1) if index else b"x"),
+                )
+                for index in range(count)
+            )
+        )
+        for index in range(300):
+            definition = meta_graph.signature_def[f"s{index}"]
+            definition.CopyFrom(meta_graph.signature_def["serving_default"])
+            definition.outputs["y"].name = f"i{count - 1 - index}:0"
+        write(directory, saved_model)
+
+    return build
+
+
+HOSTILE["490 000 nodes in a row in 300 signatures"] = _read_by_many(490_000)
 
 
 @hostile_graph("a node of 200 000 inputs in 200 signatures")
