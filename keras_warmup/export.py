@@ -31,7 +31,7 @@ from keras_warmup.publishing.publish import Published, staged
 from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.rewriting import name_methods, recover, share_input
+from keras_warmup.rewriting import complete_fingerprint, name_methods, recover, share_input
 from keras_warmup.sampling import select_batches
 from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
 from keras_warmup.signatures import read_meta_graph, read_signatures
@@ -133,7 +133,7 @@ def publish_model(
         report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, as_path(path), options, stacklevel=5)
-        _remove_remains(directory)
+        _mend_remains(directory)
     return _relocated(report, staging.published.path), staging.published
 
 
@@ -185,7 +185,7 @@ def save(
         _rewrite_signatures(directory, asked)
         report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
         _warn_of(report, as_path(export_dir), asked)
-        _remove_remains(directory)
+        _mend_remains(directory)
     return _relocated(report, staging.published.path)
 
 
@@ -351,13 +351,14 @@ def _require_saved_model(directory: str) -> None:
         )
 
 
-def _remove_remains(directory: str) -> None:
-    """Removes what a file operation that failed left in a SavedModel that is otherwise whole."""
+def _mend_remains(directory: str) -> None:
+    """Removes, or completes, what a file operation that failed left in a SavedModel that is otherwise whole."""
     with explained(directory, "remove temporary files from"):
         recover(directory)
         sweep(os.path.dirname(warmup_path(directory)))
         # tf.saved_model.save goes on where it cannot remove it.
         remove_tree(os.path.join(directory, "variables", "variables_temp"))
+        complete_fingerprint(directory)
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions, *, stacklevel: int = 3) -> None:

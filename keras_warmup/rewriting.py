@@ -131,6 +131,27 @@ def recover(export_dir: str) -> None:
     sweep(export_dir, tidy=_tidy)
 
 
+def complete_fingerprint(export_dir: str) -> None:
+    """Makes a fingerprint anew that lacks the hash of the variables, before the SavedModel is published.
+
+    TensorFlow leaves it out, silently, where it cannot read them at that moment.
+
+    Args:
+        export_dir: a SavedModel that is still going to be published.
+
+    Raises:
+        PublishError: a file cannot be read or written.
+        SignatureError: the fingerprint is damaged.
+    """
+    path, index = join(export_dir, _FINGERPRINT), join(export_dir, "variables/variables.index")
+    with explained(path, "read"):
+        if not exists(path) or not exists(index) or _read_fingerprint(path).checkpoint_hash:
+            return
+        whole = _make_fingerprint(export_dir, path)
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(whole)
+
+
 def _refuse_impossible(signature: Signature, kind: Kind) -> None:
     reason = servable_kinds(signature)[kind]
     if reason is not None:
@@ -229,16 +250,26 @@ def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
     path = join(directory, _FINGERPRINT)
     if not scheme_of(directory):
         os.symlink(os.path.join("..", "variables"), join(workspace.path, "variables"))
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            old = FingerprintDef.FromString(file.read())
-        new = FingerprintDef.FromString(serialized_fingerprint(workspace.path))
-    except (DecodeError, ValueError) as error:
-        reason = "it is damaged" if isinstance(error, DecodeError) else str(error).rpartition("; ")[2]
-        raise SignatureError(f"Cannot make {path!r} anew: {reason}. Remove it, or export the model again.") from error
+    old = _read_fingerprint(path)
+    new = FingerprintDef.FromString(_make_fingerprint(workspace.path, path))
     # TensorFlow leaves the hash out where the variables cannot be read at that moment; they are those of before.
     new.checkpoint_hash = new.checkpoint_hash or old.checkpoint_hash
     return bytes(new.SerializeToString(deterministic=True))
+
+
+def _make_fingerprint(directory: str, path: str) -> bytes:
+    try:
+        return serialized_fingerprint(directory)
+    except ValueError as error:
+        raise SignatureError(f"Cannot make {path!r} anew: {str(error).rpartition('; ')[2]}.") from error
+
+
+def _read_fingerprint(path: str) -> Any:
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return FingerprintDef.FromString(file.read())
+    except DecodeError as error:
+        raise SignatureError(f"Cannot read {path!r}: it is damaged. Remove it, or export the model again.") from error
 
 
 def _tidy(workspace: Workspace) -> None:

@@ -12,7 +12,7 @@ from keras_warmup import endpoints, rewriting
 from keras_warmup._protos import serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.replay import open_session
-from keras_warmup.rewriting import recover, rewrite_method_names, share_input
+from keras_warmup.rewriting import complete_fingerprint, recover, rewrite_method_names, share_input
 from keras_warmup.servable import save_saved_model
 from keras_warmup.signatures import read_meta_graph, read_signatures
 
@@ -225,3 +225,20 @@ def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_t
     assert not dead.exists()
     assert has_matching_fingerprint(export_dir)
     assert (method_names(export_dir)["c"] == "tensorflow/serving/classify") == (graph == "new")
+
+
+def test_fingerprint_without_the_hash_of_the_variables_is_completed(export_dir):
+    path = export_dir / "fingerprint.pb"
+    whole = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    lacking = fingerprint_pb2.FingerprintDef()
+    lacking.CopyFrom(whole)
+    lacking.checkpoint_hash = 0
+    path.write_bytes(lacking.SerializeToString())
+    complete_fingerprint(str(export_dir))
+    assert fingerprint_pb2.FingerprintDef.FromString(path.read_bytes()).checkpoint_hash == whole.checkpoint_hash
+    completed = path.read_bytes()
+    complete_fingerprint(str(export_dir))
+    assert path.read_bytes() == completed
+    path.unlink()
+    complete_fingerprint(str(export_dir))
+    assert not path.exists()
