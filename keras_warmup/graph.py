@@ -338,11 +338,12 @@ class ModelGraph:
             if node is None:
                 continue
             self.budget.spend(1 + len(node.input), body.name)
-            ops.add(node.op)
-            if node.op in ("VarHandleOp", "VariableV2", "Variable"):
+            op = node.op  # a new str at each look
+            ops.add(op)
+            if op in ("VarHandleOp", "VariableV2", "Variable"):
                 variables.add(identity_of(node))
                 continue
-            calls = list(self.calls(node)) if self._roles.get(node.op) != () else []
+            calls = list(self.calls(node)) if self._roles.get(op) != () else []
             if not calls:
                 stack.extend(body.sources(name, fed))
                 continue
