@@ -1,18 +1,18 @@
-"""What an attack counts, and the table of it in the documentation."""
+"""What an attack counts, and how a row of the documentation's tables says it."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 MAX_EXAMPLES = 20
 
 
 @dataclasses.dataclass
 class Figures:
-    """The outcome of one attack.
+    """The outcome of one attack on publishing.
 
     Attributes:
         attack: what was done, in a few words.
@@ -52,11 +52,76 @@ class Figures:
 
     @property
     def faults(self) -> dict[str, int]:
-        """The counts that have to be 0 and are not."""
-        return {name: count for name in FAULTS if (count := getattr(self, name))}
+        """The counts that have to be 0, as columns of the table."""
+        return {
+            "half-written": self.half_written,
+            "missing": self.missing,
+            "left-overs": self.leftovers,
+            "raw errors": self.raw_errors,
+            "unexplained": self.unexplained,
+            "failed": self.failed,
+        }
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The row of the table, by column."""
+        return {
+            "attack": self.attack,
+            "trials": str(self.trials),
+            **{name: str(count) for name, count in self.faults.items()},
+            "also measured": _text_of(self.measured),
+            "seconds": f"{self.seconds:.0f}",
+        }
 
 
-FAULTS = ("half_written", "missing", "leftovers", "raw_errors", "unexplained", "failed")
+@dataclasses.dataclass
+class HostileFigures:
+    """The outcome of reading, or running, hostile files.
+
+    Attributes:
+        attack: what was done, in a few words.
+        trials: how many files.
+        crashes: tracebacks that are no `WarmupError`, and ends of the process that called.
+        hangs: files that took longer than the bound.
+        exhausted: files that took more memory than the bound.
+        slowest_s: seconds of the slowest.
+        largest_mib: memory of the largest.
+        measured: other figures, by name; none of them is a fault.
+        examples: the first faults, in words.
+    """
+
+    attack: str
+    trials: int
+    crashes: int
+    hangs: int
+    exhausted: int
+    slowest_s: float
+    largest_mib: int
+    measured: dict[str, float | str] = dataclasses.field(default_factory=dict)
+    examples: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def faults(self) -> dict[str, int]:
+        """The counts that have to be 0, as columns of the table."""
+        return {"crashes": self.crashes, "hangs": self.hangs, "exhausted": self.exhausted}
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The row of the table, by column."""
+        return {
+            "files": self.attack,
+            "trials": str(self.trials),
+            **{name: str(count) for name, count in self.faults.items()},
+            "slowest, s": f"{self.slowest_s:.1f}",
+            "largest, MiB": str(self.largest_mib),
+            "also measured": _text_of(self.measured),
+        }
+
+
+def _text_of(measured: Mapping[str, float | str]) -> str:
+    return "; ".join(
+        f"{name}: {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in sorted(measured.items())
+    )
 
 
 @contextlib.contextmanager

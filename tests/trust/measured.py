@@ -23,6 +23,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from trust.figures import HostileFigures
+
 MAX_SECONDS = 10
 MAX_MIB = 1024
 # A case that does not end is killed; generous, since other processes may hold the processors meanwhile.
@@ -95,16 +97,18 @@ def run_measured(cases: Sequence[Case]) -> list[Outcome]:
     return [Outcome(**json.loads(line)) for line in ran.stdout.splitlines()]
 
 
-def summary_of(what: str, count: int, outcomes: Sequence[Outcome]) -> str:
-    """The figures of a run over `count` files in one line."""
-    slowest = max(outcomes, key=lambda one: one.seconds)
-    largest = max(outcomes, key=lambda one: one.mib)
-    return (
-        f"{count} {what}: {sum(one.refused for one in outcomes)} refused, "
-        f"{sum(bool(one.problem) for one in outcomes)} tracebacks or crashes, "
-        f"{sum(one.seconds >= MAX_SECONDS for one in outcomes)} over {MAX_SECONDS} s, "
-        f"{sum(one.mib >= MAX_MIB for one in outcomes)} above {MAX_MIB} MiB; "
-        f"slowest {slowest.seconds:.1f} s ({slowest.name}), largest {largest.mib} MiB ({largest.name})"
+def figures_of(attack: str, count: int, outcomes: Sequence[Outcome]) -> HostileFigures:
+    """Returns the figures of a run over `count` files."""
+    return HostileFigures(
+        attack,
+        count,
+        crashes=sum(bool(one.problem) for one in outcomes),
+        hangs=sum(one.seconds >= MAX_SECONDS for one in outcomes),
+        exhausted=sum(one.mib >= MAX_MIB for one in outcomes),
+        slowest_s=max(one.seconds for one in outcomes),
+        largest_mib=max(one.mib for one in outcomes),
+        measured={"refused": sum(one.refused for one in outcomes)},
+        examples=[str(one) for one in outcomes if not one.is_good],
     )
 
 

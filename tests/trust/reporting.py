@@ -1,4 +1,4 @@
-"""A pytest plugin: the option `--trust-report`, and the table that it writes.
+"""A pytest plugin: the option `--trust-report`, and the tables that it writes.
 
 Figures travel as properties of the tests' reports, since under pytest-xdist an attack runs in another process than this.
 """
@@ -10,16 +10,17 @@ import os
 import pathlib
 import platform
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from trust.figures import FAULTS, Figures
+from trust.figures import Figures, HostileFigures
 
 BEGIN = "<!-- figures: written by pytest -m trust --trust-report -->"
 END = "<!-- end of figures -->"
-_PROPERTY = "trust_figures"
+# One table for each type.
+_TYPES = {type_.__name__: type_ for type_ in (Figures, HostileFigures)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,47 +32,52 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture
-def report_figures(record_property: Callable[[str, object], None]) -> Callable[[Figures], None]:
+def report_figures(
+    record_property: Callable[[str, object], None],
+) -> Callable[[Figures | HostileFigures], None]:
     """Puts the figures of an attack into the report, and fails the test if one of its faults is not 0."""
 
-    def report(figures: Figures) -> None:
-        record_property(_PROPERTY, dataclasses.asdict(figures))
+    def report(figures: Figures | HostileFigures) -> None:
+        record_property(type(figures).__name__, dataclasses.asdict(figures))
         assert figures.trials > 0
-        assert not figures.faults, "\n".join([str(figures.faults), *figures.examples])
+        assert not any(figures.faults.values()), "\n".join([str(figures.faults), *figures.examples])
 
     return report
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    rows = []
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if getattr(report, "when", "") == "call":
-                rows += [Figures(**figures) for name, figures in report.user_properties if name == _PROPERTY]
-    if not rows:
-        return
-    table = render_table(rows)
-    terminalreporter.section("attacks on publishing and on hostile files")
-    terminalreporter.write_line(table)
+    """Prints the tables of a run of all attacks, and writes them where the option says."""
     path = config.getoption("--trust-report")
+    if not path and config.getoption("markexpr") != "trust":
+        return
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    tables = [
+        render_table(rows)
+        for name, type_ in _TYPES.items()
+        if (
+            rows := [
+                type_(**figures)
+                for report in reports
+                if getattr(report, "when", "") == "call"
+                for key, figures in report.user_properties
+                if key == name
+            ]
+        )
+    ]
+    if not tables:
+        return
+    terminalreporter.section("attacks on publishing and on hostile files")
+    terminalreporter.write_line("\n\n".join(tables))
     if path:
-        write_table(pathlib.Path(path), f"{machine()}\n\n{table}")
+        write_tables(pathlib.Path(path), [machine(), *tables])
 
 
-def render_table(rows: Sequence[Figures]) -> str:
-    """Renders the figures as a Markdown table, ordered by the name of the attack."""
-    head = ["attack", "trials", *(name.replace("_", "-") for name in FAULTS), "also measured", "seconds"]
-    lines = [head, ["---"] * len(head)]
-    for row in sorted(rows, key=lambda row: row.attack):
-        faults = [str(getattr(row, name)) for name in FAULTS]
-        lines.append([row.attack, str(row.trials), *faults, _measured(row.measured), f"{row.seconds:.0f}"])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _measured(measured: Mapping[str, float | str]) -> str:
-    return "; ".join(
-        f"{name}: {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in sorted(measured.items())
-    )
+def render_table(rows: Sequence[Figures] | Sequence[HostileFigures]) -> str:
+    """Renders figures of one type as a Markdown table, ordered by the name of the attack."""
+    cells = [one.row for one in sorted(rows, key=lambda one: one.attack)]
+    head = list(cells[0])
+    lines = [head, ["---"] * len(head), *(list(row.values()) for row in cells)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def machine() -> str:
@@ -95,11 +101,11 @@ def file_system_of(path: str) -> str:
     return found
 
 
-def write_table(path: pathlib.Path, text: str) -> None:
+def write_tables(path: pathlib.Path, paragraphs: Sequence[str]) -> None:
     """Replaces what stands between the markers of a file."""
     content = path.read_text()
     before, found, rest = content.partition(BEGIN)
     _, closed, after = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"{path} does not hold the markers {BEGIN!r} and {END!r}")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    path.write_text("\n\n".join([f"{before}{BEGIN}", *paragraphs, f"{END}{after}"]))

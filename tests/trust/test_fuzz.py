@@ -13,7 +13,7 @@ import tensorflow as tf
 import keras_warmup as kw
 from keras_warmup.records import WARMUP_PATH
 from trust.fuzz import cases_of
-from trust.measured import Case, Outcome, run_measured, summary_of
+from trust.measured import Case, Outcome, figures_of, run_measured
 
 _SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "savedmodels"
 
@@ -83,9 +83,9 @@ def test_some_mutants_of_models_and_records_end_well(exports):
 
 @pytest.mark.trust
 @pytest.mark.parametrize("what", ["saved_model.pb", "warmup"])
-def test_thousands_of_mutants_end_well(exports, what, capsys):
+def test_thousands_of_mutants_end_well(exports, what, report_figures):
     count = 3500 if what == "saved_model.pb" else 3000
     cases = _model_cases(exports, count) if what == "saved_model.pb" else _record_cases(exports, count)
-    outcomes = _survive(cases)
-    with capsys.disabled():
-        print("\n" + summary_of(f"fuzzed {what} files, ten at a time", count, outcomes))
+    outcomes = run_measured(cases)
+    report_figures(figures_of(f"fuzzed {what} files, inspect", count, outcomes))
+    assert len(outcomes) == len(cases)

@@ -119,11 +119,10 @@ def test_the_table_is_written_between_its_markers(tmp_path):
     path = tmp_path / "page.md"
     path.write_text(f"before\n{reporting.BEGIN}\nold\n{reporting.END}\nafter\n")
     rows = [Figures("b", trials=2, missing=1), Figures("a", trials=3, measured={"ms": 1.25}, seconds=4.4)]
-    table = reporting.render_table(rows)
-    reporting.write_table(path, table)
+    reporting.write_tables(path, ["A machine.", reporting.render_table(rows)])
     assert path.read_text() == (
-        f"before\n{reporting.BEGIN}\n\n"
-        "| attack | trials | half-written | missing | leftovers | raw-errors | unexplained | failed | also measured | seconds |\n"
+        f"before\n{reporting.BEGIN}\n\nA machine.\n\n"
+        "| attack | trials | half-written | missing | left-overs | raw errors | unexplained | failed | also measured | seconds |\n"
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
         "| a | 3 | 0 | 0 | 0 | 0 | 0 | 0 | ms: 1.25 | 4 |\n"
         "| b | 2 | 0 | 1 | 0 | 0 | 0 | 0 |  | 0 |\n"

@@ -17,6 +17,7 @@ import pytest
 from keras_warmup import isolation
 from keras_warmup.errors import WarmupError
 from keras_warmup.verification import verify
+from trust.figures import HostileFigures
 from trust.fuzz import mutate_model
 from trust.hostile_models import HOSTILE
 from trust.test_fuzz import exports  # noqa: F401 - a fixture
@@ -136,34 +137,35 @@ def _verify(name: str, export_dir: pathlib.Path) -> Outcome:
     return Outcome(name, said, problem, ended, seconds, peak.mib)
 
 
-def _survive(tmp_path: pathlib.Path, cases: Sequence[tuple[str, Build]], capsys: pytest.CaptureFixture[str]) -> None:
+def _verify_all(attack: str, tmp_path: pathlib.Path, cases: Sequence[tuple[str, Build]]) -> HostileFigures:
     outcomes = []
     for index, (name, build) in enumerate(cases):
         directory = tmp_path / str(index)
         build(directory / "1")
         outcomes.append(_verify(name, directory / "1"))
         shutil.rmtree(directory, ignore_errors=True)
-    bad = [one for one in outcomes if not one.is_good]
-    assert not bad, "\n".join(map(str, bad))
-    with capsys.disabled():
-        slowest = max(outcomes, key=lambda one: one.seconds)
-        largest = max(outcomes, key=lambda one: one.mib)
-        print(
-            f"\n{len(outcomes)} hostile files through verify: {sum(one.ended for one in outcomes)} ended TensorFlow or were "
-            f"ended, 0 crashes of the caller, 0 tracebacks, 0 over {MAX_SECONDS} s, 0 above {MAX_MIB} MiB; slowest "
-            f"{slowest.seconds:.1f} s ({slowest.name}), largest {largest.mib} MiB ({largest.name})"
-        )
+    return HostileFigures(
+        attack,
+        len(outcomes),
+        crashes=sum(bool(one.problem) for one in outcomes),
+        hangs=sum(one.seconds >= MAX_SECONDS for one in outcomes),
+        exhausted=sum(one.mib >= MAX_MIB for one in outcomes),
+        slowest_s=max(one.seconds for one in outcomes),
+        largest_mib=max(one.mib for one in outcomes),
+        measured={"workers that TensorFlow or a limit ended": sum(one.ended for one in outcomes)},
+        examples=[str(one) for one in outcomes if not one.is_good],
+    )
 
 
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_quick_hostile_files_are_verified_well(tmp_path, capsys):
-    _survive(tmp_path, [(name, HOSTILE[name]) for name in QUICK], capsys)
+def test_quick_hostile_files_are_verified_well(tmp_path, report_figures):
+    report_figures(_verify_all("some hostile files, verify", tmp_path, [(name, HOSTILE[name]) for name in QUICK]))
 
 
 @pytest.mark.trust
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_all_hostile_files_are_verified_well(tmp_path, capsys):
-    _survive(tmp_path, list(HOSTILE.items()), capsys)
+def test_all_hostile_files_are_verified_well(tmp_path, report_figures):
+    report_figures(_verify_all("hostile files, verify", tmp_path, list(HOSTILE.items())))
 
 
 def _mutant(base: pathlib.Path, seed: int) -> Build:
@@ -178,9 +180,9 @@ def _mutant(base: pathlib.Path, seed: int) -> Build:
 
 @pytest.mark.trust
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_mutants_are_verified_well(exports, tmp_path, capsys):  # noqa: F811
+def test_mutants_are_verified_well(exports, tmp_path, report_figures):  # noqa: F811
     cases = [
         (f"{base.parent.name}, seed {seed}", _mutant(base, seed))
         for seed, base in zip(range(300), itertools.cycle(exports))
     ]
-    _survive(tmp_path, cases, capsys)
+    report_figures(_verify_all("fuzzed saved_model.pb files, verify", tmp_path, cases))
