@@ -40,7 +40,8 @@ def report_figures(
     def report(figures: Figures | HostileFigures) -> None:
         record_property(type(figures).__name__, dataclasses.asdict(figures))
         assert figures.trials > 0
-        assert not any(figures.faults.values()), "\n".join([str(figures.faults), *figures.examples])
+        faults = {name: count for name, count in figures.faults.items() if count}
+        assert not faults, "\n".join([str(faults), *figures.examples])
 
     return report
 
