@@ -20,7 +20,7 @@ def test_the_milliseconds_of_fsync_are_measured(trials, report_figures):
 @pytest.mark.trust
 def test_a_power_cut_leaves_the_old_version_or_a_complete_one(trials, report_figures):
     try:
-        figures = cut_power(trials, 72)
+        figures = cut_power(trials, 110)
     except NoDiskError as error:
         pytest.skip(f"no power cut can be made: {error}")
     report_figures(figures)
