@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -14,7 +13,7 @@ import tensorflow as tf
 from keras_warmup.best_epoch import BestEpoch
 from keras_warmup.callback_order import move_behind_restoring
 from keras_warmup.capture import BatchTap, remember
-from keras_warmup.errors import OptionsError, PublishError, WarmupError
+from keras_warmup.errors import OptionsError, PublishError, WarmupError, warn_or_print
 from keras_warmup.export import publish_model
 from keras_warmup.op_errors import describe_op_error
 from keras_warmup.options import DEFAULT_MAX_BYTES, WarmupOptions, as_options
@@ -31,9 +30,11 @@ from keras_warmup.report import WarmupReport
 from keras_warmup.versions import (
     absolute,
     as_path,
+    explained,
     fields_of,
     format_filepath,
     has_version,
+    reason_of,
     version_hint,
 )
 
@@ -195,8 +196,9 @@ class WarmupExport(_Tapped):
             raise OptionsError("Bad WarmupExport options: " + "; ".join(problems) + ".")
         self.filepath = as_path(filepath)
         self._fields = frozenset(fields_of(self.filepath)) - {"version"}
-        # Absolute from the start: a chdir during fit must not lead to another directory.
-        self._template = absolute(self.filepath)
+        # From the start: a chdir during fit must not lead to another directory.
+        with explained(self.filepath):
+            self._directory = os.getcwd()
         self._options = as_options(warmup)
         rows = max(_MIN_ROWS, *(self._options.batch_sizes or (_MIN_ROWS,)))
         super().__init__(
@@ -224,11 +226,12 @@ class WarmupExport(_Tapped):
         self._epochs_run = 0
         self._failed_epochs = []
         if self._fields:
-            known = self._template[: min(self._template.index("{" + field) for field in self._fields)]
-            check_writable(known.rpartition("/")[0] or ("/" if known.startswith("/") else "."), self._template)
+            known = self.filepath[: min(self.filepath.index("{" + field) for field in self._fields)]
+            directory = known.rpartition("/")[0] or ("/" if known.startswith("/") else ".")
+            check_writable(absolute(directory, self._directory), self.filepath)
         else:
-            template = format_filepath(self._template)
-            check_publishable(template, overwrite=self._is_ours(target_of(template)))
+            template = self._path()
+            check_publishable(template, overwrite=self._ours_at(template) is not None)
         hint = version_hint(self.filepath)
         if hint and self.verbose:
             print(f"WarmupExport: {hint}")
@@ -237,12 +240,12 @@ class WarmupExport(_Tapped):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Before the first step: refuses directories of others that this `fit` would meet."""
-        if self._epochs_run or self._fields != {"epoch"} or has_version(self._template):
+        if self._epochs_run or self._fields != {"epoch"} or has_version(self.filepath):
             return
         last = max((self.params or {}).get("epochs") or 0, epoch + 1)
         for number in range(epoch + 1, last + 1) if self.save_freq == "epoch" else [last]:
-            path = format_filepath(self._template, number)
-            if not self._is_ours(target_of(path)):
+            path = self._path(number)
+            if self._ours_at(path) is None:
                 check_free(path)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -285,7 +288,7 @@ class WarmupExport(_Tapped):
         validated = any(name.startswith("val_") for name in known)
         if any(field not in known and (validated or not field.startswith("val_")) for field in self._fields):
             try:
-                format_filepath(self._template, self._epoch, self._logs)
+                format_filepath(self.filepath, self._epoch, self._logs)
             except OptionsError as error:
                 if self.on_error != "warn":
                     raise
@@ -302,14 +305,16 @@ class WarmupExport(_Tapped):
 
     def _export(self, when: str, default: OnError) -> bool:
         try:
-            template = format_filepath(self._template, self._epoch, self._logs)
+            template = self._path(self._epoch, self._logs)
+            ours = self._ours_at(template)
             report, published = publish_model(
                 self.model,
                 template,
                 data=self.data,
                 warmup=self._options,
                 export_fn=self.export_fn,
-                overwrite=self._is_ours(target_of(template)),
+                overwrite=ours is not None,
+                replaces=ours,
             )
         # Whatever fails - a full disk, a user's export_fn, TensorFlow - must not end a training that is worth days.
         except Exception as error:
@@ -326,9 +331,14 @@ class WarmupExport(_Tapped):
             print(f"{start}WarmupExport: {_summary(report)}")
         return True
 
-    def _is_ours(self, path: str) -> bool:
-        """Whether what is at a path is a version that this instance published, and nobody replaced since."""
-        return any(one.path == path and is_still_there(one) for one in self._published)
+    def _path(self, epoch: int | None = None, logs: Mapping[str, Any] | None = None) -> str:
+        """The path to publish to, absolute; `{version}` stays."""
+        return absolute(format_filepath(self.filepath, epoch, logs), self._directory)
+
+    def _ours_at(self, path: str) -> Published | None:
+        """The version at a path that this instance published there, unless somebody replaced it since."""
+        target = target_of(path)
+        return next((one for one in self._published if one.path == target and is_still_there(one)), None)
 
     def _remove_oldest(self) -> None:
         while self.max_to_keep is not None and len(self._published) > self.max_to_keep:
@@ -339,22 +349,23 @@ class WarmupExport(_Tapped):
 
 
 def _warn(text: str) -> None:
-    """Warns, or prints where warnings are errors: neither may end a training."""
-    try:
-        warnings.warn(text, stacklevel=4)
-    except UserWarning:
-        print(text, file=sys.stderr)
+    warn_or_print(text, stacklevel=4)
 
 
 def _with_cause(error: Exception) -> str:
-    """The error's text, and that of what it says it came from: a warning has no traceback to look at."""
+    """The error's text, and that of what it says it came from: a warning has no traceback to look at.
+
+    Of causes that may quote training data, such as those of a `transform`, only the type is told.
+    """
     text = f"{type(error).__name__}: {error}"
     cause = error.__cause__
     if cause is None or not isinstance(error, WarmupError):
         return text
-    # TensorFlow quotes values of tensors.
-    said = describe_op_error(cause) if isinstance(cause, tf.errors.OpError) else str(cause)
-    return text if said in text else f"{text} Cause: {type(cause).__name__}: {said}"
+    if isinstance(cause, tf.errors.OpError):
+        said = f": {describe_op_error(cause)}"
+    else:
+        said = f": {reason_of(cause)}" if isinstance(cause, OSError) else ""
+    return text if said and said[2:] in text else f"{text} Cause: {type(cause).__name__}{said}."
 
 
 def _summary(report: WarmupReport) -> str:

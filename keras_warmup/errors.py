@@ -7,6 +7,9 @@ and dtypes, never tensor values: those are training data.
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class WarmupError(Exception):
     """Base of every error raised by keras_warmup."""
@@ -62,3 +65,16 @@ class UnsafeOpsError(WarmupError, RuntimeError):
 
 class ServerError(WarmupError, ConnectionError):
     """A model server cannot be found, started or reached."""
+
+
+def warn_or_print(text: str, stacklevel: int) -> None:
+    """Warns, or prints to stderr where warnings are errors: no warning may end what goes on without it.
+
+    Args:
+        text: the warning.
+        stacklevel: as `warnings.warn` takes it, seen from the caller.
+    """
+    try:
+        warnings.warn(text, stacklevel=stacklevel + 1)
+    except UserWarning:
+        print(text, file=sys.stderr)

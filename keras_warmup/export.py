@@ -108,8 +108,12 @@ def publish_model(
     warmup: WarmupOptions | Mapping[str, Any] | None,
     export_fn: ExportFn | None,
     overwrite: bool,
+    replaces: Published | None = None,
 ) -> tuple[WarmupReport, Published]:
-    """Exports as `export_with_warmup` does, and also returns what tells the published directory from a later one."""
+    """Exports as `export_with_warmup` does, and also returns what tells the published directory from a later one.
+
+    With `replaces`, `overwrite` replaces that version only.
+    """
     options = as_options(warmup)
     if not isinstance(model, keras.Model):
         raise OptionsError(
@@ -119,7 +123,7 @@ def publish_model(
     if export_fn is not None and not callable(export_fn):
         raise OptionsError(f"export_fn must be callable, got {type(export_fn).__name__}.")
     own_calls = frozenset({"serve", "serving_default"}) if export_fn is None else frozenset()
-    with staged(path, overwrite=overwrite) as staging:
+    with staged(path, overwrite=overwrite, replaces=replaces) as staging:
         directory = os.fspath(staging)
         # Read behind the check of the path: an iterator can be read once only.
         rows = _rows(model, _batches_for(model, data, options), options, own_calls)

@@ -199,10 +199,8 @@ def constant_value(node: Any, budget: VisitBudget, function: str) -> np.ndarray[
         function: where the node stands.
 
     Returns:
-        The value, `None` where the attribute is no tensor that can be read.
-
-    Raises:
-        SignatureError: it claims more than `MAX_CONSTANT_ELEMENTS` elements.
+        The value; `None` where the attribute is no tensor that can be read, or one of more than `MAX_CONSTANT_ELEMENTS`
+        elements.
     """
     value = node.attr.get("value")
     if value is None or value.WhichOneof("value") != "tensor":
@@ -212,10 +210,7 @@ def constant_value(node: Any, budget: VisitBudget, function: str) -> np.ndarray[
         return None
     count = math.prod(sizes)
     if count > MAX_CONSTANT_ELEMENTS:
-        refuse_graph(
-            f"Const {shown(node.name)} in {place_of(function)} claims {count} elements, more than the "
-            f"{MAX_CONSTANT_ELEMENTS} that are read of a constant"
-        )
+        return None
     budget.spend(count, function)
     try:
         array: np.ndarray[Any, Any] = tf.make_ndarray(value.tensor)

@@ -30,6 +30,11 @@ from typing import Any
 
 from keras_warmup import errors
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 Message = dict[str, Any]
 
 DEFAULT_TIMEOUT_S = 300.0
@@ -43,6 +48,8 @@ _PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _FATAL_CHECK = re.compile(rb"^F\d{4} [^\n\]]*?([\w./-]+:\d+)\] Check failed", re.MULTILINE)
 _PYTHON_ERROR = re.compile(rb"^([A-Za-z_.]+Error)\b", re.MULTILINE)
 _TENSORFLOW_LIBRARY = b"libtensorflow_framework.so"
+# What ends a process that runs the model's own code badly.
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", None)})
 _ERRORS = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
 
 
@@ -77,10 +84,7 @@ def run_in_worker(job: Mapping[str, Any], *, timeout_s: float, on_message: Calla
             another one.
     """
     with _lock:
-        start_worker()
-        worker = _worker
-        if worker is None:  # closed by another thread at exit
-            raise WorkerEndedError("was closed", "The caller is at its end.")
+        worker = _current_worker()
         keep = False
         try:
             worker.wait_until_ready()
@@ -97,6 +101,10 @@ def run_in_worker(job: Mapping[str, Any], *, timeout_s: float, on_message: Calla
 
 def start_worker() -> None:
     """Starts the worker process where none is running; does not wait until it is ready."""
+    _current_worker()
+
+
+def _current_worker() -> _Worker:
     global _worker  # noqa: PLW0603
     with _lock:
         if _worker is not None and _worker.process.poll() is not None:
@@ -108,6 +116,7 @@ def start_worker() -> None:
                 raise errors.ReplayError(
                     f"Cannot start the worker process that verify runs the model in: {error.strerror or error}. Nothing was run."
                 ) from error
+        return _worker
 
 
 def close_worker() -> None:
@@ -215,15 +224,29 @@ class _Worker:
         except subprocess.TimeoutExpired:
             return WorkerEndedError("closed its pipe", "A model must not do that.")
         self._threads[1].join(timeout=5)
-        return WorkerEndedError(describe_exit(code, self._said), "A server would end too.")
+        crashed = -code in _CRASHES
+        advice = "A server would end too." if crashed else "Verify again; if it ends so every time, so may a server."
+        return WorkerEndedError(describe_exit(code, self._said), advice)
 
     def close(self) -> None:
         """Ends the process and frees what belongs to it."""
-        self.process.kill()
+        self.kill()
         self.process.wait()
         for thread in self._threads:
             thread.join(timeout=5)
         self.close_pipes()
+        self.remove_directory()
+
+    def kill(self) -> None:
+        """Ends the process, and those it may have started in its session."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            else:
+                self.process.kill()
+
+    def remove_directory(self) -> None:
+        """Removes the worker's working directory."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
     def close_pipes(self) -> None:
@@ -248,7 +271,15 @@ def _forget_worker() -> None:
         worker.process.returncode = 0
 
 
-atexit.register(close_worker)
+def _kill_at_exit() -> None:
+    """Ends the worker without waiting for a thread that holds the lock: its job would keep the process from ending."""
+    worker = _worker
+    if worker is not None:
+        worker.kill()
+        worker.remove_directory()
+
+
+atexit.register(_kill_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_worker)
 
@@ -423,9 +454,8 @@ def _run(
 
 
 def _forbid_core_dumps() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _data_bytes() -> int:
@@ -439,9 +469,8 @@ def _data_bytes() -> int:
 
 @contextlib.contextmanager
 def _memory_limit(max_bytes: int | None) -> Iterator[None]:
-    import resource
-
-    if max_bytes is None:
+    # Where there is none, `verify` has refused the limit.
+    if max_bytes is None or resource is None:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)

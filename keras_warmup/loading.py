@@ -20,6 +20,7 @@ from keras_warmup.grappler import leave_unoptimized
 from keras_warmup.local_files import check_load_files, read_assets
 from keras_warmup.op_errors import describe_op_error, message_of, status_of, text_of
 from keras_warmup.publishing.filesystem import exists
+from keras_warmup.versions import reason_of
 
 # What TensorFlow raises for a damaged graph: errors of its own, and what its C++ and Python fail with on the way, such as
 # IndexError and UnicodeDecodeError for attributes, or MemoryError where C++ says std::bad_alloc.
@@ -74,7 +75,7 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
             for asset in read_assets(meta_graph)
         }
         prefix = _variables_prefix(export_dir)
-        if meta_graph.HasField("saver_def") and exists(prefix + ".index"):
+        if meta_graph.HasField("saver_def") and not lacks_variables(export_dir, meta_graph):
             saver = meta_graph.saver_def
             session.run(
                 graph.get_operation_by_name(saver.restore_op_name),
@@ -111,7 +112,13 @@ def lacks_variables(export_dir: str, meta_graph: MetaGraphDef) -> bool:
 
     A server loads such a model without a word, and fails each request that reads a variable.
     """
-    return meta_graph.HasField("saver_def") and not exists(_variables_prefix(export_dir) + ".index")
+    index = _variables_prefix(export_dir) + ".index"
+    try:
+        return meta_graph.HasField("saver_def") and not exists(index)
+    except OSError as error:
+        raise ReplayError(
+            f"Cannot restore the variables of SavedModel {export_dir!r}: {index!r}: {reason_of(error)}."
+        ) from error
 
 
 def _variables_prefix(export_dir: str) -> str:

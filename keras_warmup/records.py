@@ -139,15 +139,17 @@ def draft_of(path: str) -> Iterator[RecordsDraft]:
     """
     created: list[str] = []
     directory = os.path.dirname(path) or "."
-    with _writing(path):
-        check_replaceable(path)
-        make_parents(directory, created)
-        sweep(directory)
-        workspace = Workspace(path)
+    workspace: Workspace | None = None
     try:
+        with _writing(path):
+            check_replaceable(path)
+            make_parents(directory, created)
+            sweep(directory)
+            workspace = Workspace(path)
         yield RecordsDraft(workspace.build, path)
     finally:
-        workspace.close()
+        if workspace is not None:
+            workspace.close()
         for made in reversed(created):
             remove_empty(made)
 
@@ -232,7 +234,7 @@ def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | Re
     try:
         yield from _scan(path, size)
     except tf.errors.OpError as error:
-        raise RecordsError(f"Cannot read warmup file {path!r}: {error.message}.") from error
+        raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
 
 
 def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
@@ -289,7 +291,7 @@ def _size(path: str) -> int:
     except tf.errors.NotFoundError as error:
         raise RecordsError(f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup.") from error
     except tf.errors.OpError as error:
-        raise RecordsError(f"Cannot read warmup file {path!r}: {error.message}.") from error
+        raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
 
 
 def _serialize(log: PredictionLog | bytes, index: int) -> bytes:

@@ -23,7 +23,8 @@ from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerpr
 from keras_warmup.bodies import canonical, source_of
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.kinds import METHOD_NAMES, default_kind, servable_kinds
-from keras_warmup.publishing.filesystem import exists, replace_file
+from keras_warmup.local_files import why_not_a_file
+from keras_warmup.publishing.filesystem import exists, replace_file, sync
 from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.report import Kind
 from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
@@ -207,6 +208,7 @@ def _meta_graphs_with(
 
 def _read(export_dir: str | os.PathLike[str]) -> Any:
     path = join(as_path(export_dir), _MODEL)
+    _require_file(path)
     saved_model = SavedModel()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
@@ -235,12 +237,18 @@ def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) ->
                 file.write(saved_model.SerializeToString(deterministic=True))
             has_fingerprint = exists(fingerprint)
             if has_fingerprint:
-                with tf.io.gfile.GFile(join(workspace.path, _FINGERPRINT), "wb") as file:
+                with tf.io.gfile.GFile(join(workspace.content, _FINGERPRINT), "wb") as file:
                     file.write(_fingerprint_of(workspace, directory))
-                replace_file(fingerprint, join(workspace.path, _OLD_FINGERPRINT), flush=flush)
+                if flush:
+                    # It may have to be completed after a power cut that comes before it has its place.
+                    sync(join(workspace.content, _FINGERPRINT))
+                    sync(workspace.content)
+                    sync(workspace.path)
+                    sync(directory)
+                replace_file(fingerprint, join(workspace.content, _OLD_FINGERPRINT), flush=flush)
             replace_file(workspace.build, path, flush=flush)
             if has_fingerprint:
-                replace_file(join(workspace.path, _FINGERPRINT), fingerprint, flush=flush)
+                replace_file(join(workspace.content, _FINGERPRINT), fingerprint, flush=flush)
         finally:
             workspace.close(tidy=_tidy)
 
@@ -248,13 +256,19 @@ def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) ->
 def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
     """Returns the fingerprint of the graph in the workspace with the variables of the SavedModel."""
     path = join(directory, _FINGERPRINT)
-    if not scheme_of(directory):
-        os.symlink(os.path.join("..", "variables"), join(workspace.path, "variables"))
     old = _read_fingerprint(path)
-    new = FingerprintDef.FromString(_make_fingerprint(workspace.path, path))
-    # TensorFlow leaves the hash out where the variables cannot be read at that moment; they are those of before.
+    if not old.checkpoint_hash and not scheme_of(directory):
+        # TensorFlow left it out, because it could not read the variables at that moment, or there are none.
+        os.symlink(os.path.abspath(join(directory, "variables")), join(workspace.content, "variables"))
+    new = FingerprintDef.FromString(_make_fingerprint(workspace.content, path))
     new.checkpoint_hash = new.checkpoint_hash or old.checkpoint_hash
     return bytes(new.SerializeToString(deterministic=True))
+
+
+def _require_file(path: str) -> None:
+    problem = why_not_a_file(path)
+    if problem is not None:
+        raise SignatureError(f"Cannot read {path!r}: {problem}, expected a file. Export the model again.")
 
 
 def _make_fingerprint(directory: str, path: str) -> bytes:
@@ -265,6 +279,7 @@ def _make_fingerprint(directory: str, path: str) -> bytes:
 
 
 def _read_fingerprint(path: str) -> Any:
+    _require_file(path)
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return FingerprintDef.FromString(file.read())
@@ -277,6 +292,6 @@ def _tidy(workspace: Workspace) -> None:
     if name_of(workspace.target) != _MODEL:
         return
     fingerprint = join(parent_of(workspace.target), _FINGERPRINT)
-    matching = join(workspace.path, _OLD_FINGERPRINT if exists(workspace.build) else _FINGERPRINT)
+    matching = join(workspace.content, _OLD_FINGERPRINT if exists(workspace.build) else _FINGERPRINT)
     if exists(matching) and not exists(fingerprint):
         replace_file(matching, fingerprint)

@@ -140,6 +140,7 @@ class _Search:
     def __init__(self, graph: ModelGraph) -> None:
         self._graph = graph
         self._held: dict[str, frozenset[str]] = {}
+        self._places: dict[str, tuple[tuple[str, str, str], ...]] = {}
 
     def run(self, what: str, starts: Iterable[str], fed: frozenset[str], own: frozenset[str]) -> list[UnsafeOp]:
         """Finds the unsafe ops of one run.
@@ -152,7 +153,6 @@ class _Search:
         """
         graph = self._graph
         found: dict[UnsafeOp, None] = {}
-        seen: set[str] = set()
         stack = [(Frame(graph.main), graph.main.ancestors(starts, fed))]
         while stack and len(found) < _MAX_FOUND:
             frame, names = stack.pop()
@@ -169,12 +169,35 @@ class _Search:
                     graph.budget.spend(1, frame.body.name)
                     held = self._held_by(call.function)
                     inner = graph.enter(frame, node, call)
-                    if inner is None or not held or (call.function in seen and held.isdisjoint(_BY_INPUT)):
+                    if inner is None or not held:
                         continue
-                    seen.add(call.function)
+                    if held.isdisjoint(_BY_INPUT):
+                        for op, effect, place in self._places_in(call.function):
+                            found[UnsafeOp(op, effect, f"{what}, {place}")] = None
+                        continue
                     # All its nodes: a function keeps stateful ones that lead to none of its outputs.
                     stack.append((inner, iter(list(inner.body.nodes))))
         return list(found)[:_MAX_FOUND]
+
+    def _places_in(self, function: str) -> tuple[tuple[str, str, str], ...]:
+        """The first unsafe ops of a function and of those it calls, whoever calls it: op, effect, place."""
+        if function not in self._places:
+            body = self._graph.function(function)
+            places: dict[tuple[str, str, str], None] = {}
+            if body is None:
+                return ()
+            self._graph.budget.spend(len(body.nodes), function)
+            for node in body.nodes.values():
+                effect = self._effect(Frame(body), node, frozenset())
+                if effect:
+                    places[node.op, effect, f"{place_of(function)}, node {shown(node.name)}"] = None
+                for call in self._graph.calls(node):
+                    if self._held_by(call.function):
+                        places.update(dict.fromkeys(self._places_in(call.function)))
+                if len(places) >= _MAX_FOUND:
+                    break
+            self._places[function] = tuple(places)[:_MAX_FOUND]
+        return self._places[function]
 
     def _held_by(self, function: str) -> frozenset[str]:
         """The ops of a function, and of those it calls, that may be unsafe. Chains of calls are short (`check_graph`)."""

@@ -56,12 +56,12 @@ def as_path(path: str | os.PathLike[str]) -> str:
     return text.rstrip("/") or "/"
 
 
-def absolute(path: str) -> str:
-    """Returns a local path made absolute, so that a later `os.chdir` does not change what it names; a URL as it is.
+def absolute(path: str, directory: str) -> str:
+    """Returns a local path as seen from a directory; a URL as it is.
 
     Links and `..` are kept as they are: `a/..` is not always the directory of `a`.
     """
-    return path if scheme_of(path) else os.path.join(os.getcwd(), path)
+    return path if scheme_of(path) else os.path.join(directory, path)
 
 
 def resolve_version(path: str | os.PathLike[str]) -> str:

@@ -686,3 +686,22 @@ def test_path_that_somebody_replaced_is_not_overwritten(tmp_path, exports):
     with pytest.warns(UserWarning, match=r"published nothing at epoch 2. PublishError: .* it exists"):
         fit(make_model(), Replace(), export, epochs=2)
     assert (tmp_path / "1" / "saved_model.pb").read_text() == "somebody else's"
+
+
+def test_braces_in_the_working_directory_are_taken_literally(tmp_path, monkeypatch, exports):
+    (tmp_path / "{exp}").mkdir()
+    monkeypatch.chdir(tmp_path / "{exp}")
+    export = kw.WarmupExport("m/{epoch}/{version}", save_freq="epoch")
+    fit(make_model(), export, epochs=1)
+    assert tree(tmp_path / "{exp}" / "m" / "1") == ["1"]
+
+
+def test_warning_of_a_failed_transform_quotes_no_value(tmp_path):
+    def transform(x):
+        return float("Alice 4711")
+
+    export = kw.WarmupExport(tmp_path / "1", warmup={"transform": transform}, on_error="warn")
+    with pytest.warns(UserWarning) as caught:
+        fit(make_model(), export)
+    said = " ".join(str(warning.message) for warning in caught)
+    assert "published nothing" in said and "ValueError" in said and "Alice" not in said

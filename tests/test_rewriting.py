@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pathlib
 import shutil
 
@@ -216,13 +217,14 @@ def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(step, export_di
 def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_there(graph, export_dir, tmp_path):
     shutil.copytree(export_dir, tmp_path / "new")
     rewrite_method_names(tmp_path / "new", {"c": "classify"})
-    dead = export_dir / ".saved_model.pb.kw-0123456789abcdef"
-    dead.mkdir()
+    workspace = export_dir / ".saved_model.pb.kw-0123456789abcdef"
+    dead = workspace / "new"
+    dead.mkdir(parents=True)
     (export_dir / "fingerprint.pb").rename(dead / "fingerprint.old")
     shutil.copy(tmp_path / "new" / "fingerprint.pb", dead)
     shutil.copy(tmp_path / "new" / "saved_model.pb", dead if graph == "old" else export_dir)
     recover(str(export_dir))
-    assert not dead.exists()
+    assert not workspace.exists()
     assert has_matching_fingerprint(export_dir)
     assert (method_names(export_dir)["c"] == "tensorflow/serving/classify") == (graph == "new")
 
@@ -242,3 +244,17 @@ def test_fingerprint_without_the_hash_of_the_variables_is_completed(export_dir):
     path.unlink()
     complete_fingerprint(str(export_dir))
     assert not path.exists()
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "fingerprint.pb"])
+def test_fifo_is_refused_before_it_is_opened(export_dir, name):
+    (export_dir / name).unlink()
+    os.mkfifo(export_dir / name)
+    with pytest.raises(SignatureError, match=f"{name}': it is a fifo, expected a file"):
+        rewrite_method_names(export_dir, {"c": "classify"})
+
+
+def test_model_behind_a_link_is_rewritten(export_dir, tmp_path):
+    (tmp_path / "latest").symlink_to(export_dir)
+    rewrite_method_names(tmp_path / "latest", {"c": "classify"})
+    assert method_names(export_dir)["c"] == "tensorflow/serving/classify"

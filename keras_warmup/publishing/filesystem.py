@@ -28,8 +28,10 @@ _ATOMIC_SCHEMES = frozenset({"hdfs", "viewfs"})
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
-# What renameat2 answers where the kernel, the C library or the file system does not have the flag.
-_NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM})
+# What renameat2 answers where the kernel, the C library or the file system does not have the flag, and what rename(2)
+# may answer otherwise; EXDEV is that of overlay file systems for a directory of a lower layer.
+_NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV})
+PARTIAL = ".partial"
 # What fsync answers where a file system has nothing to flush, such as some FUSE ones for directories.
 _NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR})
 
@@ -96,7 +98,7 @@ def sync(path: str) -> None:
     # Windows opens no directories.
     if scheme_of(path) or (os.name == "nt" and os.path.isdir(path)):
         return
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -140,8 +142,10 @@ def rename_new(source: str, target: str, *, model_last: bool = True) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         if error.errno != errno.EXDEV:
             raise
-        # Overlay file systems (containers) refuse to rename a directory of a lower layer.
-        _move_files(source, target, model_last)
+        # Overlay file systems (containers) refuse to rename a directory of a lower layer. Under its own name it appears
+        # when it is whole.
+        _move_files(source, target + PARTIAL, model_last)
+        os.rename(target + PARTIAL, target)
 
 
 def exchange(one: str, other: str) -> bool:
@@ -160,12 +164,7 @@ def exchange(one: str, other: str) -> bool:
     """
     if scheme_of(one):
         return False
-    try:
-        return _renameat2(one, other, _RENAME_EXCHANGE)
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            return False
-        raise
+    return _renameat2(one, other, _RENAME_EXCHANGE)
 
 
 def replace_file(source: str, target: str, *, flush: bool = True) -> None:

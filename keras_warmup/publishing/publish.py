@@ -55,9 +55,8 @@ from keras_warmup.versions import (
     scheme_of,
 )
 
-_SAVED_MODEL_ENTRIES = frozenset(
-    {*MODEL_FILES, "fingerprint.pb", "keras_metadata.pb", "variables", "assets", "assets.extra", "debug"}
-)
+# Directories of a SavedModel.
+_INSIDE = frozenset({"variables", "assets", "assets.extra", "debug"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +99,16 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging]:
+def staged(path: str | os.PathLike[str], *, overwrite: bool, replaces: Published | None = None) -> Iterator[Staging]:
     """Builds a directory in a hidden workspace and publishes it as `path` when the block ends well.
 
-    When the block raises, `KeyboardInterrupt` included, the workspace and the parents created for it are removed,
-    `path` is as it was, and the error propagates.
+    When the block raises, the workspace and the parents created for it are removed, `path` is as it was, and the error
+    propagates. A `KeyboardInterrupt` while it is published leaves the old version or the new one.
 
     Args:
-        path: where to publish; `{version}` takes the next free version when the block ends.
+        path: where to publish; `{version}` takes the next free version when the block ends, whatever `overwrite` is.
         overwrite: replace the SavedModel that is there. It is removed after the new one is in place and on the disk.
+        replaces: with `overwrite`, the only version that may be replaced. Defaults to `None`: any.
 
     Yields:
         The `Staging` to build in. `.published` is set when the block has ended.
@@ -117,6 +117,7 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging
         PublishError: as `check_publishable`; nothing was built; `path` was taken meanwhile; or a file operation failed.
     """
     template = as_path(path)
+    overwrite = overwrite and not has_version(template)
     target = check_publishable(template, overwrite)
     created: list[str] = []
     workspace: Workspace | None = None
@@ -128,7 +129,7 @@ def staged(path: str | os.PathLike[str], *, overwrite: bool) -> Iterator[Staging
             make_directory(workspace.build)
         staging = Staging(workspace.build)
         yield staging
-        staging._published = _publish(workspace, template, target, overwrite)
+        staging._published = _publish(workspace, template, target, overwrite, replaces)
     except BaseException:
         if workspace is not None:
             # An interrupt can come between an exchange and its flush: the old version is removed behind a flush only.
@@ -164,17 +165,17 @@ def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
                 f"Cannot publish to {template!r}: it names no new directory. Publish below it, such as to "
                 f"{join(target, '{version}')!r}."
             )
+        _check_outside_saved_models(target, template)
         sweep(parent_of(target))
         while exists(target):
             if overwrite:
-                _check_replaceable(target)
+                _check_replaceable(target, target)
                 break
             # Another exporter may have taken this version since the directory was listed.
             following = target_of(template)
             if following == target:
                 raise occupied_error(target)
             target = following
-        _check_outside_saved_models(target, template)
     check_writable(parent_of(target), template)
     return target
 
@@ -270,7 +271,9 @@ def remove_published(published: Published) -> None:
         )
 
 
-def _publish(workspace: Workspace, template: str, target: str, overwrite: bool) -> Published:
+def _publish(
+    workspace: Workspace, template: str, target: str, overwrite: bool, replaces: Published | None
+) -> Published:
     """Moves what was built to `target`; with `{version}` to the version that is next by now."""
     with explained(target):
         if not tf.io.gfile.listdir(workspace.build):
@@ -285,7 +288,7 @@ def _publish(workspace: Workspace, template: str, target: str, overwrite: bool) 
             make_parents(parent_of(target), [])
             try:
                 if overwrite and exists(target):
-                    _replace(workspace, target)
+                    _replace(workspace, target, replaces)
                 else:
                     _show(workspace, target)
                 return Published(target, identity)
@@ -309,23 +312,19 @@ def _show(workspace: Workspace, target: str) -> None:
         raise
 
 
-def _replace(workspace: Workspace, target: str) -> None:
+def _replace(workspace: Workspace, target: str, replaces: Published | None) -> None:
     """Puts what was built in the place of a SavedModel, which stays in the workspace."""
-    _check_replaceable(target)
+    _check_replaceable(target, target, replaces)
     try:
         exchanged = exchange(workspace.build, target)
     except FileNotFoundError:
         # Somebody removed it meanwhile.
         return _show(workspace, target)
     if not exchanged:
-        # Of several turns of this loop only the last one's old version is still missing under its name.
-        workspace.give_up_old()
-        workspace.target = target
-        rename_new(target, workspace.old, model_last=False)
-        return _show(workspace, target)
+        return _replace_in_two_steps(workspace, target, replaces)
     try:
         # What counts is what was replaced, not what was there before.
-        _check_replaceable(workspace.build, target)
+        _check_replaceable(workspace.build, target, replaces)
         sync(parent_of(target))
     except (OSError, tf.errors.OpError):
         exchange(workspace.build, target)
@@ -333,21 +332,37 @@ def _replace(workspace: Workspace, target: str) -> None:
     return None
 
 
-def _check_replaceable(directory: str, target: str | None = None) -> None:
-    """Refuses to replace what is no SavedModel: replacing removes all that is there.
+def _replace_in_two_steps(workspace: Workspace, target: str, replaces: Published | None) -> None:
+    """Moves the old version into the workspace, then what was built to its place; `close` puts it back on failure."""
+    workspace.target = target
+    rename_new(target, workspace.old, model_last=False)
+    _check_replaceable(workspace.old, target, replaces)
+    try:
+        _show(workspace, target)
+    except FileExistsError:
+        # Another exporter was faster: its version is there now, and the one that both replace is not missed.
+        workspace.give_up_old()
+        raise
+    workspace.give_up_old()
+
+
+def _check_replaceable(directory: str, target: str, replaces: Published | None = None) -> None:
+    """Refuses to replace what is no SavedModel, or another one than asked: replacing removes all that is there.
 
     Args:
         directory: what would be removed.
-        target: the path to name in the error. Defaults to `None`: `directory`.
+        target: the path to name in the error.
+        replaces: the only version that may be.
     """
-    target = directory if target is None else target
     if not tf.io.gfile.isdir(directory) or (not scheme_of(directory) and os.path.islink(directory)):
         raise _irreplaceable(target, "it is a file, not a SavedModel")
+    if replaces is not None and _identity_of(directory) != replaces.identity:
+        raise _irreplaceable(target, "somebody has replaced the version that was published there")
     entries = [entry.rstrip("/") for entry in tf.io.gfile.listdir(directory)]
     versions = [entry for entry in entries if read_version(entry) is not None]
     if versions:
         raise _irreplaceable(target, f"it holds {len(versions)} versions of a model, such as {min(versions)!r}")
-    if not set(entries) <= _SAVED_MODEL_ENTRIES and not any(name in entries for name in MODEL_FILES):
+    if entries and not any(name in entries for name in MODEL_FILES):
         raise _irreplaceable(target, f"it is not a SavedModel, but holds {len(entries)} other entries")
 
 
@@ -361,14 +376,16 @@ def _irreplaceable(target: str, why: str) -> PublishError:
 
 
 def _check_outside_saved_models(target: str, template: str) -> None:
-    """Refuses a path below a SavedModel, in its `assets` for example: who replaces the model would remove it."""
-    directory = target if scheme_of(target) else os.path.abspath(target)
-    while parent_of(directory) != directory:
-        directory = parent_of(directory)
-        if any(exists(join(directory, name)) for name in MODEL_FILES):
+    """Refuses a path in a SavedModel or in its directories: who replaces the model would remove it."""
+    path = target if scheme_of(target) else os.path.abspath(target)
+    below = ""
+    while parent_of(path) != path:
+        directory, entry = parent_of(path), name_of(path)
+        if (not below or entry in _INSIDE) and any(exists(join(directory, name)) for name in MODEL_FILES):
             raise PublishError(
                 f"Cannot publish to {template!r}: it would publish inside the SavedModel {directory!r}. Publish beside it."
             )
+        path, below = directory, entry
 
 
 def _identity_of(directory: str) -> tuple[int, ...] | None:

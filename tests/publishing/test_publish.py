@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import threading
+import warnings
 
 import pytest
 import tensorflow as tf
@@ -75,7 +76,7 @@ def base(request, tmp_path):
 def test_staged_publishes_all_files_and_leaves_nothing_else(base):
     with publish.staged(f"{base}/1", overwrite=False) as staging:
         assert not gfile.exists(f"{base}/1")
-        assert re.search(r"/\.1\.kw-[0-9a-f]{16}/1$", os.fspath(staging))
+        assert re.search(r"/\.1\.kw-[0-9a-f]{16}/new/1$", os.fspath(staging))
         build(staging)
     assert staging.published.path == f"{base}/1"
     assert read(f"{base}/1") == "new"
@@ -526,7 +527,7 @@ def test_unknown_file_system_is_a_publish_error():
         publish.check_publishable("nosuch://bucket/m/1", overwrite=False)
     assert str(caught.value) == (
         "Cannot publish to 'nosuch://bucket/m/1': File system scheme 'nosuch' not implemented ("
-        "file: 'nosuch://bucket/m/1')."
+        "file: 'nosuch://bucket/m/saved_model.pb')."
     )
 
 
@@ -807,6 +808,110 @@ def test_error_of_a_file_system_without_words_has_its_kind(tmp_path):
 
 
 # -- removing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_base_path_that_is_a_link_is_published_below(tmp_path, overwrite):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "base").symlink_to(tmp_path / "real")
+    if overwrite:
+        publish_to(tmp_path / "base" / "1", "old")
+    assert publish_to(tmp_path / "base" / "1", overwrite=overwrite) == str(tmp_path / "base" / "1")
+    assert read(tmp_path / "real" / "1") == "new"
+    assert os.listdir(tmp_path / "real") == ["1"]
+
+
+@pytest.mark.parametrize("name", ["old", "new", "lock"])
+def test_name_may_be_that_of_an_entry_of_a_workspace(tmp_path, name):
+    with pytest.raises(BuildError), publish.staged(tmp_path / name, overwrite=False) as staging:
+        build(staging)
+        raise BuildError
+    assert os.listdir(tmp_path) == []
+    publish_to(tmp_path / name)
+    publish_to(tmp_path / name, "newer", overwrite=True)
+    assert read(tmp_path / name) == "newer"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_version_of_another_exporter_is_never_overwritten(tmp_path):
+    with publish.staged(tmp_path / "{version}", overwrite=True) as staging:
+        build(staging, "ours")
+        build(tmp_path / "1", "theirs")
+    assert staging.published.path == str(tmp_path / "2")
+    assert (read(tmp_path / "1"), read(tmp_path / "2")) == ("theirs", "ours")
+
+
+@pytest.mark.parametrize("can", [True, False], ids=["exchanged", "in two steps"])
+def test_only_the_version_asked_for_is_replaced(tmp_path, monkeypatch, can):
+    if not can:
+        monkeypatch.setattr(publish, "exchange", lambda one, other: False)
+    with publish.staged(tmp_path / "1", overwrite=False) as first:
+        build(first, "ours")
+    with publish.staged(tmp_path / "1", overwrite=True, replaces=first.published) as second:
+        build(second, "newer")
+    with (
+        pytest.raises(PublishError, match="somebody has replaced the version that was published there"),
+        publish.staged(tmp_path / "1", overwrite=True, replaces=second.published) as third,
+    ):
+        build(third, "newest")
+        shutil.rmtree(tmp_path / "1")
+        build(tmp_path / "1", "theirs")
+    assert read(tmp_path / "1") == "theirs"
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_directory_of_a_lower_layer_is_moved_file_by_file(tmp_path, monkeypatch):
+    publish_to(tmp_path / "1", "old")
+    (tmp_path / "1" / "assets").symlink_to(tmp_path / "nowhere")
+    rename = os.rename
+
+    def across_layers(source, target):
+        if str(source) == str(tmp_path / "1") and os.path.isdir(source):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    # As overlayfs does: both ways to rename say EXDEV.
+    monkeypatch.setattr(publish, "exchange", lambda one, other: False)
+    monkeypatch.setattr(filesystem, "_renameat2", lambda source, target, flag: False)
+    monkeypatch.setattr(os, "rename", across_layers)
+    publish_to(tmp_path / "1", "new", overwrite=True)
+    assert read(tmp_path / "1") == "new"
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_savers_of_one_remote_path_end(tmp_path):
+    base = f"ram://{tmp_path.name}"
+    publish_to(f"{base}/1", "old")
+    with publish.staged(f"{base}/1", overwrite=True) as one, publish.staged(f"{base}/1", overwrite=True) as two:
+        build(one, "one")
+        build(two, "two")
+    assert read(f"{base}/1") == "one"
+
+
+def test_clean_up_that_fails_does_not_mask_the_error_where_warnings_are_errors(tmp_path, monkeypatch, capsys):
+    def failing(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BuildError), publish.staged(tmp_path / "1", overwrite=False) as staging:
+            build(staging)
+            monkeypatch.setattr(workspace, "remove_tree", failing)
+            raise BuildError
+    assert "(Permission denied). The next export beside it tries again." in capsys.readouterr().err
+
+
+def test_directory_without_a_model_is_never_replaced(tmp_path):
+    (tmp_path / "site" / "assets").mkdir(parents=True)
+    (tmp_path / "site" / "assets" / "logo.png").touch()
+    with pytest.raises(PublishError, match="it is not a SavedModel, but holds 1 other entries"):
+        publish_to(tmp_path / "site", overwrite=True)
+    assert (tmp_path / "site" / "assets" / "logo.png").exists()
+
+
+def test_model_far_above_is_no_obstacle(tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    assert publish_to(tmp_path / "models" / "m" / "1") == str(tmp_path / "models" / "m" / "1")
 
 
 def test_remove_published(base):

@@ -17,8 +17,8 @@ from keras_warmup.publishing.workspace import Workspace, sweep
 def dead_workspace(parent, name="1", token="0123456789abcdef"):
     """A workspace as a killed process leaves it."""
     directory = parent / f".{name}.kw-{token}"
-    (directory / name).mkdir(parents=True)
-    (directory / name / "saved_model.pb").write_text("half")
+    (directory / "new" / name).mkdir(parents=True)
+    (directory / "new" / name / "saved_model.pb").write_text("half")
     (directory / "lock").touch()
     return directory
 
@@ -26,7 +26,7 @@ def dead_workspace(parent, name="1", token="0123456789abcdef"):
 def test_workspace_is_hidden_private_and_leaves_nothing(tmp_path):
     made = Workspace(str(tmp_path / "1"))
     (name,) = os.listdir(tmp_path)
-    assert made.path == str(tmp_path / name) and made.build == f"{made.path}/1"
+    assert made.path == str(tmp_path / name) and made.build == f"{made.path}/new/1"
     assert stat.S_IMODE(os.stat(made.path).st_mode) == 0o700
     assert not os.path.exists(made.build)
     made.close()
@@ -54,6 +54,43 @@ def test_sweep_leaves_the_workspace_of_a_living_process(tmp_path):
     )
     assert os.path.isdir(mine.path)
     mine.close()
+
+
+@pytest.mark.parametrize(("days", "swept"), [(0.9, False), (1.1, True)])
+def test_workspace_of_another_boot_is_swept_after_a_day(tmp_path, days, swept):
+    dead = dead_workspace(tmp_path)
+    (dead / "lock").write_text("that of another machine")
+    then = time.time() - days * 24 * 60 * 60
+    os.utime(dead / "lock", (then, then))
+    sweep(str(tmp_path))
+    assert dead.exists() != swept
+
+
+def test_version_that_is_only_partly_moved_aside_is_left_and_named(tmp_path):
+    dead = dead_workspace(tmp_path)
+    (dead / "old.partial").mkdir()
+    (tmp_path / "1").mkdir()
+    with pytest.warns(UserWarning, match=r"The old version of .*/1' is at .*parts of it are at both places"):
+        sweep(str(tmp_path))
+    assert (dead / "old.partial").exists()
+
+
+def test_child_that_was_forked_does_not_close_the_workspace(tmp_path):
+    script = """
+import os, sys
+from keras_warmup.publishing.workspace import Workspace
+made = Workspace(sys.argv[1] + "/1")
+child = os.fork()
+if child == 0:
+    made.close()
+    os._exit(0)
+os.waitpid(child, 0)
+assert os.path.isdir(made.path)
+made.close()
+"""
+    root = pathlib.Path(workspace.__file__).parents[2]
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=True, cwd=root)
+    assert os.listdir(tmp_path) == []
 
 
 def test_sweep_removes_the_copy_of_a_living_workspace(tmp_path):
@@ -84,7 +121,7 @@ def test_sweep_does_not_follow_links(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     (base / ".1.kw-0123456789abcdef").symlink_to(outside)
-    (dead_workspace(base, token="a" * 16) / "1" / "assets").symlink_to(outside)
+    (dead_workspace(base, token="a" * 16) / "new" / "1" / "assets").symlink_to(outside)
     linked = dead_workspace(base, token="b" * 16)
     (linked / "lock").unlink()
     (linked / "lock").symlink_to(outside / "file")
