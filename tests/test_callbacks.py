@@ -283,6 +283,7 @@ def test_export_asks_for_what_the_callback_was_given(tmp_path, exports):
             "warmup": kw.WarmupOptions(seed=7),
             "export_fn": export_fn,
             "overwrite": False,
+            "replaces": None,
         }
     ]
 
