@@ -42,12 +42,12 @@ from keras_warmup.replay import open_session
 EXAMPLE = """example:
   python benchmarks/export_cost.py
   python benchmarks/export_cost.py --models LSTM --rounds 9 --json
-  git worktree add ../before HEAD~10 && python benchmarks/export_cost.py --against ../before
+  git worktree add ../before HEAD~10 && python benchmarks/export_cost.py --against ../before --seconds 15
 """
 # Those that model.export writes: a custom export_fn costs what its author makes it cost.
 MODELS = {specimen.name: specimen for specimen in ZOO if specimen.export_fn is None}
-# As many rounds as fit into this time, up to this many.
-SECONDS, MOST_ROUNDS = 60, 41
+# Most rounds that fit into the time for a model.
+MOST_ROUNDS = 41
 PLAIN, LOAD, REPLAY, CALL = "export", "load", "replay", "call"
 WHOLE, UNVERIFIED = "export_with_warmup", "verify=False"
 FSYNC = "fsync"
@@ -80,7 +80,7 @@ class Stopwatch:
             self.seconds.setdefault(FSYNC, []).append(self._fsync_s)
 
 
-def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
+def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds of each round of a model; of a quick one there are more, as the machine's hiccups are larger beside it."""
     keras.utils.set_random_seed(0)
     model = specimen.build()
@@ -118,7 +118,7 @@ def measure(specimen: Specimen, rounds: int) -> dict[str, list[float]]:
         turn, began = -2, 0.0
         while turn < rounds:
             if turn == 0:
-                rounds = max(rounds, min(MOST_ROUNDS, round(SECONDS / (time.perf_counter() - began))))
+                rounds = max(rounds, min(MOST_ROUNDS, round(seconds / (time.perf_counter() - began))))
                 watch.seconds.clear()
             began = time.perf_counter()
             steps: list[Callable[[], object]] = [export_plainly, run_parts]
@@ -145,7 +145,7 @@ def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     }
 
 
-def compare(names: Sequence[str], rounds: int, checkout: str) -> dict[str, dict[str, float]]:
+def compare(names: Sequence[str], rounds: int, seconds: float, checkout: str) -> dict[str, dict[str, float]]:
     """Measures this package and that of another checkout in turns, each in processes of its own.
 
     Returns:
@@ -157,7 +157,8 @@ def compare(names: Sequence[str], rounds: int, checkout: str) -> dict[str, dict[
         measured: dict[str, dict[str, list[float]]] = {here: {}, os.path.abspath(checkout): {}}
         for turn in range(TURNS):
             for package in list(measured)[:: -1 if turn % 2 else 1]:
-                command = [sys.executable, __file__, "--models", name, "--rounds", str(rounds), "--json"]
+                command = [sys.executable, __file__, "--models", name, "--rounds", str(rounds)]
+                command += ["--seconds", str(seconds), "--json"]
                 environment = {**os.environ, "PYTHONPATH": package}
                 printed = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
                 for way, taken in json.loads(printed)[name]["seconds"].items():
@@ -193,17 +194,18 @@ def main() -> int:
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--rounds", type=int, default=9, help="least rounds of a model (default: 9)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
+    parser.add_argument("--seconds", type=float, default=60, help="time for more rounds of a model (default: 60)")
     parser.add_argument("--against", metavar="CHECKOUT", help="compare with the package of another checkout")
     arguments = parser.parse_args()
     if arguments.against:
-        compared = compare(arguments.models, arguments.rounds, arguments.against)
+        compared = compare(arguments.models, arguments.rounds, arguments.seconds, arguments.against)
         if arguments.json:
             print(json.dumps(compared, indent=1))
         return 0
     warnings.simplefilter("ignore")
     results = {}
     for name in arguments.models:
-        seconds = measure(MODELS[name], arguments.rounds)
+        seconds = measure(MODELS[name], arguments.rounds, arguments.seconds)
         results[name] = {"seconds": seconds, "ratios": ratios_of(seconds)}
         if not arguments.json:
             medians = ", ".join(

@@ -78,17 +78,21 @@ class Workspace:
         for _ in range(_ATTEMPTS):
             path = _hidden_sibling(target)
             make_directory(path, _PRIVATE)
+            lock = None
             try:
                 lock = None if scheme_of(target) else _lock(path)
-            except (BlockingIOError, FileNotFoundError):
-                # A sweep took it for a dead one, between the two calls.
-                continue
-            except BaseException:
-                remove_tree(path)
+                self._own(target, path, lock)
+                make_directory(self.content)
+                return
+            except BaseException as error:
+                if lock is not None:
+                    lock.close()
+                # A sweep took it for a dead one, between two of the calls.
+                if isinstance(error, (BlockingIOError, FileNotFoundError)):
+                    continue
+                with contextlib.suppress(OSError, tf.errors.OpError):
+                    remove_tree(path)
                 raise
-            self._own(target, path, lock)
-            make_directory(self.content)
-            return
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
 
     def _own(self, target: str, path: str, lock: IO[bytes] | None) -> None:
@@ -209,10 +213,10 @@ def _lock(path: str) -> IO[bytes] | None:
         if status.st_size == 0:
             file.write(_boot_id())
             file.flush()
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             file.close()
-        if error.errno in _NO_LOCKS:
+        if isinstance(error, OSError) and error.errno in _NO_LOCKS:
             return None
         raise
     return file
