@@ -55,7 +55,7 @@ class Outcome:
         error: type and message of the WarmupError; empty where there was none.
         problem: traceback of any other exception, or how the process ended; empty where there was none.
         refused: how many WarmupErrors there were.
-        seconds: of processor time that it took; one that waits for something is killed, which is a problem.
+        seconds: that it took by the clock, so that one that waits for something counts as a hang.
         mib: growth of the peak of resident memory above the import of TensorFlow.
     """
 
@@ -163,9 +163,9 @@ def _run_forked(case: Case) -> Outcome:
     if child == 0:
         os.close(reading)
         signal.alarm(_KILLED_AFTER)  # its default action ends the process, whatever the process does
-        before, started = _peak_mib(), time.process_time()
+        before, started = _peak_mib(), time.perf_counter()
         result = _run_child(case)
-        result |= {"seconds": time.process_time() - started, "mib": max(0, _peak_mib() - before)}
+        result |= {"seconds": time.perf_counter() - started, "mib": max(0, _peak_mib() - before)}
         with contextlib.suppress(OSError), os.fdopen(writing, "w") as pipe:
             json.dump(result, pipe)
         os._exit(0)
