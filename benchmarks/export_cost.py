@@ -37,7 +37,7 @@ import tensorflow as tf
 from zoo import ZOO, Specimen
 
 import keras_warmup as kw
-from keras_warmup.replay import open_session
+from keras_warmup.serving.replay import open_session
 
 EXAMPLE = """example:
   python benchmarks/export_cost.py

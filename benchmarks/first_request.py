@@ -43,19 +43,19 @@ from first_request_report import (
 from zoo import SCORE, ZOO, Specimen
 
 import keras_warmup as kw
-from keras_warmup.candidates import Rows, find_candidates
+from keras_warmup.bench.plot import new_figure
+from keras_warmup.bench.probes import Probe, plan_probes
+from keras_warmup.bench.processes import Figures, ProcessEngine, Sample
+from keras_warmup.data.sampling import select_batches
+from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import OptionsError
-from keras_warmup.measuring import Figures, ProcessEngine, Sample
 from keras_warmup.options import WarmupOptions
-from keras_warmup.plan import Candidate
-from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.plot import new_figure
-from keras_warmup.probes import Probe, plan_probes
-from keras_warmup.records import read_records, warmup_path, write_records
-from keras_warmup.requests import build_log
-from keras_warmup.sampling import select_batches
-from keras_warmup.signatures import read_meta_graph, read_signatures
-from keras_warmup.sources import read_batches
+from keras_warmup.pipeline.candidates import Rows, find_candidates
+from keras_warmup.planning.plan import Candidate
+from keras_warmup.planning.planned_request import PlannedRequest
+from keras_warmup.records.build import build_log
+from keras_warmup.records.warmup_file import read_records, warmup_path, write_records
+from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 
 EXAMPLE = """example:
   python benchmarks/first_request.py --output benchmarks/results

@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from keras_warmup.bench_report import render_ms
-from keras_warmup.plot import STEADY, draw_groups, new_figure, write_figure
+from keras_warmup.bench.plot import STEADY, draw_groups, new_figure, write_figure
+from keras_warmup.bench.report import render_ms
 
 NONE, DEFAULT_ONLY, BATCH_1, COPIES, OURS, APART, SMALLEST = (
     "none",

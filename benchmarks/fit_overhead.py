@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.capture import BatchTap
+from keras_warmup.training.capture import BatchTap
 
 EXAMPLE = """example:
   python benchmarks/fit_overhead.py --steps 2000 --rounds 3

@@ -24,10 +24,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.binding import BoundBatch
-from keras_warmup.planned_request import PlannedRequest
-from keras_warmup.records import read_records, write_records
-from keras_warmup.requests import encode_log
+from keras_warmup.binding.bind import BoundBatch
+from keras_warmup.planning.planned_request import PlannedRequest
+from keras_warmup.records.build import encode_log
+from keras_warmup.records.warmup_file import read_records, write_records
 
 EXAMPLE = """example:
   python benchmarks/record_writing.py

@@ -12,7 +12,7 @@ from keras_warmup._version import __version__ as __version__
 
 if TYPE_CHECKING:
     import keras_warmup.endpoints as endpoints  # noqa: PLR0402
-    from keras_warmup.benchmarking import benchmark as benchmark
+    from keras_warmup.bench.benchmark import benchmark as benchmark
     from keras_warmup.callbacks import BatchCapture as BatchCapture
     from keras_warmup.callbacks import WarmupExport as WarmupExport
     from keras_warmup.errors import WarmupError as WarmupError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from keras_warmup.export import save as save
     from keras_warmup.inspection import inspect as inspect
     from keras_warmup.options import WarmupOptions as WarmupOptions
-    from keras_warmup.records import read_records as read_records
+    from keras_warmup.records.warmup_file import read_records as read_records
     from keras_warmup.verification import verify as verify
 
 _ROOM_OF_NAME = {
@@ -30,11 +30,11 @@ _ROOM_OF_NAME = {
     "WarmupError": "errors",
     "export_with_warmup": "export",
     "save": "export",
-    "benchmark": "benchmarking",
+    "benchmark": "bench.benchmark",
     "add_warmup": "export",
     "inspect": "inspection",
     "verify": "verification",
-    "read_records": "records",
+    "read_records": "records.warmup_file",
     "WarmupOptions": "options",
 }
 

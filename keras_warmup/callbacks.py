@@ -10,9 +10,6 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from keras_warmup.best_epoch import BestEpoch
-from keras_warmup.callback_order import move_behind_restoring
-from keras_warmup.capture import BatchTap, remember
 from keras_warmup.errors import OptionsError, PublishError, WarmupError, warn_or_print
 from keras_warmup.export import publish_model
 from keras_warmup.op_errors import describe_op_error
@@ -26,8 +23,7 @@ from keras_warmup.publishing.publish import (
     remove_published,
     target_of,
 )
-from keras_warmup.report import WarmupReport
-from keras_warmup.versions import (
+from keras_warmup.publishing.versions import (
     absolute,
     as_path,
     explained,
@@ -37,6 +33,10 @@ from keras_warmup.versions import (
     reason_of,
     version_hint,
 )
+from keras_warmup.report import WarmupReport
+from keras_warmup.training.best_epoch import BestEpoch
+from keras_warmup.training.callback_order import move_behind_restoring
+from keras_warmup.training.capture import BatchTap, remember
 
 OnError = Literal["raise", "warn"]
 

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_warmup.batch import render_shape
+from keras_warmup.data.batch import render_shape
 from keras_warmup.errors import BindingError, OptionsError
 
 FeatureSpecs = Mapping[str, Any]

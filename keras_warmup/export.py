@@ -12,33 +12,33 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_warmup.batch import Batch, Path, is_string_vector, map_leaves, walk
-from keras_warmup.candidates import Rows, choose_signatures
-from keras_warmup.capture import captured_batches, captured_shapes
+from keras_warmup.data.batch import Batch, Path, is_string_vector, map_leaves, walk
+from keras_warmup.data.sampling import select_batches
+from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import ExportError, OptionsError, WarmupError
-from keras_warmup.keras_model import (
+from keras_warmup.op_errors import text_of
+from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.pipeline.candidates import Rows, choose_signatures
+from keras_warmup.pipeline.keras_model import (
     arrange_batch,
     captured_signature,
     is_subclassed,
     require_built,
     takes_one_string,
 )
-from keras_warmup.kinds import default_kind
-from keras_warmup.op_errors import text_of
-from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.pipeline.warm import warm_saved_model
 from keras_warmup.publishing.filesystem import remove_tree
 from keras_warmup.publishing.publish import Published, staged
+from keras_warmup.publishing.versions import as_path, explained, model_name_of, reason_of, version_hint
 from keras_warmup.publishing.workspace import sweep
-from keras_warmup.records import warmup_path
+from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.rewriting import complete_fingerprint, name_methods, recover, share_input
-from keras_warmup.sampling import select_batches
-from keras_warmup.servable import one_copy_of_each_variable, save_saved_model
-from keras_warmup.signatures import read_meta_graph, read_signatures
-from keras_warmup.sources import read_batches
-from keras_warmup.unsafe_check import check_saved_model
-from keras_warmup.versions import as_path, explained, model_name_of, reason_of, version_hint
-from keras_warmup.warming import warm_saved_model
+from keras_warmup.savedmodel.request_kinds import default_kind
+from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover, share_input
+from keras_warmup.savedmodel.saving import one_copy_of_each_variable, save_saved_model
+from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
+from keras_warmup.savedmodel.unsafe_check import check_saved_model
+from keras_warmup.training.capture import captured_batches, captured_shapes
 
 ExportFn = Callable[[Any, str], Any]
 
@@ -223,7 +223,7 @@ def add_warmup(
     if options.method_name:
         raise OptionsError(
             "method_name=True applies to exports made here; for a SavedModel that exists run keras-warmup method-names, or "
-            "keras_warmup.rewriting.name_methods, first."
+            "keras_warmup.savedmodel.rewriting.name_methods, first."
         )
     directory = as_path(export_dir)
     with explained(directory, "add a warmup file to"):

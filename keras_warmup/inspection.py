@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from keras_warmup.batch import render_shape
-from keras_warmup.consumers import find_consumers
-from keras_warmup.formats import Consumer, ExampleParser, describe_consumer
-from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
-from keras_warmup.kinds import TFRT_NOTE, servable_kinds
-from keras_warmup.logs import describe_log
-from keras_warmup.records import read_records, warmup_path
+from keras_warmup.data.batch import render_shape
+from keras_warmup.publishing.versions import as_path
+from keras_warmup.records.prediction_logs import describe_log
+from keras_warmup.records.warmup_file import read_records, warmup_path
 from keras_warmup.report import Kind, RecordList, RecordReport, printable, to_plain
-from keras_warmup.serving_rules import XLA_FLAGS
-from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
-from keras_warmup.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
-from keras_warmup.versions import as_path
+from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.savedmodel.request_kinds import TFRT_NOTE, servable_kinds
+from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.string_formats import Consumer, ExampleParser, describe_consumer
+from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.savedmodel.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
+from keras_warmup.serving.rules import XLA_FLAGS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

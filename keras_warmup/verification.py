@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.batch import render_shape
+from keras_warmup.data.batch import render_shape
 from keras_warmup.errors import OptionsError, RecordsError, ReplayError
-from keras_warmup.graph import GraphFacts, ModelGraph, graph_facts
-from keras_warmup.isolation import DEFAULT_TIMEOUT_S, Message, WorkerEndedError, loaded_op_libraries, run_in_worker
-from keras_warmup.logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.options import MAX_RECORDS
-from keras_warmup.records import RecordProblem, parse_log, scan_records, warmup_path
-from keras_warmup.replay import Replayed, ServingSession
+from keras_warmup.publishing.versions import as_path
+from keras_warmup.records.prediction_logs import log_kind, log_signature_key, log_signature_keys
+from keras_warmup.records.warmup_file import RecordProblem, parse_log, scan_records, warmup_path
 from keras_warmup.report import printable, to_plain
-from keras_warmup.serving_rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
-from keras_warmup.signatures import Signature, read_meta_graph, read_signatures
-from keras_warmup.unsafe_check import describe_unsafe_ops
-from keras_warmup.versions import as_path
+from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.unsafe_check import describe_unsafe_ops
+from keras_warmup.serving.replay import Replayed, ServingSession
+from keras_warmup.serving.rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
+from keras_warmup.serving.worker import DEFAULT_TIMEOUT_S, Message, WorkerEndedError, loaded_op_libraries, run_in_worker
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

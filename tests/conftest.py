@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 
 # The option --trust-report, and the table it writes.
-pytest_plugins = ["trust.reporting"]
+pytest_plugins = ["tests.trust.reporting"]
 
 _SAVED_MODELS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "savedmodels"
 

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 import keras_warmup as kw
 from keras_warmup import callbacks
-from keras_warmup.capture import captured_batches
 from keras_warmup.errors import OptionsError, PublishError
 from keras_warmup.report import RecordReport, WarmupReport
+from keras_warmup.training.capture import captured_batches
 
 X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)

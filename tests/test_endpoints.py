@@ -7,15 +7,15 @@ import tensorflow as tf
 
 from keras_warmup import endpoints
 from keras_warmup._protos import PredictionLog
-from keras_warmup.consumers import find_consumers
+from keras_warmup.binding.examples import build_examples
 from keras_warmup.errors import BindingError, OptionsError
-from keras_warmup.examples import build_examples
-from keras_warmup.graph import graph_facts
-from keras_warmup.kinds import servable_kinds
-from keras_warmup.replay import open_session
-from keras_warmup.rewriting import share_input
-from keras_warmup.servable import save_saved_model
-from keras_warmup.signatures import read_meta_graph, read_signatures
+from keras_warmup.savedmodel.graph import graph_facts
+from keras_warmup.savedmodel.request_kinds import servable_kinds
+from keras_warmup.savedmodel.rewriting import share_input
+from keras_warmup.savedmodel.saving import save_saved_model
+from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
+from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.serving.replay import open_session
 
 SPEC = {
     "age": tf.io.FixedLenFeature([], tf.int64),
@@ -198,7 +198,7 @@ def test_variable_length_features_are_padded_for_a_dense_input():
 
 
 def endpoints_spec(kind):
-    from keras_warmup.formats import FeatureSpec
+    from keras_warmup.savedmodel.string_formats import FeatureSpec
 
     return FeatureSpec(kind, "float32")
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
-from keras_warmup.capture import remember
+from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import (
     BindingError,
     DataError,
@@ -23,8 +23,8 @@ from keras_warmup.errors import (
     SignatureError,
     WarmupError,
 )
-from keras_warmup.replay import open_session
-from keras_warmup.sources import read_batches
+from keras_warmup.serving.replay import open_session
+from keras_warmup.training.capture import remember
 
 ROWS = 12
 RNG = np.random.default_rng(7)
@@ -403,7 +403,7 @@ def test_a_model_with_dropout_left_on_is_published_unproved(tmp_path):
 
 def test_a_deterministic_mismatch_refuses_to_publish(monkeypatch, tmp_path):
     model = functional([input_4("a"), input_4("b")])
-    from keras_warmup import binding
+    from keras_warmup.binding import bind as binding
 
     real = binding.match_inputs
 

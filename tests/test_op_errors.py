@@ -6,9 +6,9 @@ import time
 
 import pytest
 import tensorflow as tf
-from trust.hostile_models import add_call, add_function, add_node, tiny
 
 from keras_warmup.op_errors import describe_op_error, message_of
+from tests.trust.hostile_models import add_call, add_function, add_node, tiny
 
 
 def error_of(text) -> tf.errors.OpError:

@@ -8,10 +8,10 @@ import re
 
 import pytest
 
-from keras_warmup import isolation
+from keras_warmup.serving import worker as isolation
 
 _TEXT = (pathlib.Path(__file__).parents[1] / "SECURITY.md").read_text(encoding="utf-8")
-_BOUNDS = re.findall(r"^\| .+ \| (\d+) \| `(\w+)\.(\w+)` \|$", _TEXT, re.MULTILINE)
+_BOUNDS = re.findall(r"^\| .+ \| (\d+) \| `([\w.]+)\.(\w+)` \|$", _TEXT, re.MULTILINE)
 
 
 def test_the_table_of_bounds_is_read():

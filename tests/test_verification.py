@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from keras_warmup._protos import ModelSpec, PredictionLog, SavedModel
 from keras_warmup.errors import SignatureError
-from keras_warmup.records import FRAME_BYTES, warmup_path, write_records
-from keras_warmup.replay import open_session
-from keras_warmup.serving_rules import CLASSIFY_METHOD
+from keras_warmup.records.warmup_file import FRAME_BYTES, warmup_path, write_records
+from keras_warmup.serving.replay import open_session
+from keras_warmup.serving.rules import CLASSIFY_METHOD
 from keras_warmup.verification import verify
 
 FLOATS = tf.TensorSpec([None], tf.float32)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_warmup.errors import PublishError
-from keras_warmup.versions import join, parent_of, scheme_of
+from keras_warmup.publishing.versions import join, parent_of, scheme_of
 
 MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
 # Remote file systems that rename a directory in one step.

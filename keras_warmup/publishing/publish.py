@@ -41,8 +41,7 @@ from keras_warmup.publishing.filesystem import (
     sync,
     sync_tree,
 )
-from keras_warmup.publishing.workspace import Workspace, sweep
-from keras_warmup.versions import (
+from keras_warmup.publishing.versions import (
     as_path,
     explained,
     has_version,
@@ -54,6 +53,7 @@ from keras_warmup.versions import (
     resolve_version,
     scheme_of,
 )
+from keras_warmup.publishing.workspace import Workspace, sweep
 
 # Directories of a SavedModel.
 _INSIDE = frozenset({"variables", "assets", "assets.extra", "debug"})

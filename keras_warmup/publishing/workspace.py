@@ -38,7 +38,7 @@ from keras_warmup.publishing.filesystem import (
     rename_new,
     sync,
 )
-from keras_warmup.versions import join, name_of, parent_of, reason_of, scheme_of
+from keras_warmup.publishing.versions import join, name_of, parent_of, reason_of, scheme_of
 
 try:
     import fcntl

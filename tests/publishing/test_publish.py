@@ -1,4 +1,4 @@
-"""Tests of `keras_warmup.publishing.publish` and `keras_warmup.versions`."""
+"""Tests of `keras_warmup.publishing.publish` and `keras_warmup.publishing.versions`."""
 
 import errno
 import os
@@ -12,9 +12,8 @@ import warnings
 import pytest
 import tensorflow as tf
 
-from keras_warmup import versions
 from keras_warmup.errors import OptionsError, PublishError
-from keras_warmup.publishing import filesystem, publish, workspace
+from keras_warmup.publishing import filesystem, publish, versions, workspace
 
 gfile = tf.io.gfile
 

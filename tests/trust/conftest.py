@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from trust.faults import Trials
-from trust.forkserver import ForkServer
-from trust.shim import build_shim
+from tests.trust.faults import Trials
+from tests.trust.forkserver import ForkServer
+from tests.trust.shim import build_shim
 
 
 @pytest.fixture(scope="session")

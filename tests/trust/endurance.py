@@ -14,10 +14,10 @@ from typing import Any
 import keras
 
 import keras_warmup as kw
-from trust.faults import Trials
-from trust.figures import Figures, timed
-from trust.judging import leftovers_of
-from trust.scenarios import WARMUP, build_model, build_rows, versions_of
+from tests.trust.faults import Trials
+from tests.trust.figures import Figures, timed
+from tests.trust.judging import leftovers_of
+from tests.trust.scenarios import WARMUP, build_model, build_rows, versions_of
 
 WINDOW = 50
 _KEPT = 2
@@ -43,7 +43,9 @@ def export_for_long(trials: Trials, epochs: int = 500) -> Figures:
         for name in ("plain", "warm"):
             root = trials.scratch / name
             (root / "m").mkdir(parents=True)
-            child = trials.server.start(f"trust.endurance:fit_{name}", {"base": str(root / "m"), "epochs": epochs})
+            child = trials.server.start(
+                f"tests.trust.endurance:fit_{name}", {"base": str(root / "m"), "epochs": epochs}
+            )
             outcome = child.wait(_TIMEOUT_S)
             if outcome.ended != "returned":
                 figures.add("failed", f"{name}: {outcome.error}: {outcome.message[:300]}")

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_warmup.errors import WarmupError
-from trust import scenarios, shim
-from trust.completeness import IncompleteError, read_version
-from trust.figures import Figures, timed
-from trust.forkserver import ForkServer, Outcome
-from trust.judging import Fault, judge_disturbed, judge_done, leftovers_of
-from trust.scenarios import SCENARIOS, versions_of
+from tests.trust import scenarios, shim
+from tests.trust.completeness import IncompleteError, read_version
+from tests.trust.figures import Figures, timed
+from tests.trust.forkserver import ForkServer, Outcome
+from tests.trust.judging import Fault, judge_disturbed, judge_done, leftovers_of
+from tests.trust.scenarios import SCENARIOS, versions_of
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EMFILE, errno.EROFS)
 ALL = tuple(SCENARIOS)
@@ -50,7 +50,7 @@ class Trials:
         template = self.scratch / "templates" / (name if killed is None else f"{name}-killed")
         if not template.exists() and killed is None:
             (template / "m").mkdir(parents=True)
-            outcome = self.server.run("trust.scenarios:prepare", {"name": name, "base": str(template / "m")})
+            outcome = self.server.run("tests.trust.scenarios:prepare", {"name": name, "base": str(template / "m")})
             if outcome.ended != "returned":
                 raise RuntimeError(f"cannot prepare {name!r}: {outcome}")
         elif not template.exists():
@@ -65,7 +65,7 @@ class Trials:
     def run(self, name: str, root: pathlib.Path, generation: int = 2, **options: Any) -> Outcome:
         """Runs a scenario in a child."""
         arguments = {"name": name, "base": str(root / "m"), "generation": generation}
-        return self.server.run("trust.scenarios:run", arguments, root=root, **options)
+        return self.server.run("tests.trust.scenarios:run", arguments, root=root, **options)
 
     def count(self, name: str, killed: shim.Arm | None = None, **options: Any) -> int:
         """Counts the file operations of a scenario in an undisturbed run."""
@@ -332,7 +332,7 @@ def _story(
         "arm": None if arm is None else dataclasses.asdict(arm),
         "ballast": None if ballast is None else str(ballast),
     }
-    outcome = trials.server.run("trust.faults:disturb", arguments)
+    outcome = trials.server.run("tests.trust.faults:disturb", arguments)
     if outcome.ended != "returned":
         figures.trials += 1
         figures.add("failed", f"{where}: the process {outcome.ended}, {outcome.error} {outcome.message[:300]}")

@@ -1,7 +1,7 @@
 """A process that has imported everything once, with the shim preloaded, and forks a child for each trial.
 
 Importing TensorFlow costs seconds and forking milliseconds. The server runs no op and opens no Session before it forks, so
-its children start with a whole TensorFlow. Run as `python -m trust.forkserver` by `ForkServer`, which speaks to it in
+its children start with a whole TensorFlow. Run as `python -m tests.trust.forkserver` by `ForkServer`, which speaks to it in
 lines of JSON.
 """
 
@@ -21,7 +21,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trust import shim
+from tests.trust import shim
 
 _TESTS = pathlib.Path(__file__).resolve().parents[1]
 TIMEOUT_S = 120.0
@@ -121,7 +121,7 @@ class ForkServer:
         }
         with open(scratch / "forkserver.log", "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trust.forkserver"],
+                [sys.executable, "-m", "tests.trust.forkserver"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -205,7 +205,7 @@ def _serve() -> None:
 
 def _import_all() -> None:
     from keras_warmup import callbacks, export, replay  # noqa: F401
-    from trust import endurance, faults, links, races  # noqa: F401
+    from tests.trust import endurance, faults, links, races  # noqa: F401
 
 
 def _run_child(request: Mapping[str, Any]) -> None:

@@ -14,9 +14,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from keras_warmup._protos import PredictionLog, SavedModel
 from keras_warmup.errors import WarmupError
 from keras_warmup.inspection import list_records
-from keras_warmup.records import RecordProblem, read_records, scan_records
-from trust.hostile_models import frame
-from trust.measured import Case, look_at
+from keras_warmup.records.warmup_file import RecordProblem, read_records, scan_records
+from tests.trust.hostile_models import frame
+from tests.trust.measured import Case, look_at
 
 _NUMBERS = (0, 1, -1, 2, 7, 99, 127, 255, 10**9, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**31), -(2**63))
 _TEXTS = ("", "x", "^", ":", "^x", "x:0", "x:999999999", "x:²", "nothing", "\x1b[2J", "[/b]", "\ue000", "n" * 10_000)
@@ -246,7 +246,7 @@ def cases_of(function: str, bases: Sequence[pathlib.Path], count: int) -> list[C
         Case(
             f"{base.parent.parent.name}, seeds {start} to {start + 9}",
             (str(base), list(range(start, min(start + 10, count)))),
-            f"trust.fuzz:{function}",
+            f"tests.trust.fuzz:{function}",
         )
         for start, base in zip(range(0, count, 10), itertools.cycle(bases), strict=False)
     ]

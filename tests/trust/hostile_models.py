@@ -19,7 +19,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from keras_warmup._protos import MetaGraphDef, PredictionLog, SavedModel, TensorProto
-from keras_warmup.records import WARMUP_PATH, _masked_crc32c
+from keras_warmup.records.warmup_file import WARMUP_PATH, _masked_crc32c
 
 Builder = Callable[[pathlib.Path], None]
 HOSTILE: dict[str, Builder] = {}

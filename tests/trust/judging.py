@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 
-from trust.completeness import IncompleteError, Version, read_version
-from trust.scenarios import Scenario, files_of, versions_of
+from tests.trust.completeness import IncompleteError, Version, read_version
+from tests.trust.scenarios import Scenario, files_of, versions_of
 
 # Every entry that a version of `scenarios` may hold, directories too.
 ENTRIES = frozenset(

@@ -11,12 +11,12 @@ from typing import Any
 import keras
 
 import keras_warmup as kw
-from trust import shim
-from trust.completeness import IncompleteError, read_version
-from trust.faults import Trials
-from trust.figures import Figures, timed
-from trust.races import make_old
-from trust.scenarios import WARMUP, build_model, build_rows, files_of
+from tests.trust import shim
+from tests.trust.completeness import IncompleteError, read_version
+from tests.trust.faults import Trials
+from tests.trust.figures import Figures, timed
+from tests.trust.races import make_old
+from tests.trust.scenarios import WARMUP, build_model, build_rows, files_of
 
 
 def follow_links(trials: Trials) -> Figures:
@@ -32,7 +32,7 @@ def follow_links(trials: Trials) -> Figures:
             figures.trials += 1
             if case is _leave_link_to_sweep:
                 _kill_half_way(trials, root)
-            outcome = trials.server.run(f"trust.links:{case.__name__}", {"root": str(root)})
+            outcome = trials.server.run(f"tests.trust.links:{case.__name__}", {"root": str(root)})
             if outcome.ended != "returned":
                 figures.add("failed", f"{name}: {outcome.ended}: {outcome.error}: {outcome.message[:300]}")
             elif outcome.value:

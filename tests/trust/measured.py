@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from trust.figures import HostileFigures
+from tests.trust.figures import HostileFigures
 
 MAX_SECONDS = 10
 MAX_MIB = 1024
@@ -43,7 +43,7 @@ class Case:
 
     name: str
     arguments: tuple[Any, ...]
-    function: str = "trust.measured:look_at"
+    function: str = "tests.trust.measured:look_at"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ def run_measured(cases: Sequence[Case]) -> list[Outcome]:
     }
     # Not from here: this process has threads, and memory of its own.
     ran = subprocess.run(
-        [sys.executable, "-m", "trust.measured"],
+        [sys.executable, "-m", "tests.trust.measured"],
         input=jobs,
         capture_output=True,
         text=True,
@@ -118,9 +118,9 @@ def look_at(path: str) -> None:
 
     import keras_warmup as kw
     from keras_warmup.inspection import list_records
-    from keras_warmup.records import WARMUP_PATH
-    from keras_warmup.signatures import read_meta_graph, read_signatures
-    from keras_warmup.twins import find_twins
+    from keras_warmup.records.warmup_file import WARMUP_PATH
+    from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
+    from keras_warmup.savedmodel.twins import find_twins
 
     console = rich.console.Console(file=io.StringIO(), width=100)
     inspection = kw.inspect(path)
@@ -183,7 +183,7 @@ def main() -> None:
     import tensorflow as tf
 
     import keras_warmup.inspection
-    import keras_warmup.twins  # noqa: F401
+    import keras_warmup.savedmodel.twins  # noqa: F401
 
     hasattr(tf.raw_ops, "Identity")  # loads them
     gc.freeze()  # else the first collection in each child copies all that was imported

@@ -11,12 +11,12 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
-from trust import shim
-from trust.faults import ALL, Trials, judge_next, share_out, tally
-from trust.figures import Figures, timed
-from trust.judging import ENTRIES, judge_disturbed, judge_done
-from trust.scenarios import SCENARIOS, versions_of
-from trust.shim import Operation
+from tests.trust import shim
+from tests.trust.faults import ALL, Trials, judge_next, share_out, tally
+from tests.trust.figures import Figures, timed
+from tests.trust.judging import ENTRIES, judge_disturbed, judge_done
+from tests.trust.scenarios import SCENARIOS, versions_of
+from tests.trust.shim import Operation
 
 _SIZE = 48 * 1024 * 1024
 # ext4 commits its journal that often here (5 s by default), so that names arrive on the disk before unsynced data do.
@@ -123,7 +123,7 @@ def cut_power(trials: Trials, count: int, delays_s: Sequence[float] = (0.0, 6.0)
         for name, number in share_out(totals, count):
             root = _fresh_on(disk, trials, name)
             child = trials.server.start(
-                "trust.scenarios:run",
+                "tests.trust.scenarios:run",
                 {"name": name, "base": str(root / "m")},
                 arm=shim.Arm.at(number, shim.STOP),
                 root=root,

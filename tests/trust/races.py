@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras_warmup as kw
-from trust import shim
-from trust.completeness import IncompleteError, read_version
-from trust.faults import Trials, share_out, tally
-from trust.figures import Figures, timed
-from trust.forkserver import Child, Outcome
-from trust.judging import Fault, leftovers_of
-from trust.scenarios import WARMUP, build_model, build_rows, versions_of
+from tests.trust import shim
+from tests.trust.completeness import IncompleteError, read_version
+from tests.trust.faults import Trials, share_out, tally
+from tests.trust.figures import Figures, timed
+from tests.trust.forkserver import Child, Outcome
+from tests.trust.judging import Fault, leftovers_of
+from tests.trust.scenarios import WARMUP, build_model, build_rows, versions_of
 
 RENAME_EXCHANGE = 2
 
@@ -54,7 +54,7 @@ def race_exports(trials: Trials, processes: int = 8, exports: int = 40) -> Figur
     with timed(figures):
         children = [
             trials.server.start(
-                "trust.races:export_often", {"base": str(base), "first": 1 + index * exports, "exports": exports}
+                "tests.trust.races:export_often", {"base": str(base), "first": 1 + index * exports, "exports": exports}
             )
             for index in range(processes)
         ]
@@ -95,7 +95,7 @@ def race_saves(trials: Trials, processes: int = 6, rounds: int = 20) -> Figures:
     with timed(figures):
         children = [
             trials.server.start(
-                "trust.races:save_often", {"base": str(base), "first": 2 + index * rounds, "rounds": rounds}
+                "tests.trust.races:save_often", {"base": str(base), "first": 2 + index * rounds, "rounds": rounds}
             )
             for index in range(processes)
         ]
@@ -130,7 +130,9 @@ def overtake(trials: Trials, count: int, names: Sequence[str] = ("new", "overwri
             base = root / "m"
             where = f"{name} stopped before operation {number}"
             arguments = {"name": name, "base": str(base)}
-            child = trials.server.start("trust.scenarios:run", arguments, arm=shim.Arm.at(number, shim.STOP), root=root)
+            child = trials.server.start(
+                "tests.trust.scenarios:run", arguments, arm=shim.Arm.at(number, shim.STOP), root=root
+            )
             if child.wait().ended != "stopped":
                 figures.measure("not reached")
                 continue

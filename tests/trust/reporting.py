@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from trust.figures import Figures, HostileFigures
+from tests.trust.figures import Figures, HostileFigures
 
 BEGIN = "<!-- figures: written by pytest -m trust --trust-report -->"
 END = "<!-- end of figures -->"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trust.endurance import export_for_long
+from tests.trust.endurance import export_for_long
 
 
 @pytest.mark.trust

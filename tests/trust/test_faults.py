@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trust.faults import (
+from tests.trust.faults import (
     ALL,
     FAILURES,
     REPLACING,

@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
-from keras_warmup.records import WARMUP_PATH
-from trust.fuzz import cases_of
-from trust.measured import Case, Outcome, figures_of, run_measured
+from keras_warmup.records.warmup_file import WARMUP_PATH
+from tests.trust.fuzz import cases_of
+from tests.trust.measured import Case, Outcome, figures_of, run_measured
 
 _SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "savedmodels"
 

@@ -9,11 +9,11 @@ import shutil
 
 import pytest
 
-from trust import reporting, scenarios, shim
-from trust.completeness import RECORDS, VARIABLES, IncompleteError, read_version
-from trust.faults import share_out, spread
-from trust.figures import Figures
-from trust.judging import leftovers_of
+from tests.trust import reporting, scenarios, shim
+from tests.trust.completeness import RECORDS, VARIABLES, IncompleteError, read_version
+from tests.trust.faults import share_out, spread
+from tests.trust.figures import Figures
+from tests.trust.judging import leftovers_of
 
 
 def make_files(directory):
@@ -25,7 +25,7 @@ def make_files(directory):
         os.rename(f"{directory}/{name}", f"{directory}/{name}.done")
 
 
-MAKE = "trust.test_harness:make_files"
+MAKE = "tests.trust.test_harness:make_files"
 
 
 def run(server, directory, arm, log=None):
@@ -69,7 +69,7 @@ def test_the_shim_stops_the_process(fork_server, tmp_path):
 @pytest.fixture(scope="module")
 def whole(fork_server, tmp_path_factory):
     base = tmp_path_factory.mktemp("whole") / "m"
-    fork_server.run("trust.scenarios:run", {"name": "new", "base": str(base), "generation": 5})
+    fork_server.run("tests.trust.scenarios:run", {"name": "new", "base": str(base), "generation": 5})
     assert leftovers_of(base.parent, base) == []
     return base / "1"
 
@@ -90,7 +90,7 @@ def test_a_cut_file_is_seen(whole, tmp_path, name, keep):
 
 
 def test_parts_of_two_exports_are_seen(fork_server, whole, tmp_path):
-    fork_server.run("trust.scenarios:run", {"name": "new", "base": str(tmp_path), "generation": 6})
+    fork_server.run("tests.trust.scenarios:run", {"name": "new", "base": str(tmp_path), "generation": 6})
     shutil.copytree(whole / "variables", tmp_path / "1" / "variables", dirs_exist_ok=True)
     (tmp_path / "1" / "fingerprint.pb").unlink()
     assert read_version(tmp_path / "1").state == (5, 6)

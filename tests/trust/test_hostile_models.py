@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
-from trust.hostile_models import HOSTILE
-from trust.measured import Case, Outcome, figures_of, run_measured
+from tests.trust.hostile_models import HOSTILE
+from tests.trust.measured import Case, Outcome, figures_of, run_measured
 
 # Of each kind of attack one that is quick to build; the others are marked `trust`.
 QUICK = (

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from keras_warmup import isolation
 from keras_warmup.errors import WarmupError
+from keras_warmup.serving import worker as isolation
 from keras_warmup.verification import verify
-from trust.figures import HostileFigures
-from trust.fuzz import mutate_model
-from trust.hostile_models import HOSTILE
-from trust.test_fuzz import exports  # noqa: F401 - a fixture
+from tests.trust.figures import HostileFigures
+from tests.trust.fuzz import mutate_model
+from tests.trust.hostile_models import HOSTILE
+from tests.trust.test_fuzz import exports  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.skipif(
     not pathlib.Path("/proc/self/status").exists(), reason="limits and figures of memory need Linux"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trust.links import follow_links
+from tests.trust.links import follow_links
 
 
 def test_what_links_name_survives_every_removal(trials, report_figures):

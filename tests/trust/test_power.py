@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trust.power import NoDiskError, broken_rules, check_order, cut_power
-from trust.shim import Operation
+from tests.trust.power import NoDiskError, broken_rules, check_order, cut_power
+from tests.trust.shim import Operation
 
 
 def test_everything_is_synced_before_it_is_shown(trials, report_figures):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trust.races import overtake, race_exports, race_saves
+from tests.trust.races import overtake, race_exports, race_saves
 
 
 def test_a_few_concurrent_exports_take_versions_of_their_own(trials, report_figures):

@@ -1,0 +1,1 @@
+"""Measures cold and warm first requests in fresh processes and on model servers."""

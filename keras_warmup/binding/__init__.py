@@ -1,0 +1,1 @@
+"""Batch + signature -> {input name: array}: matching, casting, encoding to tf.Examples and images, made-up rows."""

@@ -1,0 +1,205 @@
+"""Batch + Signature -> the arrays of a request, checked: every mismatch is told in one error.
+
+Which leaf is which input is `matching.py`'s word, or that of `transform=`. Rows that a signature takes dense and a batch holds
+ragged are grouped by shape, not padded (`dense_rows.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from keras_warmup.binding.cast import Misfit, as_array, cast_array
+from keras_warmup.binding.components import component_leaves, find_composites
+from keras_warmup.binding.dense_rows import dense_parts, dense_structure
+from keras_warmup.binding.match import match_inputs, render_inputs
+from keras_warmup.data.batch import Batch, Path, Source, describe, render_path, render_shape, walk
+from keras_warmup.errors import BindingError
+from keras_warmup.options import Transform
+from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+
+__all__ = ["BoundBatch", "bind_batch", "bind_leaves", "match_inputs"]
+
+CURE = "Cast or reshape it in the dataset, or pass transform=."
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundBatch:
+    """Rows as one signature takes them.
+
+    Attributes:
+        arrays: input name -> array of the signature's dtype.
+        x: the same rows in the structure the batch had, dense; `None` where `transform` made the arrays, or a leaf is not dense.
+        size: rows; 1 where no input has a batch dimension, and where the inputs are the parts of a ragged or sparse tensor: such a
+            request is sent whole.
+        row_inputs: input names whose first dimension is the batch.
+        source: where the rows come from.
+        casts: input name -> cast applied, such as `int64 -> float32`.
+        ignored: features of the batch that the signature does not take.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    x: Any
+    size: int
+    row_inputs: frozenset[str]
+    source: Source
+    casts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Input name and shape without the batch dimension, by name: rows of equal `shapes` can share a record."""
+        return tuple(
+            (name, tuple(array.shape[1:] if name in self.row_inputs else array.shape))
+            for name, array in sorted(self.arrays.items())
+        )
+
+
+def bind_batch(batch: Batch, signature: Signature, transform: Transform | None = None) -> list[BoundBatch]:
+    """Binds a batch to the inputs of a signature.
+
+    Args:
+        batch: rows as the model was fed them.
+        signature: the signature to serve.
+        transform: `transform(x) -> {input name: array}` replaces the matching of leaves to inputs; dtypes, shapes and rows are
+            checked all the same. For a function of ragged or sparse tensors it may return their parts, see `components.py`.
+
+    Returns:
+        One `BoundBatch`, or one for each row shape where the batch is ragged and the signature dense.
+
+    Raises:
+        BindingError: inputs are missing, or have another dtype, rank, shape or number of rows; all mismatches in one error.
+    """
+    if transform is not None:
+        leaves, ignored = _leaves_of_transform(batch, signature, transform)
+        return [_bind_arrays(leaves, None, batch, signature, ignored)]
+    components = component_leaves(batch.x, signature)
+    if components is not None:
+        used = {where.rpartition(".")[0] for where, _ in components.values()}
+        ignored = tuple(
+            render_path(path) for path, leaf in walk(batch.x) if leaf is not None and render_path(path) not in used
+        )
+        return [_bind_arrays(components, None, batch, signature, ignored)]
+    return bind_leaves(batch, signature, *match_inputs(batch.x, signature))
+
+
+def bind_leaves(
+    batch: Batch,
+    signature: Signature,
+    paths: Mapping[str, Path],
+    ignored: tuple[str, ...] = (),
+    encoded: Mapping[str, np.ndarray] | None = None,
+) -> list[BoundBatch]:
+    """Binds leaves that are matched already.
+
+    Args:
+        batch: rows as the model was fed them.
+        signature: the signature to serve.
+        paths: input name -> path in the batch.
+        ignored: rendered paths of the leaves no input takes.
+        encoded: input name -> object array `[rows]` of `bytes`, made from the rows.
+
+    Returns:
+        As `bind_batch`.
+
+    Raises:
+        BindingError: as `bind_batch`.
+    """
+    bound = []
+    for part in dense_parts(batch, set(paths.values())):
+        by_path = dict(walk(part.batch.x))
+        leaves = {name: (render_path(path), by_path[path]) for name, path in paths.items()}
+        for name, values in (encoded or {}).items():
+            leaves[name] = ("the encoded rows", values if part.rows is None else values[part.rows])
+        bound.append(_bind_arrays(leaves, dense_structure(part.batch.x), part.batch, signature, ignored))
+    return bound
+
+
+def _leaves_of_transform(
+    batch: Batch, signature: Signature, transform: Transform
+) -> tuple[dict[str, tuple[str, Any]], tuple[str, ...]]:
+    try:
+        made = transform(batch.x)
+    except Exception as error:  # the user's own code: whatever it raises, the cure is there
+        got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in walk(batch.x))
+        raise BindingError(
+            f"transform raised {type(error).__name__} for signature {signature.key!r}, which takes {render_inputs(signature)}; "
+            f"transform was given {got}. Change transform= so that it takes x as the model was fed it."
+        ) from error
+    if not isinstance(made, Mapping):
+        raise BindingError(
+            f"transform must return a mapping of input name to array for signature {signature.key!r}, with the inputs "
+            f"{sorted(signature.inputs)}; got {type(made).__name__}."
+        )
+    missing = sorted(set(signature.inputs) - set(made) - signature.defaults)
+    if missing:
+        raise BindingError(
+            f"transform returned {sorted(map(str, made))} for signature {signature.key!r}, which takes "
+            f"{render_inputs(signature)}: {missing} missing."
+        )
+    leaves = {name: (f"transform(x)[{name!r}]", made[name]) for name in signature.inputs if name in made}
+    return leaves, tuple(sorted(f"transform(x)[{name!r}]" for name in set(made) - set(signature.inputs)))
+
+
+def _bind_arrays(
+    leaves: Mapping[str, tuple[str, Any]], x: Any, batch: Batch, signature: Signature, ignored: tuple[str, ...]
+) -> BoundBatch:
+    arrays, casts, problems = {}, {}, []
+    for name in sorted(leaves):
+        spec, (where, leaf) = signature.inputs[name], leaves[name]
+        reasons = []
+        try:
+            leaf = as_array(leaf)
+            reasons = _shape_problems(spec, leaf)
+            arrays[name], cast = cast_array(leaf, spec.dtype)
+            if cast:
+                casts[name] = cast
+        except Misfit as misfit:
+            reasons.insert(0, str(misfit))
+        if reasons:
+            problems.append(
+                f"input {name!r} expects {spec.dtype} {render_shape(spec.shape)}, got {describe(leaf)} from {where} "
+                f"({'; '.join(reasons)})"
+            )
+    composites = find_composites(arrays, signature)
+    rows = _rows_of(arrays, signature, {name: one.rows for one in composites for name in one.names})
+    if len(set(rows.values())) > 1:
+        listed = ", ".join(f"{name!r} has {count}" for name, count in sorted(rows.items()))
+        problems.append(f"the inputs differ in rows ({listed})")
+    elif 0 in rows.values():
+        problems.append(f"no rows in {', '.join(map(repr, sorted(rows)))}")
+    if problems:
+        raise BindingError(f"Cannot bind batch to signature {signature.key!r}: " + "; ".join(problems) + f". {CURE}")
+    if composites:
+        return BoundBatch(arrays, None, 1, frozenset(), batch.source, casts, ignored)
+    batched = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
+    size = next(iter(rows.values()), max(batched.values(), default=1))
+    row_inputs = frozenset(name for name, count in batched.items() if count == size)
+    return BoundBatch(arrays, x, size, row_inputs, batch.source, casts, ignored)
+
+
+def _rows_of(arrays: Mapping[str, np.ndarray], signature: Signature, parts: Mapping[str, int]) -> dict[str, int]:
+    """Input name -> rows, where its first dimension is free or another than the signature fixes (such are sliced or tiled).
+
+    What has just the size that is fixed may be a constant of its own beside the rows.
+    """
+    rows = {}
+    for name, array in arrays.items():
+        fixed = (signature.inputs[name].shape or (None,))[0]
+        if array.ndim and (name in parts or fixed != array.shape[0]):
+            rows[name] = parts.get(name, array.shape[0])
+    return rows
+
+
+def _shape_problems(spec: TensorSpec, leaf: np.ndarray) -> list[str]:
+    if spec.shape is None:
+        return []
+    shape = leaf.shape
+    if len(shape) != len(spec.shape):
+        return ["rank differs"]
+    # The first dimension is the batch: rows are sliced or tiled to what the signature fixes.
+    differ = [axis for axis in range(1, len(shape)) if spec.shape[axis] not in (None, shape[axis])]
+    return [f"shape differs in dimension{'s' * (len(differ) > 1)} {', '.join(map(str, differ))}"] if differ else []

@@ -1,0 +1,105 @@
+"""Ragged and sparse leaves -> dense rows: ragged rows are grouped by shape, nothing is padded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.data.batch import Batch, Path, map_leaves, render_path, walk
+from keras_warmup.errors import BindingError
+
+
+@dataclasses.dataclass(frozen=True)
+class DensePart:
+    """Some rows of a batch, of one shape.
+
+    Attributes:
+        batch: the rows; the leaves asked for are dense, others are as they were.
+        rows: their places in the whole batch; `None` for all of them.
+    """
+
+    batch: Batch
+    rows: list[int] | None = None
+
+
+def dense_parts(batch: Batch, paths: Collection[Path]) -> list[DensePart]:
+    """Splits a batch so that the leaves at `paths` are dense in each part.
+
+    Args:
+        batch: rows; each leaf of `paths` may be ragged or sparse.
+        paths: leaves that must be dense. The rows of others go with them, in whatever form they have.
+
+    Returns:
+        One part for each shape of the ragged rows, in the order of their first rows. Rows ragged inside are left out.
+
+    Raises:
+        BindingError: no row is dense by itself.
+    """
+    leaves = dict(walk(batch.x))
+    ragged = [path for path in dict.fromkeys(paths) if isinstance(leaves[path], tf.RaggedTensor)]
+    if not ragged:
+        x = map_leaves(lambda path, leaf: _from_sparse(leaf) if path in paths else leaf, batch.x)
+        return [DensePart(dataclasses.replace(batch, x=x))]
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    rows: dict[Path, dict[int, np.ndarray]] = {path: {} for path in ragged}
+    for index in range(batch.size):
+        dense = [_from_ragged(leaves[path][index]) for path in ragged]
+        found = [row for row in dense if row is not None]
+        if len(found) == len(ragged):
+            for path, row in zip(ragged, found, strict=True):
+                rows[path][index] = row
+            groups.setdefault(tuple(row.shape for row in found), []).append(index)
+    if not groups:
+        raise BindingError(
+            f"Cannot bind batch: no row of {', '.join(render_path(path) for path in ragged)} is dense by itself, and the "
+            "signature takes dense tensors. Pass transform= that pads as your clients do."
+        )
+    parts = []
+    for indices in groups.values():
+
+        def take(path: Path, leaf: Any, indices: list[int] = indices) -> Any:
+            if path in rows:
+                return np.stack([rows[path][index] for index in indices])
+            return _take_rows(_from_sparse(leaf) if path in paths else leaf, indices)
+
+        parts.append(DensePart(Batch(map_leaves(take, batch.x), len(indices), batch.source), indices))
+    return parts
+
+
+def dense_structure(x: Any) -> Any:
+    """`x` with dense leaves only, for the proof; `None` where a leaf is ragged inside."""
+    made = map_leaves(lambda _, leaf: _from_ragged(_from_sparse(leaf)), x)
+    pairs = zip(walk(x), walk(made), strict=True)
+    return None if any(leaf is not None and dense is None for (_, leaf), (_, dense) in pairs) else made
+
+
+def _from_sparse(leaf: Any) -> Any:
+    return np.asarray(tf.sparse.to_dense(tf.sparse.reorder(leaf))) if isinstance(leaf, tf.SparseTensor) else leaf
+
+
+def _from_ragged(leaf: Any) -> Any:
+    """A ragged tensor, or a row of one, as an array; `None` where it is ragged inside. Other leaves stay."""
+    if isinstance(leaf, tf.RaggedTensor):
+        bounding = tuple(int(size) for size in leaf.bounding_shape())
+        if int(np.prod(bounding)) != int(tf.size(leaf.flat_values)):
+            return None
+        leaf = leaf.to_tensor()
+    return np.asarray(leaf) if isinstance(leaf, tf.Tensor) else leaf
+
+
+def _take_rows(leaf: Any, rows: list[int]) -> Any:
+    if leaf is None or isinstance(leaf, np.ndarray):
+        return None if leaf is None else leaf[rows]
+    if isinstance(leaf, tf.RaggedTensor):
+        return tf.gather(leaf, rows)
+    indices, shape = leaf.indices.numpy(), leaf.dense_shape.numpy()
+    places = np.full(shape[0], -1)
+    places[rows] = np.arange(len(rows))
+    indices[:, 0] = places[indices[:, 0]]
+    kept = indices[:, 0] >= 0
+    shape[0] = len(rows)
+    return tf.sparse.reorder(tf.SparseTensor(indices[kept], leaf.values.numpy()[kept], shape))

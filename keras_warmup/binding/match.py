@@ -1,0 +1,182 @@
+"""Which leaf of a batch is which input of a signature: read from evidence, never guessed from shapes.
+
+The evidence is the structure the exported function was traced with, which the SavedModel keeps, else the names. Where names could
+mean more than one leaf, the batch is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from keras_warmup.data.batch import Path, describe, is_sequence, render_path, render_shape, walk
+from keras_warmup.errors import BindingError
+from keras_warmup.savedmodel.signatures import Signature
+
+
+def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """Finds the leaf of `x` for each input of a signature.
+
+    Args:
+        x: nested dicts, lists and tuples of leaves.
+        signature: the signature; inputs with a default may be absent.
+
+    Returns:
+        Input name -> path in `x`, and the rendered paths of the leaves no input takes.
+
+    Raises:
+        BindingError: an input has no leaf, or the evidence does not tell which one it is.
+    """
+    leaves = [(path, leaf) for path, leaf in walk(x) if leaf is not None]
+    found = _match_structure(x, signature)
+    if found is None:
+        found = _match_names(x, leaves, signature)
+    missing = sorted(set(signature.inputs) - set(found) - signature.defaults)
+    if missing:
+        if not isinstance(x, Mapping) and len(leaves) >= len(signature.inputs) > 1:
+            raise BindingError(
+                f"Cannot bind batch to signature {signature.key!r}: x has {len(leaves)} unnamed leaves and the SavedModel "
+                f"does not tell their order among the inputs {sorted(signature.inputs)}. Pass x as a dict keyed by input "
+                "name, or pass transform=."
+            )
+        names = ", ".join(repr(name) for name in missing)
+        got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in leaves) or "nothing"
+        raise BindingError(
+            f"Cannot bind batch to signature {signature.key!r}: missing input{'s' * (len(missing) > 1)} {names}. The signature "
+            f"takes {render_inputs(signature)}; the batch has {got}.{_hint_of_components(missing, leaves, signature)} Add the "
+            "features to the dataset, or pass transform=."
+        )
+    used = set(found.values())
+    return found, tuple(render_path(path) for path, _ in leaves if path not in used)
+
+
+def names_of(x: Any) -> Iterator[tuple[str, Path]]:
+    """Yields `(name, path)` of each leaf below a dict: the nearest key above it. `None` is no leaf."""
+
+    def visit(node: Any, path: Path, name: str | None) -> Iterator[tuple[str, Path]]:
+        if isinstance(node, Mapping):
+            for key in sorted(node):
+                yield from visit(node[key], (*path, key), str(key))
+        elif is_sequence(node):
+            for index, item in enumerate(node):
+                yield from visit(item, (*path, index), name)
+        elif node is not None and name is not None:
+            yield name, path
+
+    return visit(x, (), None)
+
+
+def sanitize(name: str) -> str:
+    """A name as `tf.function` makes it an argument name (core/function/polymorphism/function_type.py)."""
+    cleaned = "".join(character if character.isalnum() else "_" for character in name)
+    return cleaned if cleaned[:1].isalpha() else f"arg_{cleaned}"
+
+
+def render_inputs(signature: Signature) -> str:
+    """Names, dtypes and shapes of the inputs, for messages."""
+    return ", ".join(
+        f"{name!r} {spec.dtype} {render_shape(spec.shape)}" for name, spec in sorted(signature.inputs.items())
+    )
+
+
+def _hint_of_components(missing: Sequence[str], leaves: Sequence[tuple[Path, Any]], signature: Signature) -> str:
+    composite = [path for path, leaf in leaves if hasattr(leaf, "row_splits") or hasattr(leaf, "dense_shape")]
+    numbered = any(name.rpartition("_")[0] in signature.inputs for name in missing)
+    if signature.structure is not None or not composite or not numbered:
+        return ""
+    return (
+        " A function of a ragged or sparse tensor is served by its parts (x: flat values, x_1: row splits; or x: indices, "
+        "x_1: values, x_2: dense shape): transform= may return these."
+    )
+
+
+def _match_structure(x: Any, signature: Signature) -> dict[str, Path] | None:
+    """Pairs `x` with the positional arguments the exported function was traced with; `None` where they differ."""
+    if signature.structure is None:
+        return None
+    arguments = signature.structure
+    target = arguments[0] if is_sequence(arguments) and len(arguments) == 1 else arguments
+    found: dict[str, Path] = {}
+    if _pair(target, x, (), found):
+        return found
+    names = [name for _, name in walk(target)]
+    flat = [path for path, leaf in walk(x) if leaf is not None]
+    if isinstance(x, Mapping):
+        top = {key: value for key, value in x.items() if value is not None}
+        by_name = {sanitize(str(key)): (key,) for key, value in top.items() if not _is_structure(value)}
+        if isinstance(target, Mapping) and any(target.get(key) not in (None, sanitize(str(key))) for key in top):
+            return {}  # It is keyed by feature, and lacks some: its keys must not be taken for names of inputs.
+        if len(by_name) == len(top) and set(names) <= set(by_name):
+            return {name: by_name[name] for name in names}
+        # One leaf on each side leaves nothing to confuse.
+        return {names[0]: flat[0]} if len(names) == len(flat) == 1 else None
+    # Sequences flatten in their own order; beside a dict there is no order to trust.
+    ordered = not any(isinstance(part, str) for path, _ in walk(target) for part in path)
+    return dict(zip(names, flat, strict=True)) if ordered and len(names) == len(flat) else None
+
+
+def _pair(target: Any, x: Any, path: Path, found: dict[str, Path]) -> bool:
+    if isinstance(target, Mapping):
+        if not isinstance(x, Mapping) or not set(target) <= set(x):
+            return False
+        return all(_pair(target[key], x[key], (*path, key), found) for key in target)
+    if is_sequence(target):
+        items = [(index, item) for index, item in enumerate(x) if item is not None] if is_sequence(x) else []
+        if not is_sequence(x) or len(items) != len(target):
+            return False
+        return all(_pair(part, item, (*path, index), found) for part, (index, item) in zip(target, items, strict=True))
+    if target is None:
+        return True
+    if _is_structure(x) or x is None:
+        return False
+    found[target] = path
+    return True
+
+
+def _match_names(x: Any, leaves: list[tuple[Path, Any]], signature: Signature) -> dict[str, Path]:
+    if not isinstance(x, Mapping):
+        return {next(iter(signature.inputs)): leaves[0][0]} if len(leaves) == len(signature.inputs) == 1 else {}
+    named = list(names_of(x))
+    found: dict[str, list[Path]] = {}
+    for name in signature.inputs:
+        # A name that tf.function would have changed was given by hand, and means itself.
+        by_hand = name != sanitize(name)
+        paths = [path for own, path in named if (own if by_hand else sanitize(own)) == name]
+        if paths:
+            found[name] = paths
+    by_path = dict(leaves)
+    several = [
+        f"input {name!r} may be {' or '.join(f'{render_path(path)} ({describe(by_path[path])})' for path in paths)}"
+        for name, paths in sorted(found.items())
+        if len(paths) > 1
+    ]
+    if several:
+        raise BindingError(
+            f"Cannot bind batch to signature {signature.key!r}: {'; '.join(several)}, and the SavedModel does not tell which. Pass "
+            "transform= to name the inputs."
+        )
+    matched = {name: paths[0] for name, paths in found.items()}
+    _refuse_renumbered(matched, [path for path, _ in leaves], signature)
+    return matched
+
+
+def _refuse_renumbered(found: Mapping[str, Path], order: Sequence[Path], signature: Signature) -> None:
+    """Refuses names that may be numbers: `tf.function` numbers unnamed leaves and equal names `x`, `x_1`, ... as they flatten.
+
+    Keys `x`, `x_1`, ..., `x_10` flatten with `x_10` before `x_2`: then the input `x_2` may be either.
+    """
+    for base in sorted(found):
+        series = [base]
+        while f"{base}_{len(series)}" in found:
+            series.append(f"{base}_{len(series)}")
+        places = [order.index(found[name]) for name in series]
+        if places != sorted(places):
+            raise BindingError(
+                f"Cannot bind batch to signature {signature.key!r}: the names of the inputs {series} may be keys of the batch, or "
+                "numbers that TensorFlow gave in another order, and the SavedModel does not tell which. Pass transform= to name "
+                "the inputs."
+            )
+
+
+def _is_structure(value: Any) -> bool:
+    return isinstance(value, Mapping) or is_sequence(value)

@@ -1,0 +1,103 @@
+"""Made-up rows for signatures without data: shapes, dtypes and formats are right, values mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.binding.bind import BoundBatch
+from keras_warmup.binding.encoders import encode_base64
+from keras_warmup.binding.examples import build_examples
+from keras_warmup.binding.images import encode_images
+from keras_warmup.data.batch import as_objects
+from keras_warmup.errors import SignatureError
+from keras_warmup.planning.plan import DEFAULT_BATCH_SIZE, fixed_batch_size
+from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.savedmodel.string_formats import Base64, Consumer, ExampleParser, FeatureSpec, ImageDecoder
+
+# Free dimensions that are no batch: large enough for the stack of convolutions a small image model has.
+FREE_DIM = 32
+_RGB = 3
+
+
+def synthesize_rows(signature: Signature, consumers: Mapping[str, Consumer], seed: int) -> BoundBatch:
+    """Rows made up from a signature alone.
+
+    Floats are uniform in [0, 1); integers are 0, the one index that every table has; strings are empty, or hold a
+    `tf.Example` or an image where the graph reads one; bools are false.
+
+    Args:
+        signature: the signature to make rows for.
+        consumers: string input name -> what reads it.
+        seed: seed of the floats.
+
+    Returns:
+        Rows of source `synthetic`; `x` is `None`, since the model's own structure is unknown.
+
+    Raises:
+        SignatureError: an input has an unknown rank, or a dtype no request carries.
+    """
+    rng = np.random.default_rng(seed)
+    size = fixed_batch_size(signature) or DEFAULT_BATCH_SIZE
+    arrays = {
+        name: _strings(spec, consumers[name], size)
+        if name in consumers and _is_vector(spec)
+        else _array(signature, spec, rng, size)
+        for name, spec in sorted(signature.inputs.items())
+        if name not in signature.defaults
+    }
+    row_inputs = frozenset(name for name, array in arrays.items() if array.ndim and array.shape[0] == size)
+    return BoundBatch(arrays, None, size if row_inputs else 1, row_inputs, "synthetic")
+
+
+def _is_vector(spec: TensorSpec) -> bool:
+    # Estimators leave the rank of their Examples open.
+    return spec.shape is None or len(spec.shape) == 1
+
+
+def _array(signature: Signature, spec: TensorSpec, rng: np.random.Generator, rows: int) -> np.ndarray:
+    if spec.shape is None:
+        raise SignatureError(
+            f"Cannot make up rows for signature {signature.key!r}: input {spec.name!r} ({spec.dtype}) has an unknown rank. "
+            "Pass data=."
+        )
+    shape = tuple((rows if axis == 0 else FREE_DIM) if size is None else size for axis, size in enumerate(spec.shape))
+    if spec.dtype == "string":
+        return np.full(shape, b"", dtype=object)
+    dtype = tf.as_dtype(spec.dtype)
+    if dtype in (tf.resource, tf.variant):
+        raise SignatureError(
+            f"Signature {signature.key!r} takes a {spec.dtype} as {spec.name!r}; no request carries one."
+        )
+    if dtype.is_floating or dtype.is_complex:
+        return np.asarray(rng.random(shape)).astype(dtype.as_numpy_dtype)
+    return np.zeros(shape, dtype.as_numpy_dtype)
+
+
+def _strings(spec: TensorSpec, consumer: Consumer, size: int) -> np.ndarray:
+    rows = (spec.shape[0] if spec.shape else None) or size
+    inner = consumer.inner if isinstance(consumer, Base64) else consumer
+    if isinstance(inner, ExampleParser):
+        made = build_examples({key: _feature(feature, rows) for key, feature in inner.spec.items()}, inner.spec)
+    elif isinstance(inner, ImageDecoder):
+        made = encode_images(np.zeros((rows, FREE_DIM, FREE_DIM, inner.channels or _RGB), inner.dtype), inner)
+    else:
+        made = as_objects([b""] * rows)
+    if isinstance(consumer, Base64):
+        made = encode_base64(made)
+    return made
+
+
+def _feature(feature: FeatureSpec, rows: int) -> np.ndarray | tf.RaggedTensor | tf.SparseTensor:
+    dtype = object if feature.dtype == "string" else np.dtype(feature.dtype)
+    shape = tuple(1 if size is None else size for size in feature.shape or ())
+    values = np.full((rows, *shape), b"" if dtype is object else 0, dtype=dtype)
+    if feature.kind == "dense":
+        return values
+    column = tf.constant(values.reshape(rows, 1))
+    if feature.kind == "ragged":
+        return tf.RaggedTensor.from_tensor(column)
+    indices = [[row, 0] for row in range(rows)]
+    return tf.SparseTensor(indices, tf.reshape(column, [-1]), [rows, 1])

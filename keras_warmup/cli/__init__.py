@@ -1,0 +1,3 @@
+"""The command line, `keras-warmup`."""
+
+from keras_warmup.cli.main.main import main as main

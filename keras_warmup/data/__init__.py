@@ -1,0 +1,1 @@
+"""Batches: rows of model input on the host, read from whatever `fit` takes."""

@@ -1,0 +1,138 @@
+"""One leaf of a batch -> an array on the host: numpy, tensors, pandas, scipy and torch.
+
+Libraries that may not be installed are recognised by the names of their classes and never imported.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.data.batch import describe, encode_strings, render_path, walk
+from keras_warmup.errors import DataError
+
+ACCEPTED = (
+    "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a tf.data.Dataset, a PyDataset, a "
+    "torch DataLoader, a generator or a function that returns one."
+)
+
+
+def count_rows(x: Any, where: str) -> int:
+    """The first dimension that all leaves of `x` share; leaves may still be on a device.
+
+    Raises:
+        DataError: there is no leaf, a leaf is a scalar, or their first dimensions differ.
+    """
+    rows: dict[str, int] = {}
+    for path, leaf in walk(x):
+        if leaf is None:
+            continue
+        if len(leaf.shape) == 0:
+            raise DataError(
+                f"Cannot read {render_path(path)} of {where}: expected rows in the first dimension, "
+                f"got {describe(leaf)}. Batch the data, as for fit."
+            )
+        rows[render_path(path)] = _rows_of_leaf(leaf)
+    if not rows:
+        raise DataError(f"Cannot read {where}: x holds no array. {ACCEPTED}")
+    if len(set(rows.values())) > 1:
+        listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
+        raise DataError(f"Cannot read {where}: its arrays differ in rows: {listed}. Pass arrays of the same rows.")
+    return next(iter(rows.values()))
+
+
+def read_leaf(leaf: Any, where: str) -> Any:
+    """Brings one leaf to the host.
+
+    Args:
+        leaf: array, tensor, pandas Series or DataFrame, scipy sparse matrix, optional or `None`.
+        where: which leaf it is, for messages.
+
+    Returns:
+        `np.ndarray` (strings as objects of type `bytes`; float16-like dtypes keep theirs), `tf.RaggedTensor`,
+        `tf.SparseTensor` or `None`. Arrays may share memory with `leaf`.
+
+    Raises:
+        DataError: it is none of these, or its dtype is not one of TensorFlow's.
+    """
+    if isinstance(leaf, tf.experimental.Optional):
+        leaf = leaf.get_value() if leaf.has_value() else None
+    if leaf is None or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+        return leaf
+    if is_class_of(leaf, "scipy.sparse", "sparray", "spmatrix", "_spbase"):
+        # csr sorts by row and column, the order tf.SparseTensor asks for; scipy's coo may hold a place twice.
+        coo = leaf.tocsr().sorted_indices().tocoo()
+        return tf.SparseTensor(np.stack([coo.row, coo.col], axis=1).astype(np.int64), coo.data, coo.shape)
+    if is_class_of(leaf, "pandas", "DataFrame"):
+        return _read_numbers(leaf, where)
+    if is_class_of(leaf, "pandas", "Series"):
+        return _check_dtype(np.expand_dims(leaf.to_numpy(), -1), where)
+    if is_class_of(leaf, "torch", "Tensor"):
+        return _check_dtype(leaf.detach().cpu().numpy(), where)
+    if isinstance(leaf, np.ndarray):
+        return _check_dtype(leaf, where)
+    if hasattr(leaf, "__array__") and not keras.backend.is_keras_tensor(leaf) and not _is_symbolic(leaf):
+        return _check_dtype(np.asarray(leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf), where)
+    advice = " Make an array of it with numpy.asarray." if isinstance(leaf, (bool, int, float, complex)) else ""
+    raise DataError(f"Cannot read {where}: expected an array, got {type(leaf).__name__}.{advice or ' ' + ACCEPTED}")
+
+
+def is_class_of(value: Any, library: str, *names: str) -> bool:
+    """Whether a class of that name, defined in that library, is among the classes of `value`."""
+    return any(
+        parent.__name__ in names and f"{parent.__module__}.".startswith(f"{library}.") for parent in type(value).__mro__
+    )
+
+
+def _is_symbolic(leaf: Any) -> bool:
+    return isinstance(leaf, tf.Tensor) and not hasattr(leaf, "numpy")
+
+
+def _rows_of_leaf(leaf: Any) -> int:
+    if isinstance(leaf, tf.RaggedTensor):
+        return int(leaf.nrows())
+    return int(leaf.dense_shape[0]) if isinstance(leaf, tf.SparseTensor) else int(leaf.shape[0])
+
+
+def _read_numbers(frame: Any, where: str) -> np.ndarray[Any, Any]:
+    if not has_numbers_only(frame):
+        listed = ", ".join(f"{name!r} {dtype}" for name, dtype in zip(frame.columns, frame.dtypes, strict=True))
+        raise DataError(
+            f"Cannot read {where}: its columns are not all numbers: {listed}. "
+            "Pass dict(frame) to give each column to an input of its own."
+        )
+    if not len(frame.columns):
+        raise DataError(f"Cannot read {where}: the DataFrame has no columns. Pass one with the features of the model.")
+    numbers: np.ndarray[Any, Any] = frame.to_numpy(dtype=np.result_type(*frame.dtypes))
+    return numbers
+
+
+def has_numbers_only(frame: Any) -> bool:
+    """Whether every column of a DataFrame is of numpy numbers."""
+    return all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes)
+
+
+def _check_dtype(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    if array.dtype.kind in "OSUT":
+        return _encode_strings(array, where)
+    try:
+        tf.as_dtype(array.dtype)
+    except TypeError as error:
+        raise DataError(
+            f"Cannot read {where}: {array.dtype} is no dtype of TensorFlow, got {describe(array)}. "
+            "Convert it to numbers or strings first."
+        ) from error
+    return array
+
+
+def _encode_strings(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    try:
+        return encode_strings(array)
+    except TypeError as error:
+        raise DataError(
+            f"Cannot read {where}: expected strings in an object array of shape {list(array.shape)}, got values of "
+            f"type {error}. Fill missing values and make it an array of numbers or of strings."
+        ) from error

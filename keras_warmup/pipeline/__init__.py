@@ -1,0 +1,1 @@
+"""Warms a SavedModel: candidates -> plan -> draft -> replay -> proof."""

@@ -1,0 +1,274 @@
+"""The one room that looks inside a Keras model: its input structure, its own call, the specs it should be exported with."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_warmup.data.batch import Batch, Path, describe, is_sequence, map_leaves, render_path, render_shape, walk
+from keras_warmup.errors import BindingError, DataError, WarmupError
+from keras_warmup.savedmodel.ops import RANDOM, WRITES
+
+# Names that tf.function keeps as they are; others get a number from it, and the file tells whose.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+
+
+def require_built(model: keras.Model) -> None:
+    """Refuses a model that has no weights yet: it has no signature either.
+
+    Raises:
+        WarmupError: the model was never built.
+    """
+    if not model.built:
+        raise WarmupError(
+            f"Cannot export model {model.name!r}: it was never built, so it has no weights and no signature. Call it on a "
+            "batch, train it, or call model.build(input_shape) first."
+        )
+
+
+def input_structure(model: keras.Model) -> Any:
+    """The nested `keras.KerasTensor`s of a functional or sequential model; `None` for subclassed models."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0] if model.built and model.inputs else None
+    if type(model).call is keras.Model.call:
+        return None
+    try:
+        return model.input
+    except (AttributeError, ValueError):
+        return None
+
+
+def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, ...]]:
+    """Puts a batch into the structure of the model's inputs, as the model's own call does.
+
+    Functional models take a dict by Input name for a list of Inputs, a flat list for any structure, and add or drop a last
+    dimension of 1 (keras/src/models/functional.py). Subclassed models take what they are given.
+
+    Args:
+        model: a built Keras model.
+        batch: rows in the structure the user fed.
+
+    Returns:
+        The arranged batch, and the rendered paths of features the model does not take.
+
+    Raises:
+        BindingError: features are missing, or the structures cannot be reconciled.
+    """
+    structure = input_structure(model)
+    if structure is None:
+        return batch, ()
+    found = _find_leaves(model, structure, batch.x)
+    by_path = dict(walk(batch.x))
+    wanted = dict(walk(structure))
+
+    def pick(path: Path, tensor: Any) -> Any:
+        return _adjust_rank(by_path[found[path]], tensor) if path in found else None
+
+    arranged = map_leaves(pick, _plain(structure))
+    used = set(found.values())
+    ignored = tuple(render_path(path) for path, leaf in by_path.items() if path not in used and leaf is not None)
+    missing = [path for path in wanted if path not in found]
+    if missing and any(not _is_optional(wanted[path]) for path in missing):
+        raise BindingError(_missing_text(model, missing, wanted, by_path))
+    return dataclasses.replace(batch, x=arranged), ignored
+
+
+def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]:
+    targets = list(walk(structure))
+    leaves = list(walk(x))
+    if isinstance(structure, Mapping) and isinstance(x, Mapping):
+        present = {path for path, leaf in leaves if leaf is not None}
+        return {path: path for path, _ in targets if path in present}
+    if isinstance(x, Mapping):
+        # A dict for a list (or a single Input): by Input name.
+        found: dict[Path, Path] = {path: (tensor.name,) for path, tensor in targets if x.get(tensor.name) is not None}
+        if not found and len(targets) == len(leaves) == 1:
+            found = {targets[0][0]: leaves[0][0]}
+        return found
+    if len(leaves) != len(targets):
+        raise BindingError(
+            f"Cannot bind batch to model {model.name!r}: it takes {len(targets)} inputs "
+            f"({', '.join(repr(tensor.name) for _, tensor in targets)}), the batch has {len(leaves)} leaves "
+            f"({', '.join(f'{render_path(path)} {describe(leaf)}' for path, leaf in leaves)}). "
+            "Give x the structure the model was trained with, and without the targets."
+        )
+    return {target: path for (target, _), (path, leaf) in zip(targets, leaves, strict=True) if leaf is not None}
+
+
+def _missing_text(model: keras.Model, missing: list[Path], wanted: Mapping[Path, Any], got: Mapping[Path, Any]) -> str:
+    names = ", ".join(
+        f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} {render_shape(wanted[path].shape)})"
+        for path in missing
+    )
+    has = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in got.items()) or "nothing"
+    return (
+        f"Cannot bind batch to model {model.name!r}: missing feature{'s' * (len(missing) > 1)} {names}. "
+        f"The batch has {has}. Add the features to the dataset."
+    )
+
+
+def _is_optional(tensor: Any) -> bool:
+    history = getattr(tensor, "_keras_history", None)
+    return bool(getattr(getattr(history, "operation", None), "optional", False))
+
+
+def _adjust_rank(leaf: Any, tensor: Any) -> Any:
+    rank, wanted = len(leaf.shape), len(tensor.shape)
+    if isinstance(leaf, np.ndarray):
+        if rank == wanted - 1 and tensor.shape[-1] == 1:
+            return leaf[..., np.newaxis]
+        if rank == wanted + 1 and leaf.shape[-1] == 1:
+            return leaf[..., 0]
+    return leaf
+
+
+def _plain(structure: Any) -> Any:
+    """Keras' tracked dicts and lists as plain ones."""
+    if isinstance(structure, Mapping):
+        return {key: _plain(value) for key, value in structure.items()}
+    if is_sequence(structure):
+        items = [_plain(item) for item in structure]
+        return tuple(items) if isinstance(structure, tuple) else items
+    return structure
+
+
+def takes_one_string(model: keras.Model) -> bool:
+    """Whether the model's one Input is a string: a vector of bytes is then its data, not serialized Examples."""
+    structure = input_structure(model)
+    tensors = [tensor for _, tensor in walk(structure)] if structure is not None else []
+    return len(tensors) == 1 and tensors[0].dtype == "string"
+
+
+def is_subclassed(model: keras.Model) -> bool:
+    """Whether Keras knows no Inputs of this model, only the shapes it was first called with."""
+    return input_structure(model) is None
+
+
+def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any]:
+    """The `input_signature=` a subclassed model should be exported with.
+
+    `model.export` guesses float32 for every input of a subclassed model, so int ids and strings could not be served. The
+    dtypes of the batches it was trained on are what its clients send; a dimension stays free where the model was built with
+    it free or the batches differ.
+
+    Args:
+        model: a built subclassed model.
+        batches: rows it was trained on; at least one batch.
+
+    Returns:
+        A list with one nested structure of `tf.TensorSpec` (the batch free; dict keys as names).
+
+    Raises:
+        DataError: the batches differ in structure.
+    """
+    built = _built_shapes(model, batches[0].x)
+
+    def spec(path: Path, leaf: Any) -> Any:
+        if leaf is None:
+            return None
+        shapes = [tuple(dict(walk(batch.x))[path].shape) for batch in batches]
+        free = built.get(path, ())
+        dims: list[int | None] = [None]
+        for axis in range(1, len(leaf.shape)):
+            sizes = {shape[axis] for shape in shapes if len(shape) > axis}
+            fixed = len(sizes) == 1 and (axis >= len(free) or free[axis] is not None)
+            dims.append(next(iter(sizes)) if fixed else None)
+        name = path[0] if len(path) == 1 and isinstance(path[0], str) and _NAME.fullmatch(path[0]) else None
+        # tf.function takes `self` for the object of a method.
+        return tf.TensorSpec(dims, _dtype_of(leaf), name=None if name == "self" else name)
+
+    structures = {tuple(path for path, leaf in walk(batch.x) if leaf is not None) for batch in batches}
+    if len(structures) > 1:
+        raise DataError(
+            f"Cannot export model {model.name!r}: its batches differ in structure, such as "
+            f"{' and '.join(str([render_path(path) for path in paths]) for paths in sorted(structures, key=str)[:2])}. "
+            "Pass data= of one structure."
+        )
+    return [map_leaves(spec, batches[0].x)]
+
+
+def _dtype_of(leaf: Any) -> tf.DType:
+    dtype = leaf.dtype if isinstance(leaf.dtype, tf.DType) else None
+    if dtype is None:
+        dtype = tf.string if leaf.dtype.kind in "OSU" else tf.as_dtype(leaf.dtype)
+    # Keras autocasts float64 to its float type before the first layer sees it.
+    return tf.as_dtype(keras.config.floatx()) if dtype == tf.float64 else dtype
+
+
+def _built_shapes(model: keras.Model, x: Any) -> dict[Path, tuple[int | None, ...]]:
+    """Shapes the model was built with, by path in `x`, where they line up with it."""
+    config = model.get_build_config() or {}
+    shape = config.get("input_shape", config.get("shapes_dict"))
+    if isinstance(shape, Mapping) and len(shape) == 1 and not isinstance(x, Mapping):
+        shape = next(iter(shape.values()))
+    found: dict[Path, tuple[int | None, ...]] = {}
+
+    def visit(node: Any, path: Path) -> None:
+        if is_sequence(node) and all(size is None or isinstance(size, int) for size in node):
+            found[path] = tuple(node)
+        elif isinstance(node, Mapping):
+            for key, value in node.items():
+                visit(value, (*path, key))
+        elif is_sequence(node):
+            for index, value in enumerate(node):
+                visit(value, (*path, index))
+
+    visit(shape, ())
+    return found
+
+
+def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
+    """The model's own outputs on rows, on CPU; nothing that training depends on is changed.
+
+    The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of the model. It does not hold
+    back a raw `tf.Variable` that a layer assigns, nor the eager random generator: so a call not known to be plain is traced first
+    and not run at all where its graph does either. The call is the one `model.export` traces: the same `training` default applies.
+
+    Args:
+        model: a built Keras model.
+        x: rows in the model's own structure, leaves `np.ndarray [rows, ...]` or `None`.
+        plain: the call is known, from the graph of an export, to write no state and draw no random numbers.
+
+    Returns:
+        The outputs as nested structure of `np.ndarray`; `None` where the call cannot be made without a trace.
+    """
+
+    def call() -> Any:
+        with keras.StatelessScope():
+            return model(map_leaves(lambda _, leaf: None if leaf is None else _tensor(leaf), x))
+
+    with tf.device("CPU:0"):
+        if plain:
+            outputs = call()
+        elif keras.backend.backend() != "tensorflow":
+            return None
+        else:
+            concrete = tf.function(call, autograph=False).get_concrete_function()
+            definition = concrete.graph.as_graph_def()
+            nodes = [
+                *definition.node,
+                *(node for function in definition.library.function for node in function.node_def),
+            ]
+            if any(WRITES.match(node.op) or RANDOM.match(node.op) for node in nodes):
+                return None
+            outputs = concrete()
+    return map_leaves(
+        lambda _, leaf: None if leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf)), _plain(outputs)
+    )
+
+
+def _tensor(leaf: Any) -> Any:
+    if isinstance(leaf, np.ndarray) and leaf.dtype == np.float64:
+        leaf = leaf.astype(tf.as_dtype(keras.config.floatx()).as_numpy_dtype)
+    return keras.ops.convert_to_tensor(leaf) if leaf.dtype.kind != "O" else tf.constant(leaf)
+
+
+def compute_dtypes(model: keras.Model) -> set[str]:
+    """Names of the dtypes that the model's layers compute in, those of nested ones included."""
+    return {str(layer.compute_dtype) for layer in model._flatten_layers()}

@@ -1,0 +1,140 @@
+"""The proof that a binding is right: the replayed signature gives what the model itself gives on the same rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_warmup.data.batch import walk
+from keras_warmup.errors import ProofError
+from keras_warmup.pipeline.keras_model import call_model, compute_dtypes
+
+PROVED = "proved"
+RANDOM_OR_STATEFUL = "unproved: the model's call draws random numbers or writes state, and is not made for a comparison"
+NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the same rows)"
+# A Session fuses and reorders what the eager call computes step by step: digits lost, by bytes of the float.
+_RELATIVE_TOLERANCE = {2: 5e-2, 4: 2e-3, 8: 1e-6}
+# What rounding on the way may take from every value of an output, as a share of the largest: some units of 2**-8 and 2**-11.
+_ROUNDING_ON_THE_WAY = {"bfloat16": 3e-2, "float16": 5e-3}
+
+
+def prove_signature(
+    model: keras.Model,
+    signature_key: str,
+    x: Any,
+    outputs: Mapping[str, np.ndarray],
+    *,
+    replay_again: Callable[[], Mapping[str, np.ndarray]],
+    own_call: bool,
+) -> str:
+    """Compares a replayed signature with the model's own call on the same rows.
+
+    Args:
+        model: a built Keras model.
+        signature_key: the signature that was replayed with all its outputs.
+        x: the request's rows in the model's own structure.
+        outputs: output alias -> replayed array.
+        replay_again: replays the same request once more; asked only where the two differ.
+        own_call: whether the signature is known to be the model's own call; else a difference may be the endpoint's own.
+
+    Returns:
+        `"proved"`, or a sentence that begins with `unproved:` and says why.
+
+    Raises:
+        ProofError: the signature is the model's own call, the model agrees with itself, and the two differ: in floats, or in
+            integers, bools or strings by more than ties (an argmax of near-equal values) explain.
+    """
+    mine = call_model(model, x, plain=own_call)
+    if mine is None:
+        return RANDOM_OR_STATEFUL
+    pairs = _pair_outputs(mine, outputs)
+    if not pairs:
+        return "unproved: bound by name (the signature's outputs are not those of the model's own call)"
+    rounding = max(_ROUNDING_ON_THE_WAY.get(dtype, 0.0) for dtype in compute_dtypes(model))
+    differ = [name for name, both in pairs.items() if not same_values(*both, rounding=rounding)]
+    if not differ:
+        return PROVED
+    # Dropout left on draws from a seed that the stateless call leaves where it was, and that a Session moves on.
+    again = _pair_outputs(call_model(model, x, plain=own_call), replay_again())
+    if not again or any(
+        not same_values(*both, rounding=rounding)
+        for name in pairs
+        for both in zip(pairs[name], again[name], strict=True)
+    ):
+        return NOT_DETERMINISTIC
+    if not own_call:
+        return "unproved: bound by name (a custom endpoint, whose outputs differ from the model's own call)"
+    ties = _ties(pairs, differ)
+    if ties:
+        return f"unproved: {'; '.join(ties)} (ties?)"
+    raise ProofError(
+        f"Signature {signature_key!r} does not give what model {model.name!r} gives on the same rows: output"
+        f"{'s' * (len(differ) > 1)} {', '.join(repr(name) for name in differ)} differ"
+        f"{'s' * (len(differ) == 1)} (shapes {', '.join(str(list(pairs[name][1].shape)) for name in differ)}). Inputs may be "
+        "swapped, or the export does not hold the model's weights; nothing was published. Pass transform= to name the inputs, "
+        "or export with export_fn=."
+    )
+
+
+def _pair_outputs(mine: Any, outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+    """Output alias -> (the model's, the signature's): by key, else by the number `tf.function` gave them."""
+    # Some compared and others not would be half a proof.
+    arrays = isinstance(mine, Mapping) and all(isinstance(leaf, np.ndarray) for leaf in mine.values())
+    if arrays and set(mine) == set(outputs):
+        return {name: (mine[name], outputs[name]) for name in sorted(outputs)}
+    leaves = [leaf for _, leaf in walk(mine) if leaf is not None]
+    if set(outputs) == {f"output_{index}" for index in range(len(leaves))}:
+        return {f"output_{index}": (leaf, outputs[f"output_{index}"]) for index, leaf in enumerate(leaves)}
+    if len(leaves) == len(outputs) == 1:
+        name = next(iter(outputs))
+        return {name: (leaves[0], outputs[name])}
+    return None
+
+
+def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], differ: Sequence[str]) -> list[str]:
+    """How few rows differ, where ties of exact outputs may explain it; empty where they cannot.
+
+    Rounding that floats are forgiven flips an argmax or a bucket in a row now and then, but not in every row; swapped inputs would
+    show in floats, if there are any. One row that differs beside floats that agree is no evidence of a swap either.
+    """
+    floats = [name for name, both in pairs.items() if not any(map(_is_exact, both))]
+    told = []
+    for name in differ:
+        ours, theirs = pairs[name]
+        if name in floats or ours.shape != theirs.shape:
+            return []
+        rows = max(1, ours.shape[0] if ours.ndim else 1)
+        unequal = int(np.any((ours != theirs).reshape(rows, -1), axis=1).sum())
+        if unequal == rows and (rows > 1 or not floats):
+            return []
+        told.append(f"output {name!r} differs in {unequal} of {rows} rows")
+    return told
+
+
+def _is_exact(array: np.ndarray) -> bool:
+    return array.dtype.kind in "OSUbiu"
+
+
+def same_values(ours: np.ndarray, theirs: np.ndarray, *, rounding: float = 0.0) -> bool:
+    """Whether two outputs are the same but for the rounding of another kernel; NaN equals NaN.
+
+    Args:
+        ours: one output.
+        theirs: the other.
+        rounding: what any value may differ by, as a share of the largest, where that is more than the outputs' dtype tells.
+    """
+    if ours.shape != theirs.shape:
+        return False
+    if _is_exact(ours) or _is_exact(theirs):
+        return bool(np.array_equal(ours, theirs))
+    width = min(ours.dtype.itemsize, theirs.dtype.itemsize) // (2 if ours.dtype.kind == "c" else 1)
+    relative = _RELATIVE_TOLERANCE.get(width, 5e-2)
+    wide = np.complex128 if ours.dtype.kind == "c" else np.float64
+    left, right = ours.astype(wide), theirs.astype(wide)
+    finite = np.abs(left[np.isfinite(left)])
+    # Small values beside large ones carry the large ones' rounding.
+    absolute = max(relative * 1e-2, rounding) * float(finite.max()) if finite.size else 0.0
+    return bool(np.allclose(left, right, rtol=relative, atol=absolute, equal_nan=True))

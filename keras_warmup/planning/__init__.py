@@ -1,0 +1,1 @@
+"""Which requests make a model warm: the fewest, decided without running anything."""

@@ -1,0 +1,95 @@
+"""`PlannedRequest`: one request to write, whose rows are gathered when they are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from keras_warmup.binding.bind import BoundBatch
+from keras_warmup.data.batch import Path, leaf_nbytes, map_leaves, stack_rows, walk
+from keras_warmup.report import Kind
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedRequest:
+    """One request to write. Its rows are gathered when they are asked for, so that a plan holds no second copy of them.
+
+    Attributes:
+        signature_key: the signature it runs.
+        kind: the request kind.
+        pool: bound batches with rows of one shape.
+        picks: `(batch in pool, row)` of each row; `None` where the inputs have no batch dimension.
+        output_filter: aliases asked for; empty means all.
+        warms: keys of the signatures over the same tensors.
+        tasks: signature_key and kind of each task of a MultiInference; else empty.
+    """
+
+    signature_key: str
+    kind: Kind
+    pool: tuple[BoundBatch, ...]
+    picks: tuple[tuple[int, int], ...] | None
+    output_filter: tuple[str, ...]
+    warms: tuple[str, ...]
+    tasks: tuple[tuple[str, Kind], ...] = ()
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows; `None` where no input has a batch dimension."""
+        return None if self.picks is None else len(self.picks)
+
+    @property
+    def source(self) -> str:
+        """Where the rows come from."""
+        return self.pool[0].source
+
+    @property
+    def wire_bytes(self) -> int:
+        """Bytes of the tensors' values; strings count their own lengths."""
+        return sum(self._bytes_of(name) for name in self.pool[0].arrays)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Input name -> array of the request; a view of a batch where its rows lie together, else gathered anew."""
+        # Not np.stack of rows: of `bytes` that gives fixed-width strings, which lose trailing NULs.
+        return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in self.pieces().items()}
+
+    def pieces(self) -> dict[str, list[np.ndarray]]:
+        """Input name -> views of the batches whose rows, one after the other, are the request's."""
+        first = self.pool[0]
+        runs = self._runs()
+        return {
+            name: [array]
+            if name not in first.row_inputs or not runs
+            else [self.pool[index].arrays[name][start:stop] for index, start, stop in runs]
+            for name, array in first.arrays.items()
+        }
+
+    def x(self) -> Any:
+        """The same rows in the model's own structure; `None` where they cannot be given back to the model."""
+        if self.pool[0].x is None or self.picks is None:
+            return self.pool[0].x
+        leaves = [dict(walk(bound.x)) for bound in self.pool]
+
+        def take(path: Path, leaf: Any) -> Any:
+            if leaf is None or leaf.ndim == 0:
+                return leaf
+            return stack_rows([leaves[index][path][row] for index, row in self.picks or ()])
+
+        return map_leaves(take, self.pool[0].x)
+
+    def _runs(self) -> list[tuple[int, int, int]]:
+        """`(batch in pool, first row, row behind the last)` of each run of rows that lie together."""
+        runs: list[tuple[int, int, int]] = []
+        for index, row in self.picks or ():
+            if runs and runs[-1][0] == index and runs[-1][2] == row:
+                runs[-1] = (index, runs[-1][1], row + 1)
+            else:
+                runs.append((index, row, row + 1))
+        return runs
+
+    def _bytes_of(self, name: str) -> int:
+        array = self.pool[0].arrays[name]
+        if self.picks is None or name not in self.pool[0].row_inputs:
+            return leaf_nbytes(array)
+        return sum(leaf_nbytes(self.pool[index].arrays[name][row : row + 1]) for index, row in self.picks)

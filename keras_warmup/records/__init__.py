@@ -1,0 +1,1 @@
+"""The warmup file and its PredictionLogs: path, reading, writing, wire format."""

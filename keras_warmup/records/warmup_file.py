@@ -1,0 +1,365 @@
+"""The warmup file: where it lies, how it is written and read, and what a server's reader passes over.
+
+Plain TFRecord, one serialized `PredictionLog` a record (TensorFlow Serving, `saved_model_warmup_util.cc`):
+length (uint64), its masked crc32c (uint32), the data, its masked crc32c (uint32), all little-endian.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import tensorflow as tf
+from google.protobuf.message import DecodeError, EncodeError
+
+from keras_warmup._protos import PredictionLog, checked_records
+from keras_warmup.errors import RecordsError, WarmupError
+from keras_warmup.options import MAX_RECORDS
+from keras_warmup.publishing.filesystem import make_parents, remove_empty, replace_file
+from keras_warmup.publishing.versions import as_path, reason_of
+from keras_warmup.publishing.workspace import Workspace, sweep
+from keras_warmup.savedmodel.files import why_not_a_file
+
+WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
+# Bytes that TFRecord framing adds to each record.
+FRAME_BYTES = 16
+_HEADER_BYTES = 12
+# protobuf makes and parses no message of 2 GiB or more, in the server too.
+MAX_RECORD_BYTES = 2**31 - 1
+_GZIP_MAGIC = b"\x1f\x8b"
+
+ProblemKind = Literal["empty", "trailing", "truncated", "corrupted", "gzip", "too_large"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordProblem:
+    """Why a warmup file cannot be read to its end.
+
+    Attributes:
+        kind: `empty` (no bytes), `trailing` (fewer bytes than a record header at the end), `truncated` (cut inside a
+            record), `corrupted` (a checksum does not fit: text, a bare proto, damage), `gzip`, or `too_large` (its header
+            claims more than `MAX_RECORD_BYTES`, whether the file holds them or not).
+        detail: the same in words.
+        loads: whether the server loads the model all the same, silently, with the records before it; else the load
+            fails.
+    """
+
+    kind: ProblemKind
+    detail: str
+    loads: bool
+
+
+def warmup_path(export_dir: str | os.PathLike[str]) -> str:
+    """Path of the warmup file of a SavedModel."""
+    return os.path.join(os.fspath(export_dir), *WARMUP_PATH.split("/"))
+
+
+def write_records(
+    path: str | os.PathLike[str], logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int
+) -> list[int]:
+    """Writes a warmup file; whatever was at `path` is replaced only when all of it is written.
+
+    Args:
+        path: the file; its directory is made.
+        logs: `PredictionLog`s, or such serialized, in the order the server shall replay them.
+        max_records: most records.
+        max_bytes: most bytes of the whole file, framing included.
+
+    Returns:
+        Serialized size of each record, bytes.
+
+    Raises:
+        RecordsError: a limit is passed, a record has 2 GiB or more, or the file cannot be written.
+    """
+    path = os.fspath(path)
+    with draft_of(path) as draft:
+        sizes = draft.write(logs, max_records=max_records, max_bytes=max_bytes)
+        draft.publish()
+    return sizes
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordsDraft:
+    """A warmup file under construction.
+
+    Attributes:
+        path: where it is built; there is no file before `write`.
+        target: the path it is for.
+    """
+
+    path: str
+    target: str
+
+    def write(self, logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int) -> list[int]:
+        """Writes the records; the arguments, result and errors are those of `write_records`."""
+        sizes: list[int] = []
+        with _writing(self.target):
+            try:
+                with tf.io.TFRecordWriter(self.path) as writer:
+                    for log in logs:
+                        data = _serialize(log, len(sizes))
+                        sizes.append(len(data))
+                        _check_limits(self.target, sizes, max_records, max_bytes)
+                        writer.write(data)
+                        del log, data  # or this one would stand beside the next while that is built
+            except EncodeError as error:
+                raise RecordsError(
+                    f"Record {len(sizes)} cannot be serialized: {error}. Use smaller batches."
+                ) from error
+        return sizes
+
+    def publish(self, *, flush: bool = True) -> None:
+        """Puts the file in its place.
+
+        Args:
+            flush: as `filesystem.replace_file` takes it.
+
+        Raises:
+            RecordsError: the file system refuses.
+        """
+        with _writing(self.target):
+            replace_file(self.path, self.target, flush=flush)
+
+
+@contextlib.contextmanager
+def draft_of(path: str) -> Iterator[RecordsDraft]:
+    """Makes a hidden place beside `path` to write a warmup file in; what is left of it when the block ends is removed.
+
+    Drafts that killed processes left there, which hold training rows, are removed too.
+
+    Args:
+        path: the warmup file; its directory is made, and removed again if nothing came into it.
+
+    Raises:
+        RecordsError: a directory is at `path`, or the file system refuses.
+    """
+    created: list[str] = []
+    directory = os.path.dirname(path) or "."
+    workspace: Workspace | None = None
+    try:
+        with _writing(path):
+            check_replaceable(path)
+            make_parents(directory, created)
+            sweep(directory)
+            workspace = Workspace(path)
+        yield RecordsDraft(workspace.build, path)
+    finally:
+        if workspace is not None:
+            workspace.close()
+        for made in reversed(created):
+            remove_empty(made)
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except WarmupError:  # some are OSErrors too
+        raise
+    except (tf.errors.OpError, OSError) as error:
+        raise RecordsError(f"Cannot write warmup file {path!r}: {reason_of(error)}.") from error
+
+
+def check_replaceable(path: str) -> None:
+    """Checks that a warmup file can be put at `path`.
+
+    Raises:
+        RecordsError: a directory is there.
+    """
+    if tf.io.gfile.isdir(path):
+        raise RecordsError(f"Cannot write warmup file {path!r}: a directory is there. Remove it.")
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
+    """Reads a warmup file, one record at a time.
+
+    Args:
+        path: a warmup file, or the SavedModel that holds one.
+
+    Yields:
+        `PredictionLog`s in the order the server replays them.
+
+    Raises:
+        RecordsError: there is no file, or, when reading comes to it, something that is no record.
+    """
+    path = as_path(path)
+    # A directory in place of the file itself is no SavedModel to look into.
+    is_file = path.rstrip("/").endswith(WARMUP_PATH) or not tf.io.gfile.isdir(path)
+    file = path if is_file else warmup_path(path)
+    _size(file)  # says at the call, not at the first record, that there is no file
+    return _read(file)
+
+
+def read_all_records(path: str | os.PathLike[str]) -> list[PredictionLog]:
+    """Reads a whole warmup file of no more records than a server loads.
+
+    Args:
+        path: a warmup file, or the SavedModel that holds one.
+
+    Returns:
+        `PredictionLog`s in the order the server replays them.
+
+    Raises:
+        RecordsError: as `read_records`; or the file holds more than `options.MAX_RECORDS` records.
+    """
+    logs: list[PredictionLog] = []
+    for log in read_records(path):
+        if len(logs) == MAX_RECORDS:
+            raise RecordsError(
+                f"Cannot read warmup file of {os.fspath(path)!r}: it holds more than {MAX_RECORDS} records, with which no "
+                "server loads the model. Write it again with fewer."
+            )
+        logs.append(log)
+    return logs
+
+
+def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | RecordProblem]]:
+    """Reads the frames of a TFRecord file strictly, so that what a server's reader passes over shows.
+
+    Args:
+        path: a warmup file.
+
+    Yields:
+        `(index, data)` for each whole record; a `RecordProblem` in place of data is the last item.
+
+    Raises:
+        RecordsError: there is no such file, or it cannot be read.
+    """
+    path = os.fspath(path)
+    size = _size(path)
+    try:
+        yield from _scan(path, size)
+    except tf.errors.OpError as error:
+        raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
+
+
+def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
+    if size == 0:
+        yield 0, RecordProblem("empty", "the file is empty: the server loads the model cold, without a word", True)
+        return
+    # TensorFlow's reader checks the data: a crc32c in Python takes minutes for a record of images.
+    checked = checked_records(path)
+    position, index = 0, 0
+    with tf.io.gfile.GFile(path, "rb") as frames:
+        while position < size:
+            frames.seek(position)
+            header = frames.read(_HEADER_BYTES)
+            problem = _header_problem(header, position, size)
+            if problem is None:
+                try:
+                    data = next(checked)
+                except (tf.errors.DataLossError, StopIteration):
+                    problem = RecordProblem("corrupted", f"corrupted record at byte {position}: its data differ", False)
+            if problem is not None:
+                yield index, problem
+                return
+            yield index, data
+            position += FRAME_BYTES + len(data)
+            index += 1
+
+
+def parse_log(data: bytes) -> PredictionLog | None:
+    """The record as the server parses it; `None` where the load fails with `Failed to parse warmup record`."""
+    try:
+        return PredictionLog.FromString(data)
+    except DecodeError:
+        return None
+
+
+def _read(path: str) -> Iterator[PredictionLog]:
+    for index, item in scan_records(path):
+        if isinstance(item, RecordProblem):
+            raise RecordsError(f"Cannot read warmup file {path!r} at record {index}: {item.detail}.")
+        log = parse_log(item)
+        if log is None:
+            raise RecordsError(f"Record {index} of warmup file {path!r} is not a PredictionLog ({len(item)} bytes).")
+        yield log
+
+
+def _size(path: str) -> int:
+    problem = why_not_a_file(path)
+    if problem is not None:
+        raise RecordsError(
+            f"Cannot read warmup file {path!r}: {problem}. Remove it, and write the file with keras_warmup.add_warmup."
+        )
+    try:
+        return int(tf.io.gfile.stat(path).length)
+    except tf.errors.NotFoundError as error:
+        raise RecordsError(f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup.") from error
+    except tf.errors.OpError as error:
+        raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
+
+
+def _serialize(log: PredictionLog | bytes, index: int) -> bytes:
+    data = log if isinstance(log, bytes) else bytes(log.SerializeToString(deterministic=True))
+    if len(data) > MAX_RECORD_BYTES:
+        raise RecordsError(
+            f"Record {index} has {len(data)} bytes; protobuf reads at most {MAX_RECORD_BYTES}. Use smaller batches."
+        )
+    return data
+
+
+def _check_limits(path: str, sizes: list[int], max_records: int, max_bytes: int) -> None:
+    if len(sizes) > max_records:
+        raise RecordsError(
+            f"Warmup file {path!r} would hold more than {max_records} records (max_records). "
+            "Ask for fewer signatures, batch sizes or output filters."
+        )
+    total = sum(sizes) + FRAME_BYTES * len(sizes)
+    if total > max_bytes:
+        raise RecordsError(
+            f"Warmup file {path!r} would hold at least {total} bytes with record {len(sizes) - 1} of {sizes[-1]} "
+            f"bytes; max_bytes is {max_bytes}. Use smaller batch_sizes or raise max_bytes."
+        )
+
+
+def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | None:
+    if len(header) < _HEADER_BYTES:
+        return RecordProblem(
+            "trailing",
+            f"{len(header)} bytes at byte {position} are too few for a record header: the server passes over them "
+            "without a word",
+            True,
+        )
+    (length,) = struct.unpack("<Q", header[:8])
+    if struct.unpack("<I", header[8:])[0] != _masked_crc32c(header[:8]):
+        if position == 0 and header.startswith(_GZIP_MAGIC):
+            return RecordProblem("gzip", "it is GZIP; the server reads plain TFRecord only, so decompress it", False)
+        hint = " (Is this even a TFRecord file?)" if position == 0 else ""
+        return RecordProblem("corrupted", f"corrupted record at byte {position}{hint}", False)
+    if length > MAX_RECORD_BYTES:
+        return RecordProblem(
+            "too_large",
+            f"the record at byte {position} claims {length} bytes; protobuf, so the server, parses at most {MAX_RECORD_BYTES}",
+            False,
+        )
+    missing = position + FRAME_BYTES + length - size
+    if missing > 0:
+        return RecordProblem("truncated", f"truncated record at byte {position}: {missing} bytes are missing", False)
+    return None
+
+
+def _crc32c_table() -> list[int]:
+    table = []
+    for byte in range(256):
+        value = byte
+        for _ in range(8):
+            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return table
+
+
+_CRC32C = _crc32c_table()
+
+
+def _masked_crc32c(data: bytes) -> int:
+    """Checksum of a record's length (8 bytes: fast enough in Python), masked as TFRecord does."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    crc ^= 0xFFFFFFFF
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,0 +1,141 @@
+"""Which request kinds a signature can serve, from its SignatureDef alone.
+
+The rules are TensorFlow Serving's (`predict_util.cc`, `classifier.cc`, `regressor.cc`, `multi_inference.cc`). Its check of
+`method_name` is off by default (`--enable_signature_method_name_check`), so method names decide nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from keras_warmup.data.batch import render_shape
+from keras_warmup.report import Kind
+
+# No TensorProto carries these, so no client can send or get them.
+_HANDLES = frozenset({"resource", "variant"})
+METHOD_NAMES: Mapping[Kind, str] = {
+    "predict": "tensorflow/serving/predict",
+    "classify": "tensorflow/serving/classify",
+    "regress": "tensorflow/serving/regress",
+}
+# For those who serve with TFRT; nothing here decides by it.
+TFRT_NOTE = (
+    "On the TFRT runtime Classify and Regress run the whole function of the signature, with every output, and of two "
+    "Classify outputs one must be 'classes' and the other 'scores' (TensorFlow Serving's tfrt_classifier.cc and "
+    "tfrt_regressor.cc)."
+)
+
+
+class _Spec(Protocol):
+    @property
+    def tensor(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int | None, ...] | None: ...
+
+
+class _Signature(Protocol):
+    @property
+    def key(self) -> str: ...
+    @property
+    def inputs(self) -> Mapping[str, _Spec]: ...
+    @property
+    def outputs(self) -> Mapping[str, _Spec]: ...
+
+
+def servable_kinds(signature: _Signature) -> dict[Kind, str | None]:
+    """Decides which request kinds can reach a signature.
+
+    Args:
+        signature: a `signatures.Signature`.
+
+    Returns:
+        Each request kind -> `None` where it is possible, else the reason why it is not, as a clause without a full stop.
+    """
+    classify, regress = _why_not_classify(signature), _why_not_regress(signature)
+    tasks = (
+        None if classify is None or regress is None else "its tasks are Classify and Regress, and neither is possible"
+    )
+    return {
+        "predict": _why_not_predict(signature),
+        "classify": classify,
+        "regress": regress,
+        "multi_inference": tasks,
+    }
+
+
+def default_kind(signature: _Signature) -> Kind:
+    """The kind a record takes when none is asked for: Classify or Regress where the signature has their shape."""
+    kinds = servable_kinds(signature)
+    if kinds["classify"] is None:
+        return "classify"
+    return "regress" if kinds["regress"] is None else "predict"
+
+
+def _why_not_predict(signature: _Signature) -> str | None:
+    for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for name, spec in specs.items():
+            if not spec.tensor:
+                return f"its {role} {name!r} is a composite (sparse or ragged) tensor, which no TensorProto carries"
+            if spec.dtype in _HANDLES:
+                return f"its {role} {name!r} is a {spec.dtype}, which no TensorProto carries"
+    return None if signature.outputs else "it has no outputs"
+
+
+def _why_not_examples(signature: _Signature, kind: str) -> str | None:
+    """What Classify and Regress share: one string input `inputs` that takes a vector of serialized Examples."""
+    names = sorted(signature.inputs)
+    if len(names) != 1:
+        return f"{kind} feeds exactly one input, 'inputs', and it has {len(names)}: {names}"
+    if names != ["inputs"]:
+        return f"{kind} feeds an input named 'inputs', and its input is named {names[0]!r}"
+    spec = signature.inputs["inputs"]
+    if not spec.tensor:
+        return "its input 'inputs' is a composite (sparse or ragged) tensor"
+    if spec.dtype != "string":
+        return f"{kind} feeds serialized tf.Examples (string), and its input 'inputs' is {spec.dtype}"
+    if spec.shape is not None and len(spec.shape) != 1:
+        return f"{kind} feeds serialized tf.Examples of shape [n], and its input 'inputs' is {render_shape(spec.shape)}"
+    return None
+
+
+def _why_not_classify(signature: _Signature) -> str | None:
+    problem = _why_not_examples(signature, "Classify")
+    if problem:
+        return problem
+    outputs = signature.outputs
+    if len(outputs) not in (1, 2):
+        return f"Classify takes one or two outputs, and it has {len(outputs)}: {sorted(outputs)}"
+    if not {"classes", "scores"} & set(outputs):
+        return f"Classify reads the outputs 'classes' and 'scores', and it has {sorted(outputs)}"
+    for name, dtype in (("classes", "string"), ("scores", "float32")):
+        if name not in outputs:
+            continue
+        spec = outputs[name]
+        if not spec.tensor or spec.dtype != dtype:
+            return f"Classify reads {name!r} as {dtype}, and it is {spec.dtype if spec.tensor else 'composite'}"
+        if spec.shape is not None and len(spec.shape) != 2:
+            return f"Classify reads {name!r} as [batch_size, num_classes], and it is {render_shape(spec.shape)}"
+    if set(outputs) == {"classes", "scores"}:
+        widths = [spec.shape[1] for spec in outputs.values() if spec.shape is not None]
+        if len(widths) == 2 and None not in widths and widths[0] != widths[1]:
+            classes, scores = (render_shape(outputs[name].shape) for name in ("classes", "scores"))
+            return f"Classify wants 'classes' and 'scores' of one width, and they are {classes} and {scores}"
+    return None
+
+
+def _why_not_regress(signature: _Signature) -> str | None:
+    problem = _why_not_examples(signature, "Regress")
+    if problem:
+        return problem
+    if list(signature.outputs) != ["outputs"]:
+        return f"Regress reads exactly one output, 'outputs', and it has {sorted(signature.outputs)}"
+    spec = signature.outputs["outputs"]
+    if not spec.tensor or spec.dtype != "float32":
+        return f"Regress reads 'outputs' as float32, and it is {spec.dtype if spec.tensor else 'composite'}"
+    shape = spec.shape
+    if shape is not None and not (len(shape) == 1 or (len(shape) == 2 and shape[1] in (1, None))):
+        return f"Regress reads 'outputs' as [batch_size] or [batch_size, 1], and it is {render_shape(shape)}"
+    return None

@@ -1,0 +1,263 @@
+"""Ops that act outside of the model: on files, the network, the console or the process that runs it.
+
+A SavedModel is a program. Loading it in a Session runs its restore op and its init op, replaying a warmup record runs a
+signature, and TensorFlow puts no fence around any of them (https://github.com/tensorflow/tensorflow/security/policy).
+Here the graph is read for such ops; nothing is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from keras_warmup.savedmodel.files import is_inside_assets, read_assets
+from keras_warmup.savedmodel.graph import ModelGraph
+from keras_warmup.savedmodel.graph_bodies import Frame, attribute, canonical, identity_of, input_of, source_of
+from keras_warmup.savedmodel.graph_limits import constant_value, place_of, shown
+from keras_warmup.savedmodel.ops import PYTHON, is_core
+from keras_warmup.savedmodel.signatures import Signature
+
+# Found by going through the op registry: all ops with an input or attribute whose name speaks of a file, path, address,
+# host, url, token, stream, reader or writer, and all stateful ones. A test repeats the first search, so that an op which a
+# later TensorFlow adds fails it. Left out: ops that only pass on what another one opened (ReaderRead, IdentityReader), and
+# those that need a TPU or a GPU's collectives.
+_EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
+    ("runs Python", re.compile("|".join(PYTHON))),
+    ("ends the process", re.compile("Abort")),
+    ("prints", re.compile("Print(V2)?")),
+    ("runs native code by its name", re.compile("XlaCustomCall(V2)?")),
+    (
+        "network",
+        re.compile(
+            "DataServiceDataset(V[2-4])?|RegisterDataset(V2)?|RemoteCall|_?Send|_?Recv|_HostSend|_HostRecv|Rpc[A-Z].*"
+            "|DeleteRpcFutureResource|WorkerHeartbeat|FileSystemSetConfiguration|Collective[A-Z].*"
+        ),
+    ),
+    ("writes files or network", re.compile("Debug(Identity(V[23])?|NanCount|NumericSummary)|DistributedSave")),
+    (
+        "writes files",
+        re.compile(
+            "WriteFile|Save|SaveSlices|SaveV2|MergeV2Checkpoints|SaveDataset(V2)?|(Experimental)?DatasetToTFRecord"
+            "|CacheDataset(V2)?|SnapshotDataset(V2)?|CreateSummary(File|Db)Writer|Write(Audio|Graph|Histogram|Image"
+            "|RawProto|Scalar)?Summary|ImportEvent|(Flush|Close)SummaryWriter|StatsAggregatorSetSummaryWriter"
+            "|CalibrationStatisticsSaver|DumpTensor"
+        ),
+    ),
+    (
+        "reads files",
+        re.compile(
+            "ReadFile|MatchingFiles|(Experimental)?MatchingFilesDataset|RecordInput|(WholeFile|TextLine"
+            "|FixedLengthRecord|TFRecord|LMDB)Reader(V2)?|(TextLine|TFRecord|FixedLengthRecord)Dataset(V2)?|CSVDatasetV2"
+            "|(Experimental)?(CSV|LMDB|Sql)Dataset|LoadDataset|ListSnapshotChunksDataset|SnapshotChunkDataset"
+            "|Snapshot(Nested)?DatasetReader|LoadAndRemapMatrix|GenerateVocabRemapping|FixedUnigramCandidateSampler"
+            "|InitializeTableFromTextFile(V2)?|Restore|RestoreSlice|(DTensor)?RestoreV2|DecodeProtoV2|EncodeProto"
+        ),
+    ),
+)
+# Whether these are unsafe depends on a tensor, which may come from the caller of the function that they stand in.
+_RESTORES = frozenset({"Restore", "RestoreSlice", "RestoreV2", "DTensorRestoreV2"})
+_CACHES = frozenset({"CacheDataset", "CacheDatasetV2"})
+_VOCABULARIES = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"})
+_PATCHES = re.compile("(Resource)?(Scatter|StridedSliceAssign)")
+_BY_INPUT = _RESTORES | _CACHES | _VOCABULARIES
+# Findings of one run that are told; a hostile graph may hold any number.
+_MAX_FOUND = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class UnsafeOp:
+    """An op that a load or a replay runs, and that acts outside of the model.
+
+    Attributes:
+        op: its name in TensorFlow.
+        effect: what it does: `reads files`, `writes files`, `network`, `runs Python`, `prints`, `ends the process`,
+            `unknown op` for one of another library, ...
+        where: what runs it, and where it stands, such as `signature 'serving_default', function 'f', node 'n'`.
+    """
+
+    op: str
+    effect: str
+    where: str
+
+
+def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple[UnsafeOp, ...]:
+    """Finds what a load of the model and a request to one of the signatures would run beside its mathematics.
+
+    The model's own files are no finding: variables that the restore op reads under the prefix it is given, and
+    vocabularies that the init op reads from `assets/`.
+
+    Args:
+        graph: the model's.
+        signatures: those of it that may be run.
+
+    Returns:
+        The ops, those of each signature first, then of the init op and of the restore op.
+
+    Raises:
+        SignatureError: the graph holds more calls than can be followed.
+    """
+    assets = frozenset(
+        canonical(asset.tensor_info.name)
+        for asset in read_assets(graph.meta_graph)
+        if is_inside_assets(asset.filename) and asset.tensor_info.name
+    )
+    saver = graph.meta_graph.saver_def
+    prefix = frozenset({canonical(saver.filename_tensor_name)} if saver.filename_tensor_name else ())
+    search = _Search(graph)
+    found: list[UnsafeOp] = []
+    for signature in signatures:
+        fed = frozenset(canonical(spec.tensor) for spec in signature.inputs.values() if spec.tensor)
+        fetched = [spec.tensor for spec in signature.outputs.values() if spec.tensor]
+        starts = [source_of(tensor) for tensor in fetched if canonical(tensor) not in fed]
+        found += search.run(f"signature {shown(signature.key)}", starts, fed, own=frozenset())
+    found += search.run("init op", graph.init_starts, assets, own=assets)
+    if saver.restore_op_name:
+        found += search.run("restore op", [source_of(saver.restore_op_name)], assets | prefix, own=assets | prefix)
+    return tuple(found)
+
+
+def render_unsafe_ops(ops: Sequence[UnsafeOp]) -> str:
+    """One sentence for a warning; empty where there are none."""
+    if not ops:
+        return ""
+    named = [f"{shown(one.op)} ({one.effect}: {one.where})" for one in ops[:5]]
+    more = f" and {len(ops) - 5} more" if len(ops) > 5 else ""
+    return f"The model runs ops that act outside of it: {', '.join(named)}{more}. Run it only if you trust it."
+
+
+@functools.lru_cache(maxsize=1024)
+def _effect_of(op: str) -> str:
+    effect = next((effect for effect, pattern in _EFFECTS if pattern.fullmatch(op)), "")
+    return effect or ("" if is_core(op) else "unknown op")
+
+
+class _Search:
+    """Looks for unsafe ops in what a run of the main graph reaches; what functions hold is remembered."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self._graph = graph
+        self._held: dict[str, frozenset[str]] = {}
+        self._places: dict[str, tuple[tuple[str, str, str], ...]] = {}
+
+    def run(self, what: str, starts: Iterable[str], fed: frozenset[str], own: frozenset[str]) -> list[UnsafeOp]:
+        """Finds the unsafe ops of one run.
+
+        Args:
+            what: is run, in words.
+            starts: nodes of the main graph that it fetches.
+            fed: tensors that it feeds, so that what makes them is not run.
+            own: those of them that hold paths of the model's own files.
+        """
+        graph = self._graph
+        found: dict[UnsafeOp, None] = {}
+        stack = [(Frame(graph.main), graph.main.ancestors(starts, fed))]
+        while stack and len(found) < _MAX_FOUND:
+            frame, names = stack.pop()
+            for name in names:
+                node = frame.body.nodes.get(name)
+                if node is None:
+                    continue
+                graph.budget.spend(1 + len(node.input), frame.body.name)
+                effect = self._effect(frame, node, own)
+                if effect:
+                    place = f", {place_of(frame.body.name)}" if frame.body.name else ""
+                    found[UnsafeOp(node.op, effect, f"{what}{place}, node {shown(name)}")] = None
+                for call in graph.calls(node):
+                    graph.budget.spend(1, frame.body.name)
+                    held = self._held_by(call.function)
+                    inner = graph.enter(frame, node, call)
+                    if inner is None or not held:
+                        continue
+                    if held.isdisjoint(_BY_INPUT):
+                        for op, effect, place in self._places_in(call.function):
+                            found[UnsafeOp(op, effect, f"{what}, {place}")] = None
+                        continue
+                    # All its nodes: a function keeps stateful ones that lead to none of its outputs.
+                    stack.append((inner, iter(list(inner.body.nodes))))
+        return list(found)[:_MAX_FOUND]
+
+    def _places_in(self, function: str) -> tuple[tuple[str, str, str], ...]:
+        """The first unsafe ops of a function and of those it calls, whoever calls it: op, effect, place."""
+        if function not in self._places:
+            body = self._graph.function(function)
+            places: dict[tuple[str, str, str], None] = {}
+            if body is None:
+                return ()
+            self._graph.budget.spend(len(body.nodes), function)
+            for node in body.nodes.values():
+                effect = self._effect(Frame(body), node, frozenset())
+                if effect:
+                    places[node.op, effect, f"{place_of(function)}, node {shown(node.name)}"] = None
+                for call in self._graph.calls(node):
+                    if self._held_by(call.function):
+                        places.update(dict.fromkeys(self._places_in(call.function)))
+                if len(places) >= _MAX_FOUND:
+                    break
+            self._places[function] = tuple(places)[:_MAX_FOUND]
+        return self._places[function]
+
+    def _held_by(self, function: str) -> frozenset[str]:
+        """The ops of a function, and of those it calls, that may be unsafe. Chains of calls are short (`check_graph`)."""
+        if function not in self._held:
+            body = self._graph.function(function)
+            held: set[str] = set()
+            for node in body.nodes.values() if body is not None else ():
+                self._graph.budget.spend(1, function)
+                if self._effect_of(node.op):
+                    held.add(node.op)
+                for call in self._graph.calls(node):
+                    inner = self._held_by(call.function)
+                    self._graph.budget.spend(1 + len(inner), function)
+                    held |= inner
+            self._held[function] = frozenset(held)
+        return self._held[function]
+
+    def _effect_of(self, op: str) -> str:
+        """What an op may do, told by its name; empty for a safe one and for a function."""
+        return "" if self._graph.has_function(op) else _effect_of(op)
+
+    def _effect(self, frame: Frame, node: Any, own: frozenset[str]) -> str:
+        """What a node does, told by its attributes and inputs as well."""
+        effect, op = self._effect_of(node.op), node.op
+        if not effect:
+            return ""
+        if op == "PrintV2":
+            return "writes files" if attribute(node, "output_stream").s.startswith(b"file://") else effect
+        if op in ("DecodeProtoV2", "EncodeProto"):
+            source = attribute(node, "descriptor_source").s
+            return "" if source in (b"", b"local://") or source.startswith(b"bytes://") else effect
+        if op == "FixedUnigramCandidateSampler":
+            return effect if attribute(node, "vocab_file").s else ""
+        if op in _BY_INPUT:
+            position = 0 if op in _RESTORES else 1
+            at = self._graph.origin(frame, input_of(node, position), own)
+            if op in _CACHES:  # in memory where the name is empty
+                return "" if at is not None and self._is_empty(*at) else effect
+            return "" if self._is_own(at, own) else effect
+        return effect
+
+    def _is_own(self, at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
+        """Whether a path comes from one of the tensors `own`; TensorFlow 2 keeps paths of assets in variables."""
+        if at is not None and at[1].op == "VarHandleOp" and not self._patches_variables:
+            origins = self._graph.assignments.get(identity_of(at[1]), [])
+            return bool(origins) and all(self._is_fed(one, own) for one in origins)
+        return self._is_fed(at, own)
+
+    @staticmethod
+    def _is_fed(at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
+        return at is not None and at[0].caller is None and any(source_of(name) == at[1].name for name in own)
+
+    @functools.cached_property
+    def _patches_variables(self) -> bool:
+        """Whether a load changes parts of variables, so that their assignments do not tell their values."""
+        ops = self._graph.ops_run_by([*self._graph.restore_starts, *self._graph.init_starts])
+        return any(_PATCHES.match(op) for op in ops)
+
+    def _is_empty(self, frame: Frame, node: Any) -> bool:
+        if node.op != "Const":
+            return False
+        value = constant_value(node, self._graph.budget, frame.body.name)
+        return value is not None and value.tolist() == b""

@@ -1,0 +1,1 @@
+"""What TensorFlow Serving does with a model and its warmup file: rules, Session, replay."""

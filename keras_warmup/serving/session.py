@@ -1,0 +1,173 @@
+"""A SavedModel in a Session, as TensorFlow Serving loads it.
+
+Follows TensorFlow's `cc/saved_model/loader.cc`: import the graph, run the restore op, run the init op. A Session and
+not `tf.saved_model.load`: it is what the server has, and the only place where some exports fail.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection
+from typing import Any
+
+import tensorflow as tf
+from google.protobuf.message import Error as ProtobufError
+
+from keras_warmup._protos import MetaGraphDef
+from keras_warmup.errors import ReplayError
+from keras_warmup.op_errors import describe_op_error, message_of, status_of, text_of
+from keras_warmup.publishing.filesystem import exists
+from keras_warmup.publishing.versions import reason_of
+from keras_warmup.savedmodel.files import check_load_files, read_assets
+from keras_warmup.serving.grappler import leave_unoptimized
+
+# What TensorFlow raises for a damaged graph: errors of its own, and what its C++ and Python fail with on the way, such as
+# IndexError and UnicodeDecodeError for attributes, or MemoryError where C++ says std::bad_alloc.
+TENSORFLOW_ERRORS = (
+    tf.errors.OpError,
+    ProtobufError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SystemError,
+    TypeError,
+    ValueError,
+)
+# Their texts tell what failed without the type.
+_TELLING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
+_INIT_OP_KEY = "__saved_model_init_op"
+
+
+def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()) -> Any:
+    """A Session over the imported graph, its variables restored and its init op run.
+
+    Args:
+        export_dir: version directory of the SavedModel.
+        meta_graph: the one to load.
+        unoptimized: keys of signatures to run as they were traced (`grappler.py`), which restoring is as well then; the calls in
+            `meta_graph` are changed. Defaults to none: everything is optimized, as in a server.
+
+    Returns:
+        A `tf.compat.v1.Session` on the CPU, with a graph of its own.
+
+    Raises:
+        SignatureError: a file that the load reads is no regular file.
+        ReplayError: one of the three steps fails; the message says which, and what to do.
+    """
+    check_load_files(export_dir, meta_graph)
+    config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
+    if unoptimized:
+        leave_unoptimized(meta_graph, unoptimized, config)
+    graph = tf.Graph()
+    problem = _import(graph, meta_graph)
+    if problem is not None:
+        raise _load_error(
+            f"Cannot import the graph of SavedModel {export_dir!r}", problem, named(problem, text_of(problem))
+        )
+    session = tf.compat.v1.Session(graph=graph, config=config)
+    stage = "restore the variables"
+    try:
+        assets = {
+            asset.tensor_info.name: os.path.join(export_dir, "assets", asset.filename)
+            for asset in read_assets(meta_graph)
+        }
+        prefix = _variables_prefix(export_dir)
+        if meta_graph.HasField("saver_def") and not lacks_variables(export_dir, meta_graph):
+            saver = meta_graph.saver_def
+            session.run(
+                graph.get_operation_by_name(saver.restore_op_name),
+                {saver.filename_tensor_name: prefix, **assets},
+            )
+        stage = "run the init op"
+        init_op = _init_op(meta_graph)
+        if init_op:
+            session.run(graph.get_operation_by_name(init_op), assets)
+    except TENSORFLOW_ERRORS as error:
+        problem = error
+        if left_locks(error):
+            never_free(session)
+        else:
+            session.close()
+    if problem is not None:
+        # Out of the except block: a chained error would be printed with all that its message quotes.
+        # The init op quotes vocabularies; the restore op sees nothing but the files.
+        quotes = stage == "run the init op"
+        said = describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...") if quotes else text_of(problem)
+        raise _load_error(f"Cannot {stage} of SavedModel {export_dir!r}", problem, named(problem, said))
+    return session
+
+
+def named(error: Exception, said: str) -> str:
+    """What an error says, behind its type where the text alone would not tell what failed."""
+    if isinstance(error, _TELLING_ERRORS):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def lacks_variables(export_dir: str, meta_graph: MetaGraphDef) -> bool:
+    """Whether the graph restores variables, but the files that hold them are gone.
+
+    A server loads such a model without a word, and fails each request that reads a variable.
+    """
+    index = _variables_prefix(export_dir) + ".index"
+    try:
+        return meta_graph.HasField("saver_def") and not exists(index)
+    except OSError as error:
+        raise ReplayError(
+            f"Cannot restore the variables of SavedModel {export_dir!r}: {index!r}: {reason_of(error)}."
+        ) from error
+
+
+def _variables_prefix(export_dir: str) -> str:
+    return os.path.join(export_dir, "variables", "variables")
+
+
+def _import(graph: tf.Graph, meta_graph: MetaGraphDef) -> Exception | None:
+    try:
+        with graph.as_default():
+            tf.graph_util.import_graph_def(meta_graph.graph_def, name="")
+    except TENSORFLOW_ERRORS as error:
+        if left_locks(error):
+            never_free(graph)
+        return error
+    return None
+
+
+def left_locks(error: Exception) -> bool:
+    """Whether an error may be an exception of C++ (`std::bad_alloc`), which leaves locks of the graph locked on its way.
+
+    TensorFlow reports what it checks by a status instead: here an `OpError`, or what Python made of one.
+    """
+    if isinstance(error, (tf.errors.OpError, AttributeError, KeyError, TypeError, UnicodeError)):
+        return False
+    return not isinstance(error.__context__, tf.errors.OpError)
+
+
+def never_free(thing: object) -> None:
+    """Keeps a graph or session for good: TensorFlow would wait for ever for the lock of one that it left locked."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _load_error(what: str, error: Exception, said: str) -> ReplayError:
+    cure = "Export the model again, with all its files."
+    if "Op type not registered" in message_of(error):
+        cure = "Import the library that registers the op; the model server must be built with it."
+        said = describe_op_error(error).removesuffix(" ...")  # without advice about TensorFlow 1
+    status = status_of(error) if isinstance(error, tf.errors.OpError) else ""
+    return ReplayError(f"{what}: {said.rstrip(' .')}. {cure}", status=status)
+
+
+def _init_op(meta_graph: MetaGraphDef) -> str:
+    """Name of the op that fills tables after the restore: TensorFlow 2's, else the two places of TensorFlow 1."""
+    if _INIT_OP_KEY in meta_graph.signature_def:
+        name = str(meta_graph.signature_def[_INIT_OP_KEY].outputs[_INIT_OP_KEY].name)
+        return name.split(":", maxsplit=1)[0]
+    for collection in ("saved_model_main_op", "legacy_init_op"):
+        if collection in meta_graph.collection_def:
+            nodes = meta_graph.collection_def[collection].node_list.value
+            if nodes:
+                return str(nodes[0])
+    return ""
