@@ -96,7 +96,9 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
         def export_warm(name: str, **options: bool) -> kw.WarmupReport:
             warmup = specimen.options(**options)
             with watch.timing(name):
-                return kw.export_with_warmup(model, whole, data=data, warmup=warmup, overwrite=os.path.exists(whole))
+                return kw.export_with_warmup(
+                    model, whole, data=data, warmup=warmup, overwrite=os.path.exists(whole)
+                )
 
         def run_parts() -> None:
             with contextlib.ExitStack() as stack:
@@ -112,13 +114,19 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
         export_warm(WHOLE)
         records = list(kw.read_records(whole))
         # The model is called once for the records of a signature, whichever outputs they ask for.
-        plainly = [log.predict_log.request for log in records if not log.predict_log.request.output_filter]
-        rows = [tf.make_ndarray(tensor) for request in plainly for tensor in request.inputs.values()]
+        plainly = [
+            log.predict_log.request for log in records if not log.predict_log.request.output_filter
+        ]
+        rows = [
+            tf.make_ndarray(tensor) for request in plainly for tensor in request.inputs.values()
+        ]
         # Two rounds before: what is loaded or started once is no part of an export; the second tells how many can follow.
         turn, began = -2, 0.0
         while turn < rounds:
             if turn == 0:
-                rounds = max(rounds, min(MOST_ROUNDS, round(seconds / (time.perf_counter() - began))))
+                rounds = max(
+                    rounds, min(MOST_ROUNDS, round(seconds / (time.perf_counter() - began)))
+                )
                 watch.seconds.clear()
             began = time.perf_counter()
             steps: list[Callable[[], object]] = [export_plainly, run_parts]
@@ -137,7 +145,9 @@ def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
     def median_ratio(name: str, parts: Sequence[str]) -> float:
         sums = [sum(one) for one in zip(*(seconds[part] for part in parts), strict=True)]
-        return statistics.median(taken / total for taken, total in zip(seconds[name], sums, strict=True))
+        return statistics.median(
+            taken / total for taken, total in zip(seconds[name], sums, strict=True)
+        )
 
     return {
         "verified": median_ratio(WHOLE, [PLAIN, LOAD, REPLAY, CALL]),
@@ -145,7 +155,9 @@ def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     }
 
 
-def compare(names: Sequence[str], rounds: int, seconds: float, checkout: str) -> dict[str, dict[str, float]]:
+def compare(
+    names: Sequence[str], rounds: int, seconds: float, checkout: str
+) -> dict[str, dict[str, float]]:
     """Measures this package and that of another checkout in turns, each in processes of its own.
 
     Returns:
@@ -160,11 +172,14 @@ def compare(names: Sequence[str], rounds: int, seconds: float, checkout: str) ->
                 command = [sys.executable, __file__, "--models", name, "--rounds", str(rounds)]
                 command += ["--seconds", str(seconds), "--json"]
                 environment = {**os.environ, "PYTHONPATH": package}
-                printed = subprocess.run(command, env=environment, check=True, capture_output=True).stdout
+                printed = subprocess.run(
+                    command, env=environment, check=True, capture_output=True
+                ).stdout
                 for way, taken in json.loads(printed)[name]["seconds"].items():
                     measured[package].setdefault(way, []).extend(taken)
         after, before = (
-            {way: statistics.median(taken) for way, taken in seconds.items()} for seconds in measured.values()
+            {way: statistics.median(taken) for way, taken in seconds.items()}
+            for seconds in measured.values()
         )
         compared[name] = {
             "export_with_warmup": after[WHOLE] / before[WHOLE],
@@ -191,11 +206,19 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = list(MODELS)
-    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
-    parser.add_argument("--rounds", type=int, default=9, help="least rounds of a model (default: 9)")
+    parser.add_argument(
+        "--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="least rounds of a model (default: 9)"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--seconds", type=float, default=60, help="time for more rounds of a model (default: 60)")
-    parser.add_argument("--against", metavar="CHECKOUT", help="compare with the package of another checkout")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="time for more rounds of a model (default: 60)"
+    )
+    parser.add_argument(
+        "--against", metavar="CHECKOUT", help="compare with the package of another checkout"
+    )
     arguments = parser.parse_args()
     if arguments.against:
         compared = compare(arguments.models, arguments.rounds, arguments.seconds, arguments.against)
@@ -214,7 +237,9 @@ def main() -> int:
                 else f"{way} {statistics.median(taken):.2f} s"
                 for way, taken in seconds.items()
             )
-            ratios = ", ".join(f"{way} {ratio:.2f} x" for way, ratio in results[name]["ratios"].items())
+            ratios = ", ".join(
+                f"{way} {ratio:.2f} x" for way, ratio in results[name]["ratios"].items()
+            )
             print(f"{name}, {len(seconds[PLAIN])} rounds\n  {medians}\n  {ratios}", flush=True)
     if arguments.json:
         print(json.dumps(results, indent=1))

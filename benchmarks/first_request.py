@@ -109,7 +109,9 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     variants = [Variant(NONE, plain, None, 0), *ours_of(specimen, model, directory, data)]
     meta_graph = read_meta_graph(plain)
     probes = probes_of(specimen, meta_graph, variants[-1].export_dir)
-    candidates, _ = find_candidates(meta_graph, read_signatures(meta_graph), Rows(batches_of(data)), WarmupOptions())
+    candidates, _ = find_candidates(
+        meta_graph, read_signatures(meta_graph), Rows(batches_of(data)), WarmupOptions()
+    )
     # `serving_default` is what a client asks who names no signature, and what a tutorial warms.
     candidates.sort(key=lambda one: one.signature.key != "serving_default")
     ones = [request_of(candidate, 1) for candidate in candidates]
@@ -128,7 +130,11 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
             for variant in order if index % 2 == 0 else reversed(order):
                 variant.samples += [[] for _ in range(len(probes) - len(variant.samples))]
                 variant.samples[index].append(sample(variant, probe, arguments.requests + 1))
-        print(f"{specimen.name}: turn {turn + 1} of {arguments.processes}", file=sys.stderr, flush=True)
+        print(
+            f"{specimen.name}: turn {turn + 1} of {arguments.processes}",
+            file=sys.stderr,
+            flush=True,
+        )
     return summary_of(specimen, variants, probes)
 
 
@@ -139,7 +145,9 @@ def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -
     for name, shared in ((OURS, True), (APART, False)):
         path = os.path.join(directory, name.replace(" ", "_"), "1")
         options["share_twin_signatures"] = shared
-        report = kw.export_with_warmup(model, path, data=data, warmup=options, export_fn=specimen.export_fn)
+        report = kw.export_with_warmup(
+            model, path, data=data, warmup=options, export_fn=specimen.export_fn
+        )
         if made and len(report.records) == made[0].records:
             continue
         made.append(Variant(name, path, warmup_path(path), len(report.records)))
@@ -149,7 +157,9 @@ def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -
 def probes_of(specimen: Specimen, meta_graph: Any, export_dir: str) -> list[Probe]:
     """What clients ask: each signature and output set of our file, with rows that no file holds."""
     logs = list(read_records(export_dir))
-    probes, notes = plan_probes(meta_graph, logs, batches=batches_of(specimen.rows(64, 2)), batch_sizes=[CLIENT_BATCH])
+    probes, notes = plan_probes(
+        meta_graph, logs, batches=batches_of(specimen.rows(64, 2)), batch_sizes=[CLIENT_BATCH]
+    )
     asked = [probe for probe in probes if probe.batch_size == CLIENT_BATCH]
     if not asked or any(probe.rows != "data" for probe in asked):
         raise SystemExit(f"{specimen.name}: nothing to ask, or not with rows of its own: {notes}")
@@ -164,7 +174,9 @@ def batches_of(data: Any) -> list[Any]:
 def request_of(candidate: Candidate, size: int) -> Any:
     """A record of real rows."""
     picks = tuple((0, row) for row in range(size))
-    request = PlannedRequest(candidate.signature.key, candidate.kinds[0], tuple(candidate.bound[:1]), picks, (), ())
+    request = PlannedRequest(
+        candidate.signature.key, candidate.kinds[0], tuple(candidate.bound[:1]), picks, (), ()
+    )
     return build_log(request, "model")
 
 
@@ -181,7 +193,11 @@ def sample(variant: Variant, probe: Probe, count: int) -> Sample:
 
 
 def smallest_by_trial(
-    specimen: Specimen, export_dir: str, directory: str, candidates: Sequence[Candidate], probes: Sequence[Probe]
+    specimen: Specimen,
+    export_dir: str,
+    directory: str,
+    candidates: Sequence[Candidate],
+    probes: Sequence[Probe],
 ) -> Variant:
     """A set of records that leaves every probe warm, and no longer does so without any one of them.
 
@@ -198,13 +214,21 @@ def smallest_by_trial(
                 filtered.CopyFrom(log)
                 filtered.predict_log.request.output_filter.extend(SCORE)
                 records.append((candidate.signature.key, tuple(SCORE), filtered))
-    if not _all_warm(variant_of(SMALLEST, export_dir, directory, [log for _, _, log in records]), probes):
-        raise SystemExit(f"{specimen.name}: not even all records leave every request warm. Is the machine busy?")
+    if not _all_warm(
+        variant_of(SMALLEST, export_dir, directory, [log for _, _, log in records]), probes
+    ):
+        raise SystemExit(
+            f"{specimen.name}: not even all records leave every request warm. Is the machine busy?"
+        )
     for one in list(records):
         rest = [other for other in records if other is not one]
         # The probe that would notice first is asked first.
-        ordered = sorted(probes, key=lambda probe: (probe.signature_key, probe.output_filter) != one[:2])
-        if rest and _all_warm(variant_of(SMALLEST, export_dir, directory, [log for _, _, log in rest]), ordered):
+        ordered = sorted(
+            probes, key=lambda probe: (probe.signature_key, probe.output_filter) != one[:2]
+        )
+        if rest and _all_warm(
+            variant_of(SMALLEST, export_dir, directory, [log for _, _, log in rest]), ordered
+        ):
             records = rest
     print(f"{specimen.name}: records that suffice: {len(records)}", file=sys.stderr, flush=True)
     return variant_of(SMALLEST, export_dir, directory, [log for _, _, log in records])
@@ -223,10 +247,19 @@ def _warm_in(variant: Variant, probe: Probe) -> bool:
     return False
 
 
-def summary_of(specimen: Specimen, variants: Sequence[Variant], probes: Sequence[Probe]) -> dict[str, Any]:
+def summary_of(
+    specimen: Specimen, variants: Sequence[Variant], probes: Sequence[Probe]
+) -> dict[str, Any]:
     """The figures of one model, ready for JSON."""
     steady = [
-        Figures(tuple(ms for variant in variants for one in variant.samples[index] for ms in one.request_ms[1:])).median
+        Figures(
+            tuple(
+                ms
+                for variant in variants
+                for one in variant.samples[index]
+                for ms in one.request_ms[1:]
+            )
+        ).median
         for index in range(len(probes))
     ]
     rows = []
@@ -240,14 +273,22 @@ def summary_of(specimen: Specimen, variants: Sequence[Variant], probes: Sequence
                 "first_ms": [figures.median for figures in firsts],
                 "first_range_ms": [list(figures.range) for figures in firsts],
                 "load_added_ms": variant.load_added.median if variant.file else 0.0,
-                "load_added_range_ms": list(variant.load_added.range) if variant.file else [0.0, 0.0],
-                "warm": [is_warm(figures.median, ms) for figures, ms in zip(firsts, steady, strict=True)],
+                "load_added_range_ms": list(variant.load_added.range)
+                if variant.file
+                else [0.0, 0.0],
+                "warm": [
+                    is_warm(figures.median, ms) for figures, ms in zip(firsts, steady, strict=True)
+                ],
             }
         )
     return {
         "model": specimen.name,
         "probes": [
-            {"signature_key": one.signature_key, "kind": one.kind, "output_filter": list(one.output_filter)}
+            {
+                "signature_key": one.signature_key,
+                "kind": one.kind,
+                "output_filter": list(one.output_filter),
+            }
             for one in probes
         ],
         "steady_ms": steady,
@@ -261,15 +302,31 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [specimen.name for specimen in ZOO]
-    parser.add_argument("--output", default=RESULTS, help="directory to write to (default: %(default)s)")
-    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
-    parser.add_argument("--processes", type=int, default=5, help="fresh processes for each figure (default: 5)")
-    parser.add_argument("--requests", type=int, default=20, help="requests after the first one (default: 20)")
     parser.add_argument(
-        "--no-trial", action="store_true", help="do not look for the smallest sufficient set of records"
+        "--output", default=RESULTS, help="directory to write to (default: %(default)s)"
     )
-    parser.add_argument("--readme", metavar="FILE", help="also write the table into this file, between its marks")
-    parser.add_argument("--redraw", action="store_true", help="measure nothing: render what --output holds once more")
+    parser.add_argument(
+        "--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names)
+    )
+    parser.add_argument(
+        "--processes", type=int, default=5, help="fresh processes for each figure (default: 5)"
+    )
+    parser.add_argument(
+        "--requests", type=int, default=20, help="requests after the first one (default: 20)"
+    )
+    parser.add_argument(
+        "--no-trial",
+        action="store_true",
+        help="do not look for the smallest sufficient set of records",
+    )
+    parser.add_argument(
+        "--readme", metavar="FILE", help="also write the table into this file, between its marks"
+    )
+    parser.add_argument(
+        "--redraw",
+        action="store_true",
+        help="measure nothing: render what --output holds once more",
+    )
     arguments = parser.parse_args()
     if set(arguments.models) != set(names) and (arguments.readme or arguments.output == RESULTS):
         parser.error("--models measures some of the zoo: give another --output, and no --readme.")
@@ -300,7 +357,9 @@ def run_zoo(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             with tempfile.TemporaryDirectory(prefix="keras-warmup-zoo-") as directory:
                 results.append(measure(specimen, directory, arguments))
             # After each model: a zoo takes long, and may be interrupted.
-            write_results(results, about_run(arguments, time.perf_counter() - started), arguments.output)
+            write_results(
+                results, about_run(arguments, time.perf_counter() - started), arguments.output
+            )
     return results
 
 

@@ -21,7 +21,13 @@ NONE, DEFAULT_ONLY, BATCH_1, COPIES, OURS, APART, SMALLEST = (
     "smallest found by trial",
 )
 PEERS = (DEFAULT_ONLY, BATCH_1, COPIES)
-COLOURS = {NONE: "#3b6fb6", DEFAULT_ONLY: "#6b8e3d", BATCH_1: "#b6483b", COPIES: "#8e5ba6", OURS: "#e07b39"}
+COLOURS = {
+    NONE: "#3b6fb6",
+    DEFAULT_ONLY: "#6b8e3d",
+    BATCH_1: "#b6483b",
+    COPIES: "#8e5ba6",
+    OURS: "#e07b39",
+}
 # Warm is at most half as slow again as steady, or as good as that: a client does not feel 3 ms.
 WARM_RATIO, WARM_MS = 1.5, 3.0
 # Models whose load is more than what a process pays once, which no sharing takes away.
@@ -59,7 +65,8 @@ def legend_of(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["First requests, in this order (bold: warm):", ""]
     for result in results:
         asked = [
-            probe["signature_key"] + (f" {probe['output_filter']}" if probe["output_filter"] else "")
+            probe["signature_key"]
+            + (f" {probe['output_filter']}" if probe["output_filter"] else "")
             for probe in result["probes"]
         ]
         lines.append(f"- {result['model']}: {', '.join(f'`{one}`' for one in asked)}")
@@ -78,7 +85,9 @@ def claims_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         if SMALLEST in rows:
             share = ours["load_added_ms"] / rows[SMALLEST]["load_added_ms"]
-            lines.append(f"{result['model']}: load added, ours / smallest by trial: {share:.2f} (claim: <= 1.2)")
+            lines.append(
+                f"{result['model']}: load added, ours / smallest by trial: {share:.2f} (claim: <= 1.2)"
+            )
         if APART in rows:
             share = ours["load_added_ms"] / rows[APART]["load_added_ms"]
             claim = " (claim: <= 0.65)" if result["model"] in HALVED else ""
@@ -86,11 +95,15 @@ def claims_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def write_results(results: Sequence[Mapping[str, Any]], about: Mapping[str, Any], directory: str) -> None:
+def write_results(
+    results: Sequence[Mapping[str, Any]], about: Mapping[str, Any], directory: str
+) -> None:
     """Writes first_request.json, .md and .png."""
     base = os.path.join(directory, "first_request")
     with open(f"{base}.json", "w", encoding="utf-8") as file:
-        json.dump({"about": about, "results": results, "claims": claims_of(results)}, file, indent=1)
+        json.dump(
+            {"about": about, "results": results, "claims": claims_of(results)}, file, indent=1
+        )
         file.write("\n")
     with open(f"{base}.md", "w", encoding="utf-8") as file:
         file.write(table_of(results) + "\n" + legend_of(results))
@@ -115,7 +128,9 @@ def update_readme(results: Sequence[Mapping[str, Any]], path: str) -> None:
     table = table_of(results) + "\n" + legend_of(results)
     written, found = _TABLE.subn(lambda marks: f"{marks[1]}\n{table}\n{marks[2]}", text)
     if not found:
-        raise SystemExit(f"{path} has no '<!-- first request -->' ... '<!-- /first request -->' to write between.")
+        raise SystemExit(
+            f"{path} has no '<!-- first request -->' ... '<!-- /first request -->' to write between."
+        )
     with open(path, "w", encoding="utf-8") as file:
         file.write(written)
 

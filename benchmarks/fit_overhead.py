@@ -71,7 +71,9 @@ class Alternating(keras.callbacks.Callback):
 
 def small_model() -> tuple[keras.Model, tf.data.Dataset]:
     """A dense model whose step takes about a millisecond."""
-    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)])
+    model = keras.Sequential(
+        [keras.Input((16,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)]
+    )
     x = np.random.default_rng(0).random((4096, 16), dtype=np.float32)
     return model, tf.data.Dataset.from_tensor_slices((x, x.sum(1))).batch(32).repeat()
 
@@ -129,7 +131,10 @@ def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int)
         "ratio": statistics.median(ratios),
         "ratios": ratios,
         "taps": callback.tap.taps,
-        "ms_per_tap": (statistics.median(tapped.seconds[True]) - statistics.median(tapped.seconds[False])) * 1e3,
+        "ms_per_tap": (
+            statistics.median(tapped.seconds[True]) - statistics.median(tapped.seconds[False])
+        )
+        * 1e3,
     }
 
 
@@ -137,8 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=[*MODELS, "both"], default="both", help="which model (default: both)")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of each kind (default: 2000)")
+    parser.add_argument(
+        "--model", choices=[*MODELS, "both"], default="both", help="which model (default: both)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="training steps of each kind (default: 2000)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="paired rounds (default: 3)")
     parser.add_argument("--num-batches", type=int, default=32, help="batches to keep (default: 32)")
     parser.add_argument("--block", type=int, default=10, help="steps of a block (default: 10)")
@@ -146,14 +155,24 @@ def main() -> None:
     args = parser.parse_args()
     names = list(MODELS) if args.model == "both" else [args.model]
     results = [
-        measure(name, steps=args.steps, rounds=args.rounds, num_batches=args.num_batches, block=args.block)
+        measure(
+            name,
+            steps=args.steps,
+            rounds=args.rounds,
+            num_batches=args.num_batches,
+            block=args.block,
+        )
         for name in names
     ]
     if args.json:
         print(json.dumps(results, indent=2))
         return
-    print(f"{args.rounds} rounds of {args.steps} steps with and {args.steps} without sampling, medians")
-    print(f"{'model':<6} {'without ms/step':>16} {'with ms/step':>13} {'ratio':>7} {'taps':>5} {'ms/tap':>7}")
+    print(
+        f"{args.rounds} rounds of {args.steps} steps with and {args.steps} without sampling, medians"
+    )
+    print(
+        f"{'model':<6} {'without ms/step':>16} {'with ms/step':>13} {'ratio':>7} {'taps':>5} {'ms/tap':>7}"
+    )
     for result in results:
         print(
             f"{result['model']:<6} {result['without_ms_per_step']:>16.3f} {result['with_ms_per_step']:>13.3f} "

@@ -32,8 +32,16 @@ print(json.dumps({"import_ms": (imported - started) * 1000, "inspect_ms": (done 
 
 
 def main() -> None:
-    default = pathlib.Path(__file__).resolve().parents[2] / "shared" / "savedmodels" / "chicago_taxi_estimator" / "1"
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = (
+        pathlib.Path(__file__).resolve().parents[2]
+        / "shared"
+        / "savedmodels"
+        / "chicago_taxi_estimator"
+        / "1"
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("export_dir", nargs="?", default=str(default))
     parser.add_argument("--rounds", type=int, default=5, help="fresh processes (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -50,7 +58,9 @@ def main() -> None:
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         )
         rounds.append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {name: statistics.median(one[name] for one in rounds) for name in ("import_ms", "inspect_ms")}
+    medians = {
+        name: statistics.median(one[name] for one in rounds) for name in ("import_ms", "inspect_ms")
+    }
     if arguments.json:
         print(json.dumps({"medians": medians, "rounds": rounds}, indent=2))
         return

@@ -59,10 +59,19 @@ def write_scattered(path: str, x: np.ndarray, records: int) -> None:
     _write_rows(path, [x, x], [(row % 2, row) for row in range(len(x))], records)
 
 
-def _write_rows(path: str, batches: Sequence[np.ndarray], picks: Sequence[tuple[int, int]], records: int) -> None:
+def _write_rows(
+    path: str, batches: Sequence[np.ndarray], picks: Sequence[tuple[int, int]], records: int
+) -> None:
     pool = tuple(BoundBatch({"x": x}, None, len(x), frozenset({"x"}), "data") for x in batches)
-    request = PlannedRequest("serving_default", "predict", pool, tuple(picks), (), ("serving_default",))
-    write_records(path, (encode_log(request, "model") for _ in range(records)), max_records=1000, max_bytes=2**40)
+    request = PlannedRequest(
+        "serving_default", "predict", pool, tuple(picks), (), ("serving_default",)
+    )
+    write_records(
+        path,
+        (encode_log(request, "model") for _ in range(records)),
+        max_records=1000,
+        max_bytes=2**40,
+    )
 
 
 OURS = ("keras_warmup", "rows scattered")
@@ -72,7 +81,9 @@ WAYS: dict[str, Callable[[str, np.ndarray, int], None]] = {
 }
 
 
-def measure_seconds(directory: str, x: np.ndarray, arguments: argparse.Namespace) -> dict[str, list[float]]:
+def measure_seconds(
+    directory: str, x: np.ndarray, arguments: argparse.Namespace
+) -> dict[str, list[float]]:
     """Seconds of each round, each way."""
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
     # One round before: files, allocator and imports are then alike for both.
@@ -120,7 +131,9 @@ def main() -> int:
         help="where to write the files (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)  # what a process of its own is asked for
+    parser.add_argument(
+        "--peak", choices=WAYS, help=argparse.SUPPRESS
+    )  # what a process of its own is asked for
     arguments = parser.parse_args()
     x = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
     with tempfile.TemporaryDirectory(prefix="keras-warmup-", dir=arguments.directory) as directory:
@@ -135,11 +148,22 @@ def main() -> int:
     peaks = {}
     if os.path.exists("/proc/self/clear_refs"):
         for name in WAYS:
-            command = [sys.executable, __file__, "--peak", name, "--records", str(arguments.records)]
+            command = [
+                sys.executable,
+                __file__,
+                "--peak",
+                name,
+                "--records",
+                str(arguments.records),
+            ]
             command += ["--directory", arguments.directory]
-            peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            peaks[name] = float(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
     ratios = {
-        name: statistics.median(plain / ours for plain, ours in zip(seconds["plain"], seconds[name], strict=True))
+        name: statistics.median(
+            plain / ours for plain, ours in zip(seconds["plain"], seconds[name], strict=True)
+        )
         for name in OURS
     }
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}

@@ -54,7 +54,11 @@ class Specimen:
 
 def _mlp() -> keras.Model:
     x = keras.Input((32,), name="x")
-    return _scored(x, keras.layers.Dense(128, activation="relu")(x), keras.layers.Dense(1, activation="sigmoid"))
+    return _scored(
+        x,
+        keras.layers.Dense(128, activation="relu")(x),
+        keras.layers.Dense(1, activation="sigmoid"),
+    )
 
 
 def _scored(inputs: Any, embedding: Any, score: keras.Layer) -> keras.Model:
@@ -62,7 +66,9 @@ def _scored(inputs: Any, embedding: Any, score: keras.Layer) -> keras.Model:
 
 
 def _floats(*shape: int) -> Callable[[int, int], np.ndarray]:
-    return lambda count, seed: np.random.default_rng(seed).random((count, *shape)).astype(np.float32)
+    return lambda count, seed: (
+        np.random.default_rng(seed).random((count, *shape)).astype(np.float32)
+    )
 
 
 def _tokens(count: int, seed: int) -> np.ndarray:
@@ -75,7 +81,9 @@ def _table() -> keras.Model:
         "income": keras.Input((1,), name="income"),
         "colour": keras.Input((1,), name="colour", dtype="string"),
     }
-    colour = keras.layers.StringLookup(vocabulary=list(COLOURS), output_mode="one_hot")(inputs["colour"])
+    colour = keras.layers.StringLookup(vocabulary=list(COLOURS), output_mode="one_hot")(
+        inputs["colour"]
+    )
     x = keras.layers.Concatenate()([inputs["age"], inputs["income"], colour])
     embedding = keras.layers.Dense(64, activation="relu")(x)
     return _scored(inputs, embedding, keras.layers.Dense(1, activation="sigmoid"))
@@ -141,14 +149,18 @@ def _transformer() -> keras.Model:
 
 
 def _mobile_net() -> keras.Model:
-    base = keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3), include_top=False, pooling="avg")
+    base = keras.applications.MobileNetV2(
+        weights=None, input_shape=(96, 96, 3), include_top=False, pooling="avg"
+    )
     return _scored(base.input, base.output, keras.layers.Dense(10, activation="softmax"))
 
 
 ZOO = (
     Specimen("MLP", _mlp, _floats(32)),
     Specimen("ParseExample table", _table, _table_rows, export_fn=_export_table),
-    Specimen("XLA", _compiled, _floats(32), {"xla": True}, sizes_matter=True, export_fn=_export_compiled),
+    Specimen(
+        "XLA", _compiled, _floats(32), {"xla": True}, sizes_matter=True, export_fn=_export_compiled
+    ),
     Specimen("LSTM", _lstm, _floats(40, 16)),
     Specimen("transformer", _transformer, _tokens),
     Specimen("MobileNetV2", _mobile_net, _floats(96, 96, 3), sizes_matter=True),

@@ -47,8 +47,12 @@ def write(model: keras.Model, export_dir: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="?", default="./digit_files", help="base path (default: ./digit_files)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory", nargs="?", default="./digit_files", help="base path (default: ./digit_files)"
+    )
     arguments = parser.parse_args()
 
     digits = load_digits()

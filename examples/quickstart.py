@@ -29,9 +29,18 @@ def build_model() -> keras.Model:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="?", default="./digits", help="base path of the model (default: ./digits)")
-    parser.add_argument("--processes", type=int, default=3, help="fresh processes for each figure (default: 3)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        default="./digits",
+        help="base path of the model (default: ./digits)",
+    )
+    parser.add_argument(
+        "--processes", type=int, default=3, help="fresh processes for each figure (default: 3)"
+    )
     arguments = parser.parse_args()
     console = Console()
 
@@ -46,8 +55,12 @@ def main() -> None:
 
     report = warm.reports[-1]
     console.print(report)
-    console.print("\nMeasuring the first request in fresh processes, without and with the warmup file ...")
-    console.print(kw.benchmark(report.export_dir, data=images[1500:], processes=arguments.processes))
+    console.print(
+        "\nMeasuring the first request in fresh processes, without and with the warmup file ..."
+    )
+    console.print(
+        kw.benchmark(report.export_dir, data=images[1500:], processes=arguments.processes)
+    )
 
 
 if __name__ == "__main__":

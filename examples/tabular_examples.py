@@ -34,7 +34,10 @@ SPEC = {
 
 def load_features() -> tuple[dict[str, np.ndarray], np.ndarray]:
     table = load_iris()
-    x = {name: table.data[:, index : index + 1].astype("float32") for index, name in enumerate(NUMBERS)}
+    x = {
+        name: table.data[:, index : index + 1].astype("float32")
+        for index, name in enumerate(NUMBERS)
+    }
     x["species"] = table.target_names[table.target][:, None]
     return x, table.data[:, 3:].astype("float32")
 
@@ -42,7 +45,9 @@ def load_features() -> tuple[dict[str, np.ndarray], np.ndarray]:
 def build_model() -> keras.Model:
     inputs = {name: keras.Input((1,), name=name) for name in NUMBERS}
     inputs["species"] = keras.Input((1,), name="species", dtype="string")
-    species = keras.layers.StringLookup(vocabulary=SPECIES, output_mode="one_hot")(inputs["species"])
+    species = keras.layers.StringLookup(vocabulary=SPECIES, output_mode="one_hot")(
+        inputs["species"]
+    )
     x = keras.layers.Concatenate()([species, *(inputs[name] for name in NUMBERS)])
     x = keras.layers.Dense(16, activation="relu")(x)
     return keras.Model(inputs, keras.layers.Dense(1, name="petal_width")(x))
@@ -56,14 +61,20 @@ def write(model: keras.Model, export_dir: str) -> None:
     archive = keras.export.ExportArchive()
     archive.track(model)
     archive.add_endpoint("serving_default", kw.endpoints.predict_examples(model, SPEC))
-    archive.add_endpoint("classification", kw.endpoints.classify(classifier, SPEC, classes=["narrow", "wide"]))
+    archive.add_endpoint(
+        "classification", kw.endpoints.classify(classifier, SPEC, classes=["narrow", "wide"])
+    )
     archive.add_endpoint("regression", kw.endpoints.regress(model, SPEC))
     archive.write_out(export_dir, verbose=False)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="?", default="./iris", help="base path of the model (default: ./iris)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory", nargs="?", default="./iris", help="base path of the model (default: ./iris)"
+    )
     arguments = parser.parse_args()
 
     x, y = load_features()
@@ -72,7 +83,10 @@ def main() -> None:
     warm = kw.WarmupExport(
         os.path.join(arguments.directory, "{version}"),
         export_fn=write,
-        warmup={"kinds": ["predict", "classify", "regress", "multi_inference"], "method_name": True},
+        warmup={
+            "kinds": ["predict", "classify", "regress", "multi_inference"],
+            "method_name": True,
+        },
     )
     # fit takes strings from a tf.data.Dataset, not from NumPy.
     train = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(y), seed=0).batch(32)

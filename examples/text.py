@@ -45,8 +45,12 @@ def build_model(sentences: np.ndarray) -> keras.Model:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", nargs="?", default="./sentences", help="base path (default: ./sentences)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory", nargs="?", default="./sentences", help="base path (default: ./sentences)"
+    )
     arguments = parser.parse_args()
 
     sentences, labels = load_sentences()

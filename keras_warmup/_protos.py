@@ -16,7 +16,12 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto
 from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto
 from tensorflow.core.protobuf.config_pb2 import CallableOptions
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
-from tensorflow.core.protobuf.meta_graph_pb2 import AssetFileDef, MetaGraphDef, SignatureDef, TensorInfo
+from tensorflow.core.protobuf.meta_graph_pb2 import (
+    AssetFileDef,
+    MetaGraphDef,
+    SignatureDef,
+    TensorInfo,
+)
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 from tensorflow.core.protobuf.saved_object_graph_pb2 import SavedObjectGraph
 from tensorflow.core.protobuf.struct_pb2 import StructuredValue

@@ -14,6 +14,7 @@ from keras_warmup.errors import OptionsError, PublishError, WarmupError, warn_or
 from keras_warmup.export import publish_model
 from keras_warmup.op_errors import describe_op_error
 from keras_warmup.options import DEFAULT_MAX_BYTES, WarmupOptions, as_options
+from keras_warmup.paths import absolute, as_path, explained, reason_of
 from keras_warmup.publishing.publish import (
     Published,
     check_free,
@@ -23,16 +24,7 @@ from keras_warmup.publishing.publish import (
     remove_published,
     target_of,
 )
-from keras_warmup.publishing.versions import (
-    absolute,
-    as_path,
-    explained,
-    fields_of,
-    format_filepath,
-    has_version,
-    reason_of,
-    version_hint,
-)
+from keras_warmup.publishing.versions import fields_of, format_filepath, has_version, version_hint
 from keras_warmup.report import WarmupReport
 from keras_warmup.training.best_epoch import BestEpoch
 from keras_warmup.training.callback_order import move_behind_restoring
@@ -202,7 +194,9 @@ class WarmupExport(_Tapped):
         self._options = as_options(warmup)
         rows = max(_MIN_ROWS, *(self._options.batch_sizes or (_MIN_ROWS,)))
         super().__init__(
-            BatchTap(_NUM_BATCHES, rows, self._options.seed, self._options.max_bytes) if data is None else None
+            BatchTap(_NUM_BATCHES, rows, self._options.seed, self._options.max_bytes)
+            if data is None
+            else None
         )
         self.data = data
         self.monitor = monitor
@@ -286,7 +280,10 @@ class WarmupExport(_Tapped):
         known = {"epoch", *self._logs}
         # With validation_freq > 1 the first epoch has no val_ metrics.
         validated = any(name.startswith("val_") for name in known)
-        if any(field not in known and (validated or not field.startswith("val_")) for field in self._fields):
+        if any(
+            field not in known and (validated or not field.startswith("val_"))
+            for field in self._fields
+        ):
             try:
                 format_filepath(self.filepath, self._epoch, self._logs)
             except OptionsError as error:
@@ -323,7 +320,9 @@ class WarmupExport(_Tapped):
             _warn(f"WarmupExport published nothing {when}. {_with_cause(error)}")
             return False
         self.reports.append(report)
-        self._published = [one for one in self._published if one.path != published.path] + [published]
+        self._published = [one for one in self._published if one.path != published.path] + [
+            published
+        ]
         self._remove_oldest()
         if self.verbose:
             # The progress bar of an epoch is an unfinished line.
@@ -338,14 +337,18 @@ class WarmupExport(_Tapped):
     def _ours_at(self, path: str) -> Published | None:
         """The version at a path that this instance published there, unless somebody replaced it since."""
         target = target_of(path)
-        return next((one for one in self._published if one.path == target and is_still_there(one)), None)
+        return next(
+            (one for one in self._published if one.path == target and is_still_there(one)), None
+        )
 
     def _remove_oldest(self) -> None:
         while self.max_to_keep is not None and len(self._published) > self.max_to_keep:
             try:
                 remove_published(self._published.pop(0))
             except PublishError as error:
-                _warn(f"WarmupExport keeps a version more than max_to_keep={self.max_to_keep}. {error}")
+                _warn(
+                    f"WarmupExport keeps a version more than max_to_keep={self.max_to_keep}. {error}"
+                )
 
 
 def _warn(text: str) -> None:

@@ -22,7 +22,11 @@ FeatureSpecs = Mapping[str, Any]
 
 
 def classify(
-    model: Any, feature_spec: FeatureSpecs, classes: Sequence[str] | None = None, *, output: str | int | None = None
+    model: Any,
+    feature_spec: FeatureSpecs,
+    classes: Sequence[str] | None = None,
+    *,
+    output: str | int | None = None,
 ) -> Any:
     """An endpoint that Classify requests reach.
 
@@ -60,7 +64,9 @@ def classify(
             raise OptionsError(
                 f"classes holds {len(labels)} labels, but model {model.name!r} gives {width} scores a row."
             )
-        names = tf.as_string(tf.range(tf.shape(scores)[1])) if labels is None else tf.constant(labels)
+        names = (
+            tf.as_string(tf.range(tf.shape(scores)[1])) if labels is None else tf.constant(labels)
+        )
         return {"classes": tf.tile(names[tf.newaxis], [tf.shape(scores)[0], 1]), "scores": scores}
 
     return _traced(classify_examples, "inputs")
@@ -85,7 +91,9 @@ def regress(model: Any, feature_spec: FeatureSpecs, *, output: str | int | None 
 
     def regress_examples(inputs: Any) -> dict[str, Any]:
         value = _only_output(model, call(inputs), output, "regress")
-        if value.dtype == tf.string or not (value.shape.rank == 1 or (value.shape.rank == 2 and value.shape[1] == 1)):
+        if value.dtype == tf.string or not (
+            value.shape.rank == 1 or (value.shape.rank == 2 and value.shape[1] == 1)
+        ):
             raise BindingError(
                 f"Cannot regress with model {model.name!r}: its output must be [batch_size] or [batch_size, 1] of numbers, "
                 f"got {_render(value)}. Choose another with output=."
@@ -134,13 +142,17 @@ def _reader(model: Any, feature_spec: FeatureSpecs) -> Callable[[Any], Any]:
     """What parses Examples and calls the model on them."""
     features = dict(feature_spec)
     if not features:
-        raise BindingError(f"Cannot make an endpoint of model {model.name!r}: feature_spec is empty.")
+        raise BindingError(
+            f"Cannot make an endpoint of model {model.name!r}: feature_spec is empty."
+        )
     try:
         leaves = model.inputs
     except (AttributeError, ValueError):
         leaves = None
     if not leaves and isinstance(model, keras.Sequential):
-        raise BindingError(f"Cannot make an endpoint of model {model.name!r}: it is not built. Give it an Input layer.")
+        raise BindingError(
+            f"Cannot make an endpoint of model {model.name!r}: it is not built. Give it an Input layer."
+        )
     if not leaves:
         # A subclassed model says nothing of its inputs: it gets the features as parse_example gives them.
         return lambda serialized: model(tf.io.parse_example(serialized, features), training=False)
@@ -156,10 +168,16 @@ def _reader(model: Any, feature_spec: FeatureSpecs) -> Callable[[Any], Any]:
     return call
 
 
-def _pair(model: Any, features: FeatureSpecs, leaves: Sequence[Any], struct: Any) -> list[tuple[str, Any]]:
+def _pair(
+    model: Any, features: FeatureSpecs, leaves: Sequence[Any], struct: Any
+) -> list[tuple[str, Any]]:
     """Feature key of each model input, in flatten order: by its name, else by its key in a dict of inputs."""
     flat = keras.tree.flatten(struct)
-    keys: list[Any] = sorted(struct) if isinstance(struct, Mapping) and len(struct) == len(flat) else [None] * len(flat)
+    keys: list[Any] = (
+        sorted(struct)
+        if isinstance(struct, Mapping) and len(struct) == len(flat)
+        else [None] * len(flat)
+    )
     if len(flat) == 1 and len(features) == 1:
         return [(next(iter(features)), flat[0])]
     by_name = all(leaf.name in features for leaf in flat)
@@ -180,19 +198,21 @@ def _fit(value: Any, leaf: Any, key: str) -> Any:
     elif isinstance(value, tf.RaggedTensor) and not getattr(leaf, "ragged", False):
         value = value.to_tensor()
     shape, dtype = tuple(leaf.shape), tf.as_dtype(keras.backend.standardize_dtype(leaf.dtype))
-    where = (
-        f"feature {key!r} parses to {_render(value)}, and input {leaf.name!r} takes {dtype.name} {render_shape(shape)}"
-    )
+    where = f"feature {key!r} parses to {_render(value)}, and input {leaf.name!r} takes {dtype.name} {render_shape(shape)}"
     is_text, wants_text = value.dtype == tf.string, dtype == tf.string
     if is_text != wants_text or (value.dtype.is_floating and dtype.is_integer):
-        raise BindingError(f"Cannot make an endpoint: {where}. Give the feature the dtype of the input.")
+        raise BindingError(
+            f"Cannot make an endpoint: {where}. Give the feature the dtype of the input."
+        )
     if isinstance(value, tf.Tensor):
         if value.shape.rank == len(shape) - 1 and shape[-1] == 1:
             value = tf.expand_dims(value, -1)
         elif value.shape.rank == len(shape) + 1 and value.shape[-1] == 1:
             value = tf.squeeze(value, -1)
         if not value.shape.is_compatible_with(shape):
-            raise BindingError(f"Cannot make an endpoint: {where}. Give the feature the shape of the input.")
+            raise BindingError(
+                f"Cannot make an endpoint: {where}. Give the feature the shape of the input."
+            )
     return value if is_text else tf.cast(value, dtype)
 
 
@@ -203,7 +223,9 @@ def _only_output(model: Any, found: Any, output: str | int | None, verb: str) ->
         options = list(range(len(found)))
     else:
         if output is not None:
-            raise OptionsError(f"output={output!r} chooses among several outputs, but model {model.name!r} has one.")
+            raise OptionsError(
+                f"output={output!r} chooses among several outputs, but model {model.name!r} has one."
+            )
         return found
     if output is None and len(options) == 1:
         output = options[0]

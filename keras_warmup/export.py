@@ -18,6 +18,7 @@ from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import ExportError, OptionsError, WarmupError
 from keras_warmup.op_errors import text_of
 from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.candidates import Rows, choose_signatures
 from keras_warmup.pipeline.keras_model import (
     arrange_batch,
@@ -29,15 +30,20 @@ from keras_warmup.pipeline.keras_model import (
 from keras_warmup.pipeline.warm import warm_saved_model
 from keras_warmup.publishing.filesystem import remove_tree
 from keras_warmup.publishing.publish import Published, staged
-from keras_warmup.publishing.versions import as_path, explained, model_name_of, reason_of, version_hint
+from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.request_kinds import default_kind
-from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover, share_input
+from keras_warmup.savedmodel.rewriting import (
+    complete_fingerprint,
+    name_methods,
+    recover,
+    share_input,
+)
 from keras_warmup.savedmodel.saving import one_copy_of_each_variable, save_saved_model
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
-from keras_warmup.savedmodel.unsafe_check import check_saved_model
+from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 from keras_warmup.training.capture import captured_batches, captured_shapes
 
 ExportFn = Callable[[Any, str], Any]
@@ -96,7 +102,9 @@ def export_with_warmup(
     report = keras_warmup.export_with_warmup(model, "./digits/{version}")
     ```
     """
-    report, _ = publish_model(model, path, data=data, warmup=warmup, export_fn=export_fn, overwrite=overwrite)
+    report, _ = publish_model(
+        model, path, data=data, warmup=warmup, export_fn=export_fn, overwrite=overwrite
+    )
     return report
 
 
@@ -134,7 +142,9 @@ def publish_model(
                 export_fn(model, directory)
             _require_saved_model(directory)
         _rewrite_signatures(directory, options)
-        report = warm_saved_model(directory, rows, options, model_name=model_name_of(path), share_twins=True)
+        report = warm_saved_model(
+            directory, rows, options, model_name=model_name_of(path), share_twins=True
+        )
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, as_path(path), options, stacklevel=5)
         _mend_remains(directory)
@@ -175,7 +185,9 @@ def save(
     if is_model:
         require_built(obj)
     elif not hasattr(obj, "_trackable_children"):
-        raise OptionsError(f"save takes a Keras model, tf.Module or other trackable object, got {type(obj).__name__}.")
+        raise OptionsError(
+            f"save takes a Keras model, tf.Module or other trackable object, got {type(obj).__name__}."
+        )
     own_calls = frozenset({"serving_default"}) if is_model and signatures is None else frozenset()
     with staged(export_dir, overwrite=True) as staging:
         directory = os.fspath(staging)
@@ -187,7 +199,9 @@ def save(
         with _explained(f"{type(obj).__name__}", "tf.saved_model.save", directory):
             save_saved_model(obj, directory, signatures, options)
         _rewrite_signatures(directory, asked)
-        report = warm_saved_model(directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True)
+        report = warm_saved_model(
+            directory, rows, asked, model_name=model_name_of(export_dir), share_twins=True
+        )
         _warn_of(report, as_path(export_dir), asked)
         _mend_remains(directory)
     return _relocated(report, staging.published.path)
@@ -235,7 +249,10 @@ def add_warmup(
         directory, rows, options, model_name=model_name_of(directory), append=append, in_place=True
     )
     if not report.records:
-        cold = "; ".join(f"{key!r}: {why}" for key, why in report.skipped.items()) or "it has no signature"
+        cold = (
+            "; ".join(f"{key!r}: {why}" for key, why in report.skipped.items())
+            or "it has no signature"
+        )
         raise WarmupError(f"No warmup record can be written for {directory!r}: {cold}")
     _warn_of(report, directory, options)
     return _relocated(report, directory)
@@ -247,17 +264,28 @@ def _batches_for(model: Any, data: Any, options: WarmupOptions) -> list[Batch]:
         return captured_batches(model) if model is not None else []
     rows = max(_MIN_ROWS, *(options.batch_sizes or (_MIN_ROWS,)))
     return select_batches(
-        read_batches(data), num_batches=NUM_BATCHES, rows=rows, seed=options.seed, max_read=MAX_READ_BATCHES
+        read_batches(data),
+        num_batches=NUM_BATCHES,
+        rows=rows,
+        seed=options.seed,
+        max_read=MAX_READ_BATCHES,
     )
 
 
 def _rows(
-    model: keras.Model | None, batches: Sequence[Batch], options: WarmupOptions, own_calls: frozenset[str]
+    model: keras.Model | None,
+    batches: Sequence[Batch],
+    options: WarmupOptions,
+    own_calls: frozenset[str],
 ) -> Rows:
     if model is None or options.transform is not None:
         return Rows(batches, model, own_calls)
     # Serialized Examples have no structure yet: a signature that parses them takes them as they are.
-    if batches and not takes_one_string(model) and all(is_string_vector(batch) for batch in batches):
+    if (
+        batches
+        and not takes_one_string(model)
+        and all(is_string_vector(batch) for batch in batches)
+    ):
         return Rows(batches, None, own_calls)
     arranged = [arrange_batch(model, batch) for batch in batches]
     ignored = tuple(dict.fromkeys(path for _, paths in arranged for path in paths))
@@ -269,7 +297,9 @@ def _rows(
 def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
     with _explained(f"model {model.name!r}", "model.export", directory):
         if is_subclassed(model) and batches:
-            model.export(directory, verbose=False, input_signature=captured_signature(model, batches))
+            model.export(
+                directory, verbose=False, input_signature=captured_signature(model, batches)
+            )
         else:
             model.export(directory, verbose=False)
 
@@ -321,7 +351,8 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
     specs = captured_signature(model, batches)
     # In flatten order and with the names TensorFlow would give.
     numbered = (
-        (path, spec, "inputs" if index == 0 else f"inputs_{index}") for index, (path, spec) in enumerate(walk(specs))
+        (path, spec, "inputs" if index == 0 else f"inputs_{index}")
+        for index, (path, spec) in enumerate(walk(specs))
     )
     names = {path: spec.name or name for path, spec, name in numbered if spec is not None}
 
@@ -331,7 +362,9 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
     def serving_default(inputs: Any) -> Any:
         return model(inputs)
 
-    function = tf.function(serving_default, input_signature=map_leaves(name_spec, specs), autograph=False)
+    function = tf.function(
+        serving_default, input_signature=map_leaves(name_spec, specs), autograph=False
+    )
     return function, tuple(map_leaves(lambda path, _: names.get(path), specs))
 
 
@@ -365,7 +398,9 @@ def _mend_remains(directory: str) -> None:
         complete_fingerprint(directory)
 
 
-def _warn_of(report: WarmupReport, where: str, options: WarmupOptions, *, stacklevel: int = 3) -> None:
+def _warn_of(
+    report: WarmupReport, where: str, options: WarmupOptions, *, stacklevel: int = 3
+) -> None:
     if report.synthetic:
         warnings.warn(
             f"The warmup records of {where!r} hold made-up rows, since no data was given or captured. Pass data=, or train with "
@@ -374,10 +409,15 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions, *, stackl
         )
     if not report.records and not report.skipped:
         warnings.warn(
-            f"{where!r} has no signature that a request can reach: it has no warmup file.", stacklevel=stacklevel
+            f"{where!r} has no signature that a request can reach: it has no warmup file.",
+            stacklevel=stacklevel,
         )
     budget = options.max_load_seconds
-    if budget is not None and report.load_added_ms is not None and report.load_added_ms > budget * 1000:
+    if (
+        budget is not None
+        and report.load_added_ms is not None
+        and report.load_added_ms > budget * 1000
+    ):
         warnings.warn(
             f"Replaying the warmup records of {where!r} took {report.load_added_ms / 1000:.3g} s, over "
             f"max_load_seconds={budget}: a server loads it at least that much later. Ask for fewer batch_sizes, output_filters "

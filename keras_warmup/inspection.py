@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from keras_warmup.data.batch import render_shape
-from keras_warmup.publishing.versions import as_path
+from keras_warmup.options import XLA_FLAGS
+from keras_warmup.paths import as_path
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_records, warmup_path
-from keras_warmup.report import Kind, RecordList, RecordReport, printable, to_plain
+from keras_warmup.report import RecordList, RecordReport, RequestKind, printable, to_plain
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.savedmodel.request_kinds import TFRT_NOTE, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.savedmodel.string_formats import Consumer, ExampleParser, describe_consumer
 from keras_warmup.savedmodel.string_inputs import find_consumers
 from keras_warmup.savedmodel.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
-from keras_warmup.serving.rules import XLA_FLAGS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -45,7 +45,7 @@ class InspectedSignature:
     signature: Signature
     facts: GraphFacts
     same_tensors_as: tuple[str, ...]
-    kinds: Mapping[Kind, str | None]
+    kinds: Mapping[RequestKind, str | None]
     consumers: Mapping[str, Consumer]
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +55,9 @@ class InspectedSignature:
             "facts": to_plain(self.facts),
             "same_tensors_as": list(self.same_tensors_as),
             "kinds": dict(self.kinds),
-            "consumers": {name: _consumer_to_dict(consumer) for name, consumer in self.consumers.items()},
+            "consumers": {
+                name: _consumer_to_dict(consumer) for name, consumer in self.consumers.items()
+            },
         }
 
 
@@ -103,7 +105,9 @@ class Inspection:
             if self.warmup_path
             else "no warmup file: the first requests will be slow"
         )
-        able = any(one.kinds["classify"] is None or one.kinds["regress"] is None for one in self.signatures)
+        able = any(
+            one.kinds["classify"] is None or one.kinds["regress"] is None for one in self.signatures
+        )
         lines = [warm, *([f"note: {TFRT_NOTE}"] if able else [])]
         if self.unsafe_ops:
             lines.append(f"unsafe: {render_unsafe_ops(self.unsafe_ops)}")
@@ -118,9 +122,12 @@ def _lines_of(one: InspectedSignature) -> list[str]:
         default = ", has a default" if name in signature.defaults else ""
         lines.append(f"input {name}: {spec.dtype} {render_shape(spec.shape)}{reads}{default}")
     lines += [
-        f"output {name}: {spec.dtype} {render_shape(spec.shape)}" for name, spec in sorted(signature.outputs.items())
+        f"output {name}: {spec.dtype} {render_shape(spec.shape)}"
+        for name, spec in sorted(signature.outputs.items())
     ]
-    lines.append(f"serves {', '.join(kind for kind, why_not in one.kinds.items() if why_not is None) or 'nothing'}")
+    lines.append(
+        f"serves {', '.join(kind for kind, why_not in one.kinds.items() if why_not is None) or 'nothing'}"
+    )
     lines += [f"no {kind}: {why_not}" for kind, why_not in one.kinds.items() if why_not]
     return lines + [f"note: {note}" for note in _notes(one)]
 
@@ -133,7 +140,9 @@ def _notes(one: InspectedSignature) -> list[str]:
     if facts.compiles:
         notes.append(f"compiles with XLA: the server needs {XLA_FLAGS}")
     if facts.convolves:
-        free = any(spec.shape is None or None in spec.shape[1:] for spec in one.signature.inputs.values())
+        free = any(
+            spec.shape is None or None in spec.shape[1:] for spec in one.signature.inputs.values()
+        )
         sizes = "batch and image sizes" if free else "batch sizes"
         notes.append(
             f"convolves: the first request of a size is slower; records of the {sizes} that clients send warm those"
@@ -143,7 +152,9 @@ def _notes(one: InspectedSignature) -> list[str]:
     if facts.foreign_ops:
         notes.append(f"ops outside core TensorFlow: {', '.join(facts.foreign_ops)}")
     if facts.unrestored_variables:
-        notes.append(f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never restored")
+        notes.append(
+            f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never restored"
+        )
     return notes
 
 
@@ -152,7 +163,12 @@ def _consumer_to_dict(consumer: Consumer) -> dict[str, Any]:
     if isinstance(consumer, ExampleParser):
         # A default is a value of the model, not of a row, but it is bytes as often as not.
         plain["features"] = {
-            key: {"kind": one.kind, "dtype": one.dtype, "shape": to_plain(one.shape), "required": one.required}
+            key: {
+                "kind": one.kind,
+                "dtype": one.dtype,
+                "shape": to_plain(one.shape),
+                "required": one.required,
+            }
             for key, one in sorted(consumer.spec.items())
         }
     return plain
@@ -190,7 +206,9 @@ def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
     path = warmup_path(where)
     has_file = tf.io.gfile.exists(path)
     size = tf.io.gfile.stat(path).length if has_file else 0
-    return Inspection(where, found, path if has_file else None, size, find_unsafe_ops(graph, signatures))
+    return Inspection(
+        where, found, path if has_file else None, size, find_unsafe_ops(graph, signatures)
+    )
 
 
 def list_records(path: str | os.PathLike[str]) -> RecordList:

@@ -20,10 +20,14 @@ _END_CHARACTERS = 8192
 _NODES_TRIED = 10
 WITHHELD = "(message withheld: it may hold tensor values)"
 # tf.errors.INVALID_ARGUMENT = 3 and so on: the names the server prints.
-_STATUS = {code: name for name, code in vars(tf.errors).items() if isinstance(code, int) and name.isupper()}
+_STATUS = {
+    code: name for name, code in vars(tf.errors).items() if isinstance(code, int) and name.isupper()
+}
 # Names of Python's own errors.
 _PYTHON_ERRORS = sorted(
-    name for name, one in vars(builtins).items() if isinstance(one, type) and issubclass(one, Exception)
+    name
+    for name, one in vars(builtins).items()
+    if isinstance(one, type) and issubclass(one, Exception)
 )
 
 _SHAPE = r"\[[\d,?]*\]"
@@ -148,8 +152,27 @@ _FORMS_OF_SHAPES: dict[str, str] = {
     r"OOM when allocating tensor with shape ?S and type \w+": "",
 }
 _SHAPE_IS_VALUE = frozenset(
-    {"BroadcastTo", "BroadcastArgs", "Fill", "Empty", "Reshape", "Tile", "Pad", "PadV2", "MirrorPad", "Range", "OneHot"}
-    | {"ScatterNd", "SparseToDense", "UnsortedSegmentSum", "DenseBincount", "Bincount", "TensorListReserve"}
+    {
+        "BroadcastTo",
+        "BroadcastArgs",
+        "Fill",
+        "Empty",
+        "Reshape",
+        "Tile",
+        "Pad",
+        "PadV2",
+        "MirrorPad",
+        "Range",
+        "OneHot",
+    }
+    | {
+        "ScatterNd",
+        "SparseToDense",
+        "UnsortedSegmentSum",
+        "DenseBincount",
+        "Bincount",
+        "TensorListReserve",
+    }
 )
 
 
@@ -197,7 +220,9 @@ def text_of(error: Exception) -> str:
 
 
 def _first_part(message: str) -> str:
-    return re.split(r"\n\s*\[\[|\n\nDetected at|\n\nOriginal stack|\n\t", _HEAD.sub("", message))[0].strip()
+    return re.split(r"\n\s*\[\[|\n\nDetected at|\n\nOriginal stack|\n\t", _HEAD.sub("", message))[
+        0
+    ].strip()
 
 
 def _shown(text: str, op: str, graph_def: Any, node: Any) -> str:
@@ -217,7 +242,9 @@ def _failed_node(message: str, graph_def: Any) -> tuple[str, Any]:
     """Name of the node that failed, and its NodeDef where the graph has it."""
     found = re.findall(r"(?:\{\{function_node ([^}\s]+)\}\}\s*)?\{\{node ([^}\s]+)\}\}", message)
     # A message may quote a text full of such names: TensorFlow's own stand at both ends.
-    for function, name in found if len(found) <= 2 * _NODES_TRIED else found[:_NODES_TRIED] + found[-_NODES_TRIED:]:
+    for function, name in (
+        found if len(found) <= 2 * _NODES_TRIED else found[:_NODES_TRIED] + found[-_NODES_TRIED:]
+    ):
         nodes = [node for where, node in _nodes_named(graph_def, name) if where == function]
         # A function that the optimizer specialized has a name of its own.
         nodes = nodes or [node for _, node in _nodes_named(graph_def, name)]
@@ -234,7 +261,9 @@ def _nodes_named(graph_def: Any, name: str) -> Iterator[tuple[str, Any]]:
         return
     yield from (("", node) for node in graph_def.node if node.name == name)
     for function in graph_def.library.function:
-        yield from ((function.signature.name, node) for node in function.node_def if node.name == name)
+        yield from (
+            (function.signature.name, node) for node in function.node_def if node.name == name
+        )
 
 
 def _inlined(graph_def: Any, path: str) -> Iterator[Any]:
@@ -282,7 +311,11 @@ def message_of(error: Exception) -> str:
 
 def status_of(error: Exception) -> str:
     """Canonical name of its status, as the server prints it: `INVALID_ARGUMENT`."""
-    return str(_STATUS.get(error.error_code, "UNKNOWN")) if isinstance(error, tf.errors.OpError) else "UNKNOWN"
+    return (
+        str(_STATUS.get(error.error_code, "UNKNOWN"))
+        if isinstance(error, tf.errors.OpError)
+        else "UNKNOWN"
+    )
 
 
 def cure_of(error: Exception, *, no_variables: bool = False) -> str:

@@ -11,12 +11,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from keras_warmup.errors import OptionsError
-from keras_warmup.report import KINDS, Kind
+from keras_warmup.report import REQUEST_KINDS, RequestKind
 
 # TensorFlow Serving fails the load on record 1001 (saved_model_warmup_util.h, kMaxNumRecords).
 MAX_RECORDS = 1000
 # protobuf refuses messages of 2 GiB; a warmup file near that size lengthens every load for nothing.
 DEFAULT_MAX_BYTES = 256 * 2**20
+
+# A batch of 1 never warms the first matrix product of more than one row.
+DEFAULT_BATCH_SIZE = 2
+# A stock server has XLA compilation switched off (model_servers/main.cc).
+XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
 
 Transform = Callable[[Any], Mapping[str, Any]]
 OutputFilters = Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]]
@@ -32,12 +37,16 @@ def _refuse_unknown(cls: type[_T]) -> type[_T]:
     @functools.wraps(init)
     def checked(self: _T, /, *unnamed: Any, **options: Any) -> None:
         if unnamed:
-            raise OptionsError(f"{cls.__name__} takes options by name, got {len(unnamed)} without one.")
+            raise OptionsError(
+                f"{cls.__name__} takes options by name, got {len(unnamed)} without one."
+            )
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise OptionsError(f"Unknown warmup option {name!r}.{hint} Known options: {', '.join(known)}.")
+                raise OptionsError(
+                    f"Unknown warmup option {name!r}.{hint} Known options: {', '.join(known)}."
+                )
         init(self, **options)
 
     cls.__init__ = checked  # type: ignore[assignment]
@@ -84,7 +93,7 @@ class WarmupOptions:
     signatures: Sequence[str] | None = None
     batch_sizes: Sequence[int] | None = None
     output_filters: OutputFilters | None = None
-    kinds: Sequence[Kind] | None = None
+    kinds: Sequence[RequestKind] | None = None
     transform: Transform | None = None
     xla: bool = False
     batching_parameters: str | os.PathLike[str] | None = None
@@ -112,13 +121,23 @@ class WarmupOptions:
         if any(not isinstance(key, str) for key in self.signatures or ()):
             problems.append(f"signatures must hold signature keys (str), got {self.signatures!r}")
         if any(not _is_int(size) or size < 1 for size in self.batch_sizes or ()):
-            problems.append(f"batch_sizes must hold integers >= 1, got {list(self.batch_sizes or ())!r}")
+            problems.append(
+                f"batch_sizes must hold integers >= 1, got {list(self.batch_sizes or ())!r}"
+            )
         else:
-            object.__setattr__(self, "batch_sizes", self.batch_sizes and tuple(int(size) for size in self.batch_sizes))
-        if any(kind not in KINDS for kind in self.kinds or ()):
-            problems.append(f"kinds must be among {', '.join(map(repr, KINDS))}, got {list(self.kinds or ())!r}")
+            object.__setattr__(
+                self,
+                "batch_sizes",
+                self.batch_sizes and tuple(int(size) for size in self.batch_sizes),
+            )
+        if any(kind not in REQUEST_KINDS for kind in self.kinds or ()):
+            problems.append(
+                f"kinds must be among {', '.join(map(repr, REQUEST_KINDS))}, got {list(self.kinds or ())!r}"
+            )
         object.__setattr__(self, "output_filters", _read_filters(self.output_filters, problems))
-        if self.model_name is not None and (not isinstance(self.model_name, str) or not self.model_name):
+        if self.model_name is not None and (
+            not isinstance(self.model_name, str) or not self.model_name
+        ):
             problems.append(f"model_name must be a non-empty str, got {self.model_name!r}")
         if self.transform is not None and not callable(self.transform):
             problems.append(f"transform must be callable, got {type(self.transform).__name__}")
@@ -126,11 +145,17 @@ class WarmupOptions:
             problems.append(
                 f"max_records must be 1 to {MAX_RECORDS} (TensorFlow Serving refuses more), got {self.max_records!r}"
             )
-        if self.batching_parameters is not None and not isinstance(self.batching_parameters, (str, os.PathLike)):
-            problems.append(f"batching_parameters must be a path, got {type(self.batching_parameters).__name__}")
+        if self.batching_parameters is not None and not isinstance(
+            self.batching_parameters, (str, os.PathLike)
+        ):
+            problems.append(
+                f"batching_parameters must be a path, got {type(self.batching_parameters).__name__}"
+            )
         for name in ("xla", "verify", "method_name", "share_twin_signatures"):
             value = getattr(self, name)
-            if not isinstance(value, bool) and not (name == "share_twin_signatures" and value is None):
+            if not isinstance(value, bool) and not (
+                name == "share_twin_signatures" and value is None
+            ):
                 problems.append(f"{name} must be True or False, got {value!r}")
         seconds = self.max_load_seconds
         if seconds is not None and (
@@ -142,7 +167,9 @@ class WarmupOptions:
             needing = {"share_twin_signatures=True": self.share_twin_signatures is True}
             needing[f"max_load_seconds={seconds!r}"] = seconds is not None
             problems += [
-                f"{asked} needs the replay that verify=False leaves out" for asked, given in needing.items() if given
+                f"{asked} needs the replay that verify=False leaves out"
+                for asked, given in needing.items()
+                if given
             ]
         if not _is_int(self.max_bytes) or self.max_bytes < 1:
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
@@ -222,14 +249,24 @@ def _read_filters(filters: Any, problems: list[str]) -> Any:
     groups = dict(filters) if isinstance(filters, Mapping) else {"": filters}
     read: dict[str, tuple[tuple[str, ...], ...]] = {}
     for key, group in groups.items():
-        asked = [] if isinstance(group, (str, Mapping)) or not isinstance(group, Iterable) else list(group)
-        if not asked or any(isinstance(one, (str, Mapping)) or not isinstance(one, Iterable) for one in asked):
-            problems.append(f"output_filters must hold lists of output aliases, such as [['scores']], got {filters!r}")
+        asked = (
+            []
+            if isinstance(group, (str, Mapping)) or not isinstance(group, Iterable)
+            else list(group)
+        )
+        if not asked or any(
+            isinstance(one, (str, Mapping)) or not isinstance(one, Iterable) for one in asked
+        ):
+            problems.append(
+                f"output_filters must hold lists of output aliases, such as [['scores']], got {filters!r}"
+            )
             return None
         read[key] = tuple(tuple(one) for one in asked)
         for one in read[key]:
             if not one or any(not isinstance(alias, str) for alias in one):
-                problems.append(f"output_filters must hold non-empty lists of output aliases, got {list(one)!r}")
+                problems.append(
+                    f"output_filters must hold non-empty lists of output aliases, got {list(one)!r}"
+                )
             elif len(set(one)) != len(one):
                 problems.append(f"output_filters must not name an output twice, got {list(one)!r}")
     return read if isinstance(filters, Mapping) else read[""]

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-Kind = Literal["predict", "classify", "regress", "multi_inference"]
-KINDS: tuple[Kind, ...] = ("predict", "classify", "regress", "multi_inference")
+RequestKind = Literal["predict", "classify", "regress", "multi_inference"]
+REQUEST_KINDS: tuple[RequestKind, ...] = ("predict", "classify", "regress", "multi_inference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RecordReport:
     """
 
     signature_key: str
-    kind: Kind
+    kind: RequestKind
     batch_size: int | None
     shapes: Mapping[str, tuple[int, ...]]
     output_filter: tuple[str, ...]
@@ -91,16 +91,28 @@ class WarmupReport:
         from rich.console import Group
         from rich.text import Text
 
-        lines = [records_table(self.records, f"warmup records of {self.export_dir}")] if self.records else []
+        lines = (
+            [records_table(self.records, f"warmup records of {self.export_dir}")]
+            if self.records
+            else []
+        )
         texts = [] if self.records else [f"no warmup records in {self.export_dir}"]
         texts += [f"proof {key}: {proof}" for key, proof in self.proofs.items()]
         texts += [f"cold {key}: {why}" for key, why in self.skipped.items()]
         texts += [f"cast {name}: {cast}" for name, cast in self.casts.items()]
-        texts += [f"shared {key}: names the tensors of {kept}" for key, kept in self.shared_signatures.items()]
-        texts += [f"shapes {key}: {share:.0%} of those seen are covered" for key, share in self.shape_coverage.items()]
+        texts += [
+            f"shared {key}: names the tensors of {kept}"
+            for key, kept in self.shared_signatures.items()
+        ]
+        texts += [
+            f"shapes {key}: {share:.0%} of those seen are covered"
+            for key, share in self.shape_coverage.items()
+        ]
         texts += [f"note: {note}" for note in self.notes]
         # A note may quote an error of several lines.
-        return Group(*lines, *(Text("\n".join(map(printable, text.splitlines()))) for text in texts))
+        return Group(
+            *lines, *(Text("\n".join(map(printable, text.splitlines()))) for text in texts)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +141,10 @@ class RecordList:
         table = records_table(self.records, self.warmup_path)
         if not self.truncated:
             return table
-        return Group(table, Text(f"only the first {len(self.records)} records are listed; the file holds more"))
+        return Group(
+            table,
+            Text(f"only the first {len(self.records)} records are listed; the file holds more"),
+        )
 
 
 def _lines_of(signature_key: str) -> list[str]:
@@ -146,10 +161,22 @@ def records_table(records: Sequence[RecordReport], title: str) -> Table:
 
     # Text, not str: rich takes a str for markup, and names may hold brackets.
     table = Table(
-        title=Text(printable(title)), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=Text(printable(title)),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     filtered = any(record.output_filter for record in records)
-    names = ["signature", "kind", "inputs", *(["outputs"] if filtered else []), "rows", "bytes", "replay ms"]
+    names = [
+        "signature",
+        "kind",
+        "inputs",
+        *(["outputs"] if filtered else []),
+        "rows",
+        "bytes",
+        "replay ms",
+    ]
     for name in names:
         # The table must stay readable in 80 columns: only shapes and outputs fold.
         table.add_column(
@@ -175,13 +202,18 @@ def records_table(records: Sequence[RecordReport], title: str) -> Table:
 
 def printable(name: str) -> str:
     """A text of a file as it may be printed: control characters, which steer terminals, and lone surrogates are escaped."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in name
+    )
 
 
 def to_plain(report: Any) -> Any:
     """Turns reports and what they hold into dicts, lists and scalars that `json.dumps` takes."""
     if dataclasses.is_dataclass(report) and not isinstance(report, type):
-        return {field.name: to_plain(getattr(report, field.name)) for field in dataclasses.fields(report)}
+        return {
+            field.name: to_plain(getattr(report, field.name))
+            for field in dataclasses.fields(report)
+        }
     if isinstance(report, Mapping):
         return {str(key): to_plain(value) for key, value in report.items()}
     if isinstance(report, (list, tuple)):

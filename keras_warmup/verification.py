@@ -14,17 +14,23 @@ import tensorflow as tf
 from keras_warmup._protos import PredictionLog
 from keras_warmup.data.batch import render_shape
 from keras_warmup.errors import OptionsError, RecordsError, ReplayError
-from keras_warmup.options import MAX_RECORDS
-from keras_warmup.publishing.versions import as_path
+from keras_warmup.options import MAX_RECORDS, XLA_FLAGS
+from keras_warmup.paths import as_path
 from keras_warmup.records.prediction_logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.records.warmup_file import RecordProblem, parse_log, scan_records, warmup_path
 from keras_warmup.report import printable, to_plain
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
-from keras_warmup.savedmodel.unsafe_check import describe_unsafe_ops
+from keras_warmup.savedmodel.unsafe_ops import describe_unsafe_ops
 from keras_warmup.serving.replay import Replayed, ServingSession
-from keras_warmup.serving.rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD, XLA_FLAGS
-from keras_warmup.serving.worker import DEFAULT_TIMEOUT_S, Message, WorkerEndedError, loaded_op_libraries, run_in_worker
+from keras_warmup.serving.rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD
+from keras_warmup.serving.worker import (
+    DEFAULT_TIMEOUT_S,
+    Message,
+    WorkerEndedError,
+    loaded_op_libraries,
+    run_in_worker,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,7 +107,9 @@ class VerifyReport:
                 pad_edge=False,
             )
             for name in ("#", "signature", "kind", "bytes", "replay ms", "at load"):
-                table.add_column(name, justify="right" if name in ("#", "bytes", "replay ms") else "left")
+                table.add_column(
+                    name, justify="right" if name in ("#", "bytes", "replay ms") else "left"
+                )
             for record in self.records:
                 ms = "-" if record.replay_ms is None else f"{record.replay_ms:.1f}"
                 effect = "runs" if record.ok else "see below"
@@ -196,7 +204,9 @@ def verify_here(export_dir: str, *, refuse_unsafe_ops: bool, progress: Progress)
     signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
     graph = ModelGraph(meta_graph)
     facts = {key: graph_facts(graph, signature) for key, signature in signatures.items()}
-    warning = describe_unsafe_ops(export_dir, graph, list(signatures.values()), refuse=refuse_unsafe_ops)
+    warning = describe_unsafe_ops(
+        export_dir, graph, list(signatures.values()), refuse=refuse_unsafe_ops
+    )
     if warning:
         progress.warn(warning)
     notes = _ServerNotes(signatures)
@@ -263,8 +273,13 @@ def _verify_in_worker(
     try:
         report = run_in_worker(job, timeout_s=timeout_s, on_message=take)["report"]
     except WorkerEndedError as ended:
-        failures = (*_failures_of(records), f"The process that ran the model {ended.how} while {doing}. {ended.so}")
-        return VerifyReport(export_dir, ok=False, records=tuple(records), failures=failures, server_notes=())
+        failures = (
+            *_failures_of(records),
+            f"The process that ran the model {ended.how} while {doing}. {ended.so}",
+        )
+        return VerifyReport(
+            export_dir, ok=False, records=tuple(records), failures=failures, server_notes=()
+        )
     return VerifyReport(
         export_dir=report["export_dir"],
         ok=report["ok"],
@@ -282,14 +297,28 @@ def _working_directory() -> str | None:
 
 
 def _check_limits(isolated: bool, timeout_s: float, memory_limit_bytes: int | None) -> None:
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= _MAX_TIMEOUT_S:
-        raise OptionsError(f"timeout_s must be a number > 0 and <= {_MAX_TIMEOUT_S}, got {timeout_s!r}.")
+    if (
+        isinstance(timeout_s, bool)
+        or not isinstance(timeout_s, (int, float))
+        or not 0 < timeout_s <= _MAX_TIMEOUT_S
+    ):
+        raise OptionsError(
+            f"timeout_s must be a number > 0 and <= {_MAX_TIMEOUT_S}, got {timeout_s!r}."
+        )
     if memory_limit_bytes is None:
         return
-    if isinstance(memory_limit_bytes, bool) or not isinstance(memory_limit_bytes, int) or memory_limit_bytes < 1:
-        raise OptionsError(f"memory_limit_bytes must be an integer >= 1 or None, got {memory_limit_bytes!r}.")
+    if (
+        isinstance(memory_limit_bytes, bool)
+        or not isinstance(memory_limit_bytes, int)
+        or memory_limit_bytes < 1
+    ):
+        raise OptionsError(
+            f"memory_limit_bytes must be an integer >= 1 or None, got {memory_limit_bytes!r}."
+        )
     if not isolated:
-        raise OptionsError("memory_limit_bytes limits the worker process: pass isolated=True with it.")
+        raise OptionsError(
+            "memory_limit_bytes limits the worker process: pass isolated=True with it."
+        )
     if not os.path.exists("/proc/self/status"):
         raise OptionsError("memory_limit_bytes needs Linux: leave it out on this system.")
 
@@ -315,9 +344,7 @@ def _judge(
         kind, key = ("unparsable", "") if log is None else (log_kind(log), log_signature_key(log))
         replay_ms = None
         if index >= MAX_RECORDS:
-            message = (
-                f"TensorFlow Serving takes {MAX_RECORDS} records: it runs them all, then refuses to load the model"
-            )
+            message = f"TensorFlow Serving takes {MAX_RECORDS} records: it runs them all, then refuses to load the model"
         elif log is None:
             message = "it is not a PredictionLog; TensorFlow Serving refuses to load the model"
         elif kind == "none":
@@ -331,14 +358,20 @@ def _judge(
 
 
 def _replay(
-    session: ServingSession | None, log: PredictionLog, notes: _ServerNotes, facts: Mapping[str, GraphFacts]
+    session: ServingSession | None,
+    log: PredictionLog,
+    notes: _ServerNotes,
+    facts: Mapping[str, GraphFacts],
 ) -> tuple[float | None, str]:
     keys = log_signature_keys(log)
     notes.asked.update(keys)
     for key in keys:
         if key in facts and facts[key].python_ops:
             # It might well run here: in the process that made the model its Python functions exist.
-            return None, f"{_python_of(key, facts[key])}; TensorFlow Serving refuses to load the model. {_PYTHON_CURE}"
+            return (
+                None,
+                f"{_python_of(key, facts[key])}; TensorFlow Serving refuses to load the model. {_PYTHON_CURE}",
+            )
     if session is None:
         return None, "it was not replayed: the model does not load"
     try:
@@ -390,7 +423,9 @@ class _ServerNotes:
     def _see_predict(self, key: str, log: PredictionLog, replayed: Replayed) -> None:
         self._expect(key, "Predict", (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD))
         inputs = log.predict_log.request.inputs
-        shapes = {name: [dim.size for dim in inputs[name].tensor_shape.dim] for name in sorted(inputs)}
+        shapes = {
+            name: [dim.size for dim in inputs[name].tensor_shape.dim] for name in sorted(inputs)
+        }
         for name, shape in shapes.items():
             if not shape:
                 self._unbatch(key, f"input {name!r} is a scalar")
@@ -403,7 +438,10 @@ class _ServerNotes:
             for alias, array in replayed.outputs.items():
                 if array.ndim == 0 or len(array) != size:
                     got = render_shape(array.shape)
-                    self._unbatch(key, f"output {alias!r} is {got} for a batch of {size}, so it is not batch-major")
+                    self._unbatch(
+                        key,
+                        f"output {alias!r} is {got} for a batch of {size}, so it is not batch-major",
+                    )
 
     def _expect(self, key: str, request: str, expected: tuple[str, ...]) -> None:
         method_name = self._signatures[key].method_name
@@ -418,7 +456,11 @@ class _ServerNotes:
             if fact.compiles:
                 yield (
                     f"Signature {key!r} must be compiled by XLA: a server needs {XLA_FLAGS} to run it"
-                    + ("; without the flag its records keep the model from loading." if key in self.asked else ".")
+                    + (
+                        "; without the flag its records keep the model from loading."
+                        if key in self.asked
+                        else "."
+                    )
                 )
         foreign = sorted({op for fact in facts.values() for op in fact.foreign_ops})
         if foreign:

@@ -34,7 +34,9 @@ def run(monkeypatch, name, *argv):
 
 
 SCRIPTS = sorted(
-    path.name for path in BENCHMARKS.glob("*.py") if path.name not in ("zoo.py", "first_request_report.py")
+    path.name
+    for path in BENCHMARKS.glob("*.py")
+    if path.name not in ("zoo.py", "first_request_report.py")
 )
 
 
@@ -53,10 +55,19 @@ def result(model="LSTM", ours=2.0, shared=50.0):
         }  # fmt: skip
 
     rows = [row("none", 90.0, 0.0, False), row("batch 1, default signature", 40.0, 40.0, False)]
-    rows += [row("batch 1, each signature", 20.0, 80.0, False), row("100 copies of one", 40.0, 90.0, False)]
-    rows += [row("keras_warmup", ours, shared, ours <= 4), row("keras_warmup, twins apart", 2.0, 100.0, True)]
+    rows += [
+        row("batch 1, each signature", 20.0, 80.0, False),
+        row("100 copies of one", 40.0, 90.0, False),
+    ]
+    rows += [
+        row("keras_warmup", ours, shared, ours <= 4),
+        row("keras_warmup, twins apart", 2.0, 100.0, True),
+    ]
     rows += [row("smallest found by trial", 2.0, 45.0, True)]
-    probes = [{"signature_key": key, "kind": "predict", "output_filter": []} for key in ("serving_default", "serve")]
+    probes = [
+        {"signature_key": key, "kind": "predict", "output_filter": []}
+        for key in ("serving_default", "serve")
+    ]
     return {"model": model, "probes": probes, "steady_ms": [1.0, 1.0], "files": rows}
 
 
@@ -74,7 +85,8 @@ def test_claims_say_no_where_the_figures_do():
 
 
 @pytest.mark.parametrize(
-    ("first", "steady", "warm"), [(3.9, 1.0, True), (4.1, 1.0, False), (149.0, 100.0, True), (151.0, 100.0, False)]
+    ("first", "steady", "warm"),
+    [(3.9, 1.0, True), (4.1, 1.0, False), (149.0, 100.0, True), (151.0, 100.0, False)],
 )
 def test_warm_is_one_and_a_half_times_steady_or_within_3_ms(first, steady, warm):
     from first_request_report import is_warm
@@ -83,12 +95,21 @@ def test_warm_is_one_and_a_half_times_steady_or_within_3_ms(first, steady, warm)
 
 
 def test_results_are_redrawn_and_put_between_the_marks_of_a_readme(monkeypatch, capsys, tmp_path):
-    (tmp_path / "first_request.json").write_text(json.dumps({"about": {"cpus": 2}, "results": [result()]}))
+    (tmp_path / "first_request.json").write_text(
+        json.dumps({"about": {"cpus": 2}, "results": [result()]})
+    )
     readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- first request -->\nwhat was there\n<!-- /first request -->\nafter\n")
-    assert run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme) == 0
+    readme.write_text(
+        "before\n<!-- first request -->\nwhat was there\n<!-- /first request -->\nafter\n"
+    )
+    assert (
+        run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme)
+        == 0
+    )
     text = readme.read_text()
-    assert text.startswith("before\n<!-- first request -->\n\n| model |") and text.endswith("request -->\nafter\n")
+    assert text.startswith("before\n<!-- first request -->\n\n| model |") and text.endswith(
+        "request -->\nafter\n"
+    )
     assert "| LSTM | keras_warmup | 1 | 10 | **2.00** / **1.00** | 1.00 / 1.00 | 50 |" in text
     assert "what was there" not in text
     assert (tmp_path / "first_request.png").read_bytes().startswith(b"\x89PNG")
@@ -98,7 +119,10 @@ def test_results_are_redrawn_and_put_between_the_marks_of_a_readme(monkeypatch, 
 
 def test_some_models_only_are_no_results_to_show(monkeypatch, capsys, tmp_path):
     before = RESULTS.read_bytes()
-    for argv in (["--models", "MLP"], ["--models", "MLP", "--output", tmp_path, "--readme", tmp_path / "README.md"]):
+    for argv in (
+        ["--models", "MLP"],
+        ["--models", "MLP", "--output", tmp_path, "--readme", tmp_path / "README.md"],
+    ):
         assert run(monkeypatch, "first_request.py", *argv) == 2
         assert "--models measures some of the zoo" in capsys.readouterr().err
     assert RESULTS.read_bytes() == before
@@ -115,7 +139,11 @@ def test_ratios_of_an_export_are_medians_over_the_rounds(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["export_cost.py"])
     ratios_of = runpy.run_path(str(BENCHMARKS / "export_cost.py"))["ratios_of"]
     seconds = {"export": [1.0, 1.0, 2.0], "load": [1.0] * 3, "replay": [2.0] * 3}
-    seconds |= {"call": [0.0] * 3, "export_with_warmup": [4.0, 6.0, 5.0], "verify=False": [1.0, 3.0, 2.0]}
+    seconds |= {
+        "call": [0.0] * 3,
+        "export_with_warmup": [4.0, 6.0, 5.0],
+        "verify=False": [1.0, 3.0, 2.0],
+    }
     assert ratios_of(seconds) == {"verified": 1.0, "unverified": 1.0}
 
 
@@ -123,7 +151,9 @@ def test_a_readme_without_marks_is_left_alone(monkeypatch, tmp_path):
     (tmp_path / "first_request.json").write_text(json.dumps({"about": {}, "results": [result()]}))
     readme = tmp_path / "README.md"
     readme.write_text("mine\n")
-    code = run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme)
+    code = run(
+        monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme
+    )
     assert "has no '<!-- first request -->'" in code
     assert readme.read_text() == "mine\n"
 

@@ -39,7 +39,9 @@ def tree(root):
 def kernel_of(export_dir):
     """The Dense kernel as the exported signature has it: its outputs for the unit vectors minus that for zero."""
     serve = tf.saved_model.load(str(export_dir)).signatures["serve"]
-    outputs = next(iter(serve(tf.constant(np.vstack([np.zeros((1, 3)), np.eye(3)]), tf.float32)).values())).numpy()
+    outputs = next(
+        iter(serve(tf.constant(np.vstack([np.zeros((1, 3)), np.eye(3)]), tf.float32)).values())
+    ).numpy()
     return outputs[1:] - outputs[:1]
 
 
@@ -93,7 +95,9 @@ def test_fit_publishes_a_warm_model_at_train_end(tmp_path, capsys):
 def test_training_is_bit_identical_with_and_without(tmp_path, save_freq):
     def run(*extra):
         keras.utils.set_random_seed(3)
-        model = keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+        model = keras.Sequential(
+            [keras.Input((3,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+        )
         model.compile("adam", "mse")
         history = fit(model, *extra, epochs=3, validation_data=(X, Y))
         return history.history, model.get_weights()
@@ -151,9 +155,14 @@ def test_batch_capture_feeds_a_later_export(tmp_path):
 
 def test_batch_capture_and_two_exports_share_a_fit(tmp_path):
     model = make_model()
-    one, two = kw.WarmupExport(tmp_path / "a" / "1", verbose=0), kw.WarmupExport(tmp_path / "b" / "1", verbose=0)
+    one, two = (
+        kw.WarmupExport(tmp_path / "a" / "1", verbose=0),
+        kw.WarmupExport(tmp_path / "b" / "1", verbose=0),
+    )
     fit(model, one, kw.BatchCapture(), two)
-    assert [record.source for export in (one, two) for record in export.reports[0].records].count("captured") >= 2
+    assert [record.source for export in (one, two) for record in export.reports[0].records].count(
+        "captured"
+    ) >= 2
     assert tree(tmp_path) == ["a", "b"]
 
 
@@ -176,7 +185,10 @@ def test_interrupt_in_an_export_passes_and_leaves_nothing_half_published(tmp_pat
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(make_model(), kw.WarmupExport(tmp_path / "m" / "1", save_freq="epoch", export_fn=export_fn))
+        fit(
+            make_model(),
+            kw.WarmupExport(tmp_path / "m" / "1", save_freq="epoch", export_fn=export_fn),
+        )
     assert tree(tmp_path) == []
 
 
@@ -241,7 +253,10 @@ def test_second_fit_exports_again(tmp_path, exports):
     model = make_model()
     fit(model, export)
     fit(model, export)
-    assert [report.export_dir for report in export.reports] == [str(tmp_path / "1"), str(tmp_path / "2")]
+    assert [report.export_dir for report in export.reports] == [
+        str(tmp_path / "1"),
+        str(tmp_path / "2"),
+    ]
 
 
 def test_max_to_keep_removes_only_what_this_instance_published(tmp_path, exports):
@@ -317,7 +332,12 @@ class Report(keras.callbacks.Callback):
 def test_save_best_only_exports_improvements(tmp_path, exports, name, mode, values, best):
     model = make_model(metrics=["mae", "accuracy"])
     export = kw.WarmupExport(
-        tmp_path / "{epoch}", monitor=name, mode=mode, save_best_only=True, save_freq="epoch", verbose=0
+        tmp_path / "{epoch}",
+        monitor=name,
+        mode=mode,
+        save_best_only=True,
+        save_freq="epoch",
+        verbose=0,
     )
     fit(model, Report(name, values), export, epochs=4, validation_data=(X, Y))
     assert tree(tmp_path) == [str(epoch) for epoch in best]
@@ -325,7 +345,9 @@ def test_save_best_only_exports_improvements(tmp_path, exports, name, mode, valu
 
 
 def test_best_is_kept_over_fits(tmp_path, exports):
-    export = kw.WarmupExport(tmp_path / "{version}", monitor="loss", save_best_only=True, save_freq="epoch")
+    export = kw.WarmupExport(
+        tmp_path / "{version}", monitor="loss", save_best_only=True, save_freq="epoch"
+    )
     model = make_model()
     fit(model, Report("loss", [2.0, 1.0]), export)
     fit(model, Report("loss", [1.5, 0.5]), export)
@@ -334,7 +356,9 @@ def test_best_is_kept_over_fits(tmp_path, exports):
 
 def test_best_that_was_not_published_does_not_count(tmp_path, exports):
     exports.fails_at = (2,)
-    export = kw.WarmupExport(tmp_path / "{epoch}", monitor="loss", save_best_only=True, save_freq="epoch")
+    export = kw.WarmupExport(
+        tmp_path / "{epoch}", monitor="loss", save_best_only=True, save_freq="epoch"
+    )
     with pytest.warns(UserWarning, match="published nothing at epoch 2"):
         fit(make_model(), Report("loss", [3.0, 1.0, 2.0, 2.5]), export, epochs=4)
     assert tree(tmp_path) == ["1", "3"]
@@ -344,7 +368,9 @@ def test_missing_monitor_warns_once_and_exports_nothing(tmp_path, exports):
     export = kw.WarmupExport(tmp_path / "{version}", save_best_only=True, save_freq="epoch")
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), export)
-    assert [str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)] == [
+    assert [
+        str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)
+    ] == [
         "WarmupExport exports only the best epochs by 'val_loss', which is not known at epoch 1: no export at such "
         "epochs. Known metrics: loss, mae."
     ]
@@ -352,14 +378,18 @@ def test_missing_monitor_warns_once_and_exports_nothing(tmp_path, exports):
 
 
 def test_validation_freq_skips_epochs_without_the_monitor(tmp_path, exports):
-    export = kw.WarmupExport(tmp_path / "{epoch}-{val_loss:.9f}", save_best_only=True, save_freq="epoch")
+    export = kw.WarmupExport(
+        tmp_path / "{epoch}-{val_loss:.9f}", save_best_only=True, save_freq="epoch"
+    )
     with pytest.warns(UserWarning, match="not known at epoch 1"):
         fit(make_model(), export, epochs=4, validation_data=(X, Y), validation_freq=2)
     assert [name.partition("-")[0] for name in tree(tmp_path)] == ["2", "4"]
 
 
 def test_direction_that_keras_cannot_tell_is_an_error(tmp_path, exports):
-    export = kw.WarmupExport(tmp_path / "{version}", monitor="score", save_best_only=True, save_freq="epoch")
+    export = kw.WarmupExport(
+        tmp_path / "{version}", monitor="score", save_best_only=True, save_freq="epoch"
+    )
     with pytest.raises(OptionsError) as caught:
         fit(make_model(), Report("score", [1.0]), export, epochs=1)
     assert str(caught.value) == (
@@ -376,7 +406,9 @@ def test_failed_export_warns_at_an_epoch_and_training_goes_on(tmp_path, exports)
     with pytest.warns(UserWarning) as caught:
         history = fit(make_model(), export, epochs=3)
     assert len(history.epoch) == 3
-    assert [str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)] == [
+    assert [
+        str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)
+    ] == [
         "WarmupExport published nothing at epoch 1. OSError: no space left on device",
         "WarmupExport published nothing at epoch 3. OSError: no space left on device",
         "WarmupExport published nothing at 2 of 3 epochs: 1, 3. The warning at each of them says why.",
@@ -385,7 +417,9 @@ def test_failed_export_warns_at_an_epoch_and_training_goes_on(tmp_path, exports)
     assert len(export.reports) == 1
 
 
-@pytest.mark.parametrize(("save_freq", "on_error"), [("train_end", None), ("train_end", "raise"), ("epoch", "raise")])
+@pytest.mark.parametrize(
+    ("save_freq", "on_error"), [("train_end", None), ("train_end", "raise"), ("epoch", "raise")]
+)
 def test_failed_export_raises_the_error_itself(tmp_path, exports, save_freq, on_error):
     exports.fails_at = (1,)
     with pytest.raises(OSError) as caught:
@@ -397,9 +431,9 @@ def test_failed_export_warns_at_train_end_when_asked(tmp_path, exports):
     exports.fails_at = (1,)
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), kw.WarmupExport(tmp_path / "1", on_error="warn"))
-    assert [str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)] == [
-        "WarmupExport published nothing at the end of training. OSError: no space left on device"
-    ]
+    assert [
+        str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)
+    ] == ["WarmupExport published nothing at the end of training. OSError: no space left on device"]
 
 
 class Steps(keras.callbacks.Callback):
@@ -422,11 +456,17 @@ class Steps(keras.callbacks.Callback):
     ids=["empty directory", "file", "directory"],
 )
 @pytest.mark.parametrize("template", ["2", "{epoch}"])
-def test_path_that_exists_is_refused_before_the_first_step(tmp_path, exports, make, kind, on_error, template):
+def test_path_that_exists_is_refused_before_the_first_step(
+    tmp_path, exports, make, kind, on_error, template
+):
     make(tmp_path / "2")
     steps = Steps()
     with pytest.raises(PublishError) as caught:
-        fit(make_model(), steps, kw.WarmupExport(tmp_path / template, on_error=on_error, save_freq="epoch"))
+        fit(
+            make_model(),
+            steps,
+            kw.WarmupExport(tmp_path / template, on_error=on_error, save_freq="epoch"),
+        )
     assert str(caught.value) == (
         f"Cannot publish to '{tmp_path}/2': it exists ({kind}). Publish to '{tmp_path}/{{version}}' for the next "
         "free version, remove it, or pass overwrite=True where the function takes it."
@@ -437,7 +477,12 @@ def test_path_that_exists_is_refused_before_the_first_step(tmp_path, exports, ma
 
 def test_directories_of_epochs_already_run_are_no_obstacle(tmp_path, exports):
     (tmp_path / "1").mkdir()
-    fit(make_model(), kw.WarmupExport(tmp_path / "{epoch}", save_freq="epoch"), epochs=2, initial_epoch=1)
+    fit(
+        make_model(),
+        kw.WarmupExport(tmp_path / "{epoch}", save_freq="epoch"),
+        epochs=2,
+        initial_epoch=1,
+    )
     assert tree(tmp_path) == ["1", "2"]
 
 
@@ -472,11 +517,11 @@ def test_unknown_field_warns_when_asked(tmp_path, exports):
     export = kw.WarmupExport(tmp_path / "{accuracy}", on_error="warn")
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), export)
-    text = (
-        f"Cannot fill in filepath '{tmp_path}/{{accuracy}}': unknown fields {{accuracy}}. Known fields: {{version}}, "
-    )
+    text = f"Cannot fill in filepath '{tmp_path}/{{accuracy}}': unknown fields {{accuracy}}. Known fields: {{version}}, "
     text += "{epoch}, {loss}, {mae}."
-    assert [str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)] == [
+    assert [
+        str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)
+    ] == [
         f"WarmupExport will publish nothing: {text}",
         f"WarmupExport published nothing at the end of training. OptionsError: {text}",
     ]
@@ -526,7 +571,9 @@ def test_bad_filepath_is_refused_at_construction(filepath, text):
 
 
 def test_bad_warmup_option_is_refused_at_construction():
-    with pytest.raises(OptionsError, match=r"Unknown warmup option 'batch_size'\. Did you mean 'batch_sizes'\?"):
+    with pytest.raises(
+        OptionsError, match=r"Unknown warmup option 'batch_size'\. Did you mean 'batch_sizes'\?"
+    ):
         kw.WarmupExport("m/1", warmup={"batch_size": [4]})
 
 
@@ -630,7 +677,11 @@ def test_epoch_exports_change_no_state_that_training_reads(run_eagerly, tmp_path
         model = keras.Model(x, keras.layers.Dense(1)(counting(x)))
         model.compile("sgd", "mse", run_eagerly=run_eagerly)
         history = fit(model, *extra, epochs=3).history["loss"]
-        return history, float(counting.calls.numpy()), [variable.numpy().tolist() for variable in model.weights]
+        return (
+            history,
+            float(counting.calls.numpy()),
+            [variable.numpy().tolist() for variable in model.weights],
+        )
 
     plain = train()
     warm = kw.WarmupExport(tmp_path / "{version}", save_freq="epoch", verbose=0)
@@ -684,7 +735,9 @@ def test_path_that_somebody_replaced_is_not_overwritten(tmp_path, exports):
                 (tmp_path / "1" / "saved_model.pb").write_text("somebody else's")
 
     export = kw.WarmupExport(tmp_path / "1", save_freq="epoch")
-    with pytest.warns(UserWarning, match=r"published nothing at epoch 2. PublishError: .* it exists"):
+    with pytest.warns(
+        UserWarning, match=r"published nothing at epoch 2. PublishError: .* it exists"
+    ):
         fit(make_model(), Replace(), export, epochs=2)
     assert (tmp_path / "1" / "saved_model.pb").read_text() == "somebody else's"
 

@@ -36,7 +36,9 @@ def tabular(last):
     history = keras.Input((None,), name="history")
     code = keras.layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(word)
     total = keras.ops.sum(history, axis=1, keepdims=True)
-    hidden = keras.layers.Dense(4, activation="relu")(keras.layers.Concatenate()([age, code, total]))
+    hidden = keras.layers.Dense(4, activation="relu")(
+        keras.layers.Concatenate()([age, code, total])
+    )
     return keras.Model({"age": age, "word": word, "history": history}, last(hidden))
 
 
@@ -90,8 +92,15 @@ def rows(export_dir):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    dense = {"age": ROWS["age"][:, None], "word": tf.constant(ROWS["word"]), "history": ROWS["history"].to_tensor()}
-    return {key: value.numpy() for key, value in model({**dense, "age": tf.cast(dense["age"], tf.float32)}).items()}
+    dense = {
+        "age": ROWS["age"][:, None],
+        "word": tf.constant(ROWS["word"]),
+        "history": ROWS["history"].to_tensor(),
+    }
+    return {
+        key: value.numpy()
+        for key, value in model({**dense, "age": tf.cast(dense["age"], tf.float32)}).items()
+    }
 
 
 def log_of(kind, rows):
@@ -122,9 +131,9 @@ def test_the_endpoints_have_the_forms_the_server_asks_for(export_dir):
     assert kinds["classify"]["classify"] is None and kinds["classify"]["multi_inference"] is None
     assert kinds["regress"]["regress"] is None and kinds["regress"]["multi_inference"] is None
     assert kinds["predict"]["predict"] is None and kinds["predict"]["classify"] is not None
-    assert {key: graph_facts(meta_graph, signatures[key]).unrestored_variables for key in kinds} == dict.fromkeys(
-        kinds, ()
-    )
+    assert {
+        key: graph_facts(meta_graph, signatures[key]).unrestored_variables for key in kinds
+    } == dict.fromkeys(kinds, ())
 
 
 @pytest.mark.parametrize("kind", ["classify", "regress", "predict", "multi_inference"])
@@ -144,7 +153,10 @@ def test_each_request_kind_runs_as_the_server_runs_it(kind, export_dir, rows, ex
 
 
 def examples_of(**columns):
-    spec = {key: tf.io.FixedLenFeature(column.shape[1:], tf.as_dtype(column.dtype)) for key, column in columns.items()}
+    spec = {
+        key: tf.io.FixedLenFeature(column.shape[1:], tf.as_dtype(column.dtype))
+        for key, column in columns.items()
+    }
     built = []
     for row in range(len(next(iter(columns.values())))):
         example = tf.train.Example()
@@ -158,7 +170,9 @@ def test_a_single_input_takes_the_only_feature_whatever_its_name():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     spec, rows = examples_of(pixels=x)
-    np.testing.assert_allclose(endpoints.predict_examples(model, spec)(rows)["outputs"], model(x), rtol=1e-6)
+    np.testing.assert_allclose(
+        endpoints.predict_examples(model, spec)(rows)["outputs"], model(x), rtol=1e-6
+    )
 
 
 def test_a_list_of_inputs_takes_features_by_input_name_in_its_own_order():
@@ -166,7 +180,10 @@ def test_a_list_of_inputs_takes_features_by_input_name_in_its_own_order():
     model = keras.Model(inputs, [inputs[0] - inputs[1], inputs[0] * 0.0])
     spec, rows = examples_of(aa=np.array([[1.0]], np.float32), zz=np.array([[5.0]], np.float32))
     found = endpoints.predict_examples(model, spec)(rows)
-    assert {key: value.numpy().tolist() for key, value in found.items()} == {"output_0": [[4.0]], "output_1": [[0.0]]}
+    assert {key: value.numpy().tolist() for key, value in found.items()} == {
+        "output_0": [[4.0]],
+        "output_1": [[0.0]],
+    }
 
 
 def test_a_dict_of_inputs_with_other_names_takes_features_by_key():
@@ -205,7 +222,8 @@ def endpoints_spec(kind):
 
 def scorer(units):
     return keras.Sequential(
-        [keras.Input((1,), name="x"), keras.layers.Dense(units, activation="sigmoid")], name="scorer"
+        [keras.Input((1,), name="x"), keras.layers.Dense(units, activation="sigmoid")],
+        name="scorer",
     )
 
 
@@ -223,7 +241,10 @@ def test_one_probability_and_two_classes_give_two_scores():
 
 def test_without_labels_the_classes_are_numbers():
     _, rows = examples_of(x=np.array([[1.0], [2.0]], np.float32))
-    assert endpoints.classify(scorer(3), X)(rows)["classes"].numpy().tolist() == [[b"0", b"1", b"2"]] * 2
+    assert (
+        endpoints.classify(scorer(3), X)(rows)["classes"].numpy().tolist()
+        == [[b"0", b"1", b"2"]] * 2
+    )
 
 
 def test_scores_of_mixed_precision_models_are_float32():
@@ -234,7 +255,9 @@ def test_scores_of_mixed_precision_models_are_float32():
 
 
 def cube():
-    return keras.Sequential([keras.Input((1,)), keras.layers.Dense(3), keras.layers.Reshape((3, 1))], name="m")
+    return keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(3), keras.layers.Reshape((3, 1))], name="m"
+    )
 
 
 NO_FIT = {

@@ -51,7 +51,9 @@ class Weigh(keras.Model):
         self.dense = keras.layers.Dense(3)
 
     def call(self, x):
-        return self.dense(sum(tensor * (index + 1.0) for index, tensor in enumerate(keras.tree.flatten(x))))
+        return self.dense(
+            sum(tensor * (index + 1.0) for index, tensor in enumerate(keras.tree.flatten(x)))
+        )
 
 
 def functional(structure):
@@ -74,7 +76,10 @@ def sequential():
 TWELVE = [f"n{index}" for index in range(12)]
 MODELS = {
     "functional-tensor": (lambda: functional(input_4("user-id")), lambda: rows(4)),
-    "functional-list": (lambda: functional([input_4("zz"), input_4("aa")]), lambda: [rows(4), rows(4)]),
+    "functional-list": (
+        lambda: functional([input_4("zz"), input_4("aa")]),
+        lambda: [rows(4), rows(4)],
+    ),
     "functional-dict-other-keys": (
         lambda: functional({"p": input_4("zz"), "q": input_4("aa")}),
         lambda: {"q": rows(4), "p": rows(4)},
@@ -139,7 +144,11 @@ def test_every_input_structure_is_bound_right_and_proved(name, how, tmp_path):
     assert set(report.proofs.values()) == {"proved"}
     assert not report.skipped
     # Independent of the proof inside: the file's own rows through a Session against the model on the same rows.
-    fed = {key: array for log in kw.read_records(export_dir) for key, array in predict_inputs(log).items()}
+    fed = {
+        key: array
+        for log in kw.read_records(export_dir)
+        for key, array in predict_inputs(log).items()
+    }
     assert len(fed) == len(keras.tree.flatten(x))
     with open_session(export_dir) as session:
         for log in kw.read_records(export_dir):
@@ -191,17 +200,22 @@ def test_same_seed_same_file_and_another_seed_other_rows(model, tmp_path):
 
 def test_one_record_of_two_real_rows_warms_both_twins_by_default(model, data, tmp_path):
     report = kw.export_with_warmup(model, tmp_path / "1", data=data)
-    assert [(record.signature_key, record.batch_size, record.warms) for record in report.records] == [
-        ("serving_default", 2, ("serving_default", "serve"))
-    ]
+    assert [
+        (record.signature_key, record.batch_size, record.warms) for record in report.records
+    ] == [("serving_default", 2, ("serving_default", "serve"))]
     assert report.shared_signatures == {"serve": "serving_default"}
     assert report.load_added_ms == report.records[0].replay_ms
 
 
 def test_one_record_a_signature_where_twins_stay_apart(model, data, tmp_path):
-    report = kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"share_twin_signatures": False})
+    report = kw.export_with_warmup(
+        model, tmp_path / "1", data=data, warmup={"share_twin_signatures": False}
+    )
     assert report.shared_signatures == {}
-    assert [(record.signature_key, record.kind, record.batch_size, record.source) for record in report.records] == [
+    assert [
+        (record.signature_key, record.kind, record.batch_size, record.source)
+        for record in report.records
+    ] == [
         ("serving_default", "predict", 2, "data"),
         ("serve", "predict", 2, "data"),
     ]
@@ -209,7 +223,10 @@ def test_one_record_a_signature_where_twins_stay_apart(model, data, tmp_path):
     assert not report.synthetic
     assert report.load_ms > 0
     assert all(record.replay_ms > 0 for record in report.records)
-    assert "Up to 4 real rows of your data ship inside the model, readable by whoever has its files." in report.notes
+    assert (
+        "Up to 4 real rows of your data ship inside the model, readable by whoever has its files."
+        in report.notes
+    )
 
 
 def test_signatures_over_the_same_tensors_share_a_record(tmp_path):
@@ -219,7 +236,12 @@ def test_signatures_over_the_same_tensors_share_a_record(tmp_path):
             return {"y": x * 2}
 
     module = Doubler()
-    kw.save(module, tmp_path / "1", signatures={"b": module.double, "serving_default": module.double}, data=rows(4))
+    kw.save(
+        module,
+        tmp_path / "1",
+        signatures={"b": module.double, "serving_default": module.double},
+        data=rows(4),
+    )
     path = tmp_path / "1" / "saved_model.pb"
     from keras_warmup._protos import SavedModel
 
@@ -240,14 +262,18 @@ def test_batch_sizes_and_output_filters_are_written_exactly(tmp_path):
         data=rows(4),
         warmup=kw.WarmupOptions(batch_sizes=[5, 30], output_filters=[["a"], ["a", "b"]]),
     )
-    asked = {(record.signature_key, record.batch_size, record.output_filter) for record in report.records}
+    asked = {
+        (record.signature_key, record.batch_size, record.output_filter) for record in report.records
+    }
     assert asked == {("serving_default", size, asked) for size in (5, 30) for asked in ((), ("a",))}
     assert kw.verify(tmp_path / "1").ok
 
 
 def test_output_filter_of_one_signature_must_exist_there(model, data, tmp_path):
     with pytest.raises(OptionsError) as error:
-        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"output_filters": {"serve": [["nope"]]}})
+        kw.export_with_warmup(
+            model, tmp_path / "1", data=data, warmup={"output_filters": {"serve": [["nope"]]}}
+        )
     assert str(error.value) == (
         "output_filters for signature 'serve' name ['nope'], which it does not have. Its outputs: ['output_0']."
     )
@@ -256,15 +282,24 @@ def test_output_filter_of_one_signature_must_exist_there(model, data, tmp_path):
 
 def test_free_image_sizes_get_a_record_each_and_free_lengths_do_not(tmp_path):
     image = keras.Input((None, None, 1), name="image")
-    conv = keras.Model(image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(image)))
+    conv = keras.Model(
+        image, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(2, 3)(image))
+    )
     sizes = [8, 8, 12]
-    report = kw.export_with_warmup(conv, tmp_path / "1", data=lambda: iter([(rows(size, size, 1),) for size in sizes]))
-    assert sorted({record.shapes["image"] for record in report.records}) == [(2, 8, 8, 1), (2, 12, 12, 1)]
+    report = kw.export_with_warmup(
+        conv, tmp_path / "1", data=lambda: iter([(rows(size, size, 1),) for size in sizes])
+    )
+    assert sorted({record.shapes["image"] for record in report.records}) == [
+        (2, 8, 8, 1),
+        (2, 12, 12, 1),
+    ]
     assert report.shape_coverage == {"serving_default": 1.0}
     ids = keras.Input((None,), dtype="int64", name="ids")
     recurrent = keras.Model(ids, keras.layers.LSTM(3)(keras.layers.Embedding(10, 4)(ids)))
     lengths = [np.zeros((4, length), "int64") for length in (3, 5, 9)]
-    report = kw.export_with_warmup(recurrent, tmp_path / "2", data=lambda: iter([(one,) for one in lengths]))
+    report = kw.export_with_warmup(
+        recurrent, tmp_path / "2", data=lambda: iter([(one,) for one in lengths])
+    )
     assert len(report.records) == 1
 
 
@@ -284,12 +319,24 @@ def test_xla_signatures_are_written_only_when_asked_for(tmp_path):
         report = kw.save(module, tmp_path / "1", signatures, data=rows(4))
     assert [record.signature_key for record in report.records] == ["serving_default"]
     assert "--xla_cpu_compilation_enabled" in report.skipped["fast"]
-    report = kw.save(module, tmp_path / "2", signatures, data=rows(4), warmup={"xla": True, "batch_sizes": [1, 3, 8]})
-    assert [record.batch_size for record in report.records if record.signature_key == "fast"] == [1, 3, 8]
+    report = kw.save(
+        module,
+        tmp_path / "2",
+        signatures,
+        data=rows(4),
+        warmup={"xla": True, "batch_sizes": [1, 3, 8]},
+    )
+    assert [record.batch_size for record in report.records if record.signature_key == "fast"] == [
+        1,
+        3,
+        8,
+    ]
     assert any("--xla_cpu_compilation_enabled" in note for note in report.notes)
 
 
-def test_save_gives_back_through_load_what_tensorflow_gave_and_runs_in_a_session(model, data, tmp_path):
+def test_save_gives_back_through_load_what_tensorflow_gave_and_runs_in_a_session(
+    model, data, tmp_path
+):
     tf.saved_model.save(model, tmp_path / "plain")
     with pytest.raises(ReplayError, match="Could not find variable"):
         kw.add_warmup(tmp_path / "plain", {"inputs": rows(4), "inputs_1": rows(4)})
@@ -299,10 +346,12 @@ def test_save_gives_back_through_load_what_tensorflow_gave_and_runs_in_a_session
     assert dir(theirs) == dir(ours)
     feed = {"inputs": tf.constant(data["a"]), "inputs_1": tf.constant(data["b"])}
     np.testing.assert_array_equal(
-        ours.signatures["serving_default"](**feed)["output_0"], theirs.signatures["serving_default"](**feed)["output_0"]
+        ours.signatures["serving_default"](**feed)["output_0"],
+        theirs.signatures["serving_default"](**feed)["output_0"],
     )
     sizes = [
-        (tmp_path / name / "variables" / "variables.data-00000-of-00001").stat().st_size for name in ("plain", "1")
+        (tmp_path / name / "variables" / "variables.data-00000-of-00001").stat().st_size
+        for name in ("plain", "1")
     ]
     assert sizes[0] == sizes[1]
 
@@ -369,7 +418,9 @@ def test_extra_features_are_ignored_and_told(model, data, tmp_path):
 
 
 def test_float64_is_cast_as_fit_casts_and_told(model, tmp_path):
-    report = kw.export_with_warmup(model, tmp_path / "1", data={"a": rows(4, dtype="float64"), "b": rows(4)})
+    report = kw.export_with_warmup(
+        model, tmp_path / "1", data={"a": rows(4, dtype="float64"), "b": rows(4)}
+    )
     assert report.casts == {"a": "float64 -> float32"}
     assert set(report.proofs.values()) == {"proved"}
 
@@ -460,12 +511,20 @@ def test_missing_features_name_the_model_and_what_the_batch_has(model, tmp_path)
     ("array", "why"),
     [
         pytest.param(
-            np.array([["a"] * 4] * ROWS), "got string [2, 4] from x (strings for a numeric input)", id="dtype"
+            np.array([["a"] * 4] * ROWS),
+            "got string [2, 4] from x (strings for a numeric input)",
+            id="dtype",
         ),
         pytest.param(
-            np.zeros((ROWS, 5), "float32"), "got float32 [2, 5] from x (shape differs in dimension 1)", id="shape"
+            np.zeros((ROWS, 5), "float32"),
+            "got float32 [2, 5] from x (shape differs in dimension 1)",
+            id="shape",
         ),
-        pytest.param(np.zeros((ROWS, 4, 2), "float32"), "got float32 [2, 4, 2] from x (rank differs)", id="rank"),
+        pytest.param(
+            np.zeros((ROWS, 4, 2), "float32"),
+            "got float32 [2, 4, 2] from x (rank differs)",
+            id="rank",
+        ),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(array, why, tmp_path):
@@ -498,7 +557,10 @@ def test_an_existing_path_is_refused_unless_overwrite(model, data, tmp_path):
 def test_unknown_signature_is_refused_with_those_there_are(model, data, tmp_path):
     with pytest.raises(SignatureError) as error:
         kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"signatures": ["nope"]})
-    assert str(error.value) == "Unknown signature ['nope']. The SavedModel has ['serve', 'serving_default']."
+    assert (
+        str(error.value)
+        == "Unknown signature ['nope']. The SavedModel has ['serve', 'serving_default']."
+    )
 
 
 def test_unknown_option_names_its_neighbour():
@@ -525,7 +587,9 @@ def test_a_model_never_built_is_refused(tmp_path):
 
 def test_limits_are_refused_before_anything_is_published(model, data, tmp_path):
     with pytest.raises(OptionsError) as error:
-        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"max_records": 1, "batch_sizes": [1, 2]})
+        kw.export_with_warmup(
+            model, tmp_path / "1", data=data, warmup={"max_records": 1, "batch_sizes": [1, 2]}
+        )
     assert str(error.value) == (
         "What is asked for needs 2 warmup records, over max_records=1. Ask for fewer batch_sizes, output_filters or signatures."
     )
@@ -553,8 +617,12 @@ def test_add_warmup_appends_replaces_and_leaves_other_extra_assets(model, data, 
     kw.export_with_warmup(model, tmp_path / "1", data=data)
     extra = tmp_path / "1" / "assets.extra" / "note.txt"
     extra.write_text("mine")
-    report = kw.add_warmup(tmp_path / "1", data, warmup={"batch_sizes": [3], "signatures": ["serve"]}, append=True)
-    assert [(record.signature_key, record.batch_size, record.source) for record in report.records] == [
+    report = kw.add_warmup(
+        tmp_path / "1", data, warmup={"batch_sizes": [3], "signatures": ["serve"]}, append=True
+    )
+    assert [
+        (record.signature_key, record.batch_size, record.source) for record in report.records
+    ] == [
         ("serving_default", 2, "file"),
         ("serve", 3, "data"),
     ]
@@ -595,10 +663,16 @@ def test_half_plus_two_of_tensorflow_serving_gets_a_predict_record(saved_models,
     )
     os.chmod(export_dir, 0o755)
     report = kw.add_warmup(
-        export_dir, {"x": np.array([[2.0], [5.0]], "float32")}, warmup={"signatures": ["serving_default"]}
+        export_dir,
+        {"x": np.array([[2.0], [5.0]], "float32")},
+        warmup={"signatures": ["serving_default"]},
     )
     (record,) = report.records
-    assert (record.signature_key, record.kind, record.shapes) == ("serving_default", "predict", {"x": (2, 1)})
+    assert (record.signature_key, record.kind, record.shapes) == (
+        "serving_default",
+        "predict",
+        {"x": (2, 1)},
+    )
     with open_session(export_dir) as session:
         (log,) = kw.read_records(export_dir)
         assert session.replay(log).outputs["y"].tolist() == [[3.0], [4.5]]
@@ -659,7 +733,10 @@ def test_a_version_hint_for_names_no_server_loads(model, data, tmp_path):
 
 
 def test_a_load_budget_is_warned_of(model, data, tmp_path):
-    with pytest.warns(UserWarning, match=r"over max_load_seconds=1e-06: a server loads it at least that much later"):
+    with pytest.warns(
+        UserWarning,
+        match=r"over max_load_seconds=1e-06: a server loads it at least that much later",
+    ):
         kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"max_load_seconds": 1e-6})
 
 
@@ -675,9 +752,7 @@ def test_a_stateful_signature_is_told_that_warmup_changes_it(tmp_path):
 
     module = Counter()
     report = kw.save(module, tmp_path / "1", signatures=module.count, data=rows())
-    told = (
-        "Signature 'serving_default' writes variables or tables: the warmup requests change its state before the first"
-    )
+    told = "Signature 'serving_default' writes variables or tables: the warmup requests change its state before the first"
     assert any(note.startswith(told) for note in report.notes)
 
 
@@ -699,7 +774,9 @@ def test_a_model_that_calls_python_is_never_published(tmp_path):
     class Calls(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
         def double(self, x):
-            return {"y": tf.ensure_shape(tf.numpy_function(lambda x: x * 2, [x], tf.float32), [None])}
+            return {
+                "y": tf.ensure_shape(tf.numpy_function(lambda x: x * 2, [x], tf.float32), [None])
+            }
 
     module = Calls()
     with pytest.raises(SignatureError, match="which a server does not have"):
@@ -720,7 +797,10 @@ def test_one_signature_no_request_can_reach_leaves_the_others_warm(tmp_path):
     module = Two()
     with pytest.warns(UserWarning, match="Signature 'sparse' .* stays cold"):
         report = kw.save(
-            module, tmp_path / "1", {"serving_default": module.dense, "sparse": module.sparse}, data=rows(4)
+            module,
+            tmp_path / "1",
+            {"serving_default": module.dense, "sparse": module.sparse},
+            data=rows(4),
         )
     assert [record.signature_key for record in report.records] == ["serving_default"]
 
@@ -761,7 +841,9 @@ def test_serialized_examples_pass_to_the_endpoints_of_a_keras_model(tmp_path):
     model = keras.Model(x := keras.Input((1,), name="x"), keras.layers.Dense(1)(x))
     examples = [
         tf.train.Example(
-            features=tf.train.Features(feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[value]))})
+            features=tf.train.Features(
+                feature={"x": tf.train.Feature(float_list=tf.train.FloatList(value=[value]))}
+            )
         ).SerializeToString()
         for value in (1.0, 2.0)
     ]
@@ -773,7 +855,9 @@ def test_serialized_examples_pass_to_the_endpoints_of_a_keras_model(tmp_path):
 
 def test_strings_keep_trailing_nuls_when_rows_are_repeated(tmp_path):
     text = keras.Input((), dtype="string", name="text")
-    length = keras.layers.Lambda(lambda x: tf.cast(tf.strings.length(x), tf.float32)[:, None], output_shape=(1,))
+    length = keras.layers.Lambda(
+        lambda x: tf.cast(tf.strings.length(x), tf.float32)[:, None], output_shape=(1,)
+    )
     model = keras.Model(text, length(text))
     report = kw.export_with_warmup(model, tmp_path / "1", data=[b"ab\0\0"])
     (log,) = kw.read_records(report.export_dir)
@@ -819,7 +903,9 @@ def test_what_keras_cannot_trace_is_one_clear_error_with_its_cause(tmp_path):
 
 
 def test_a_model_without_signatures_is_saved_with_a_warning(tmp_path):
-    with pytest.warns(UserWarning, match="has no signature that a request can reach: it has no warmup file"):
+    with pytest.warns(
+        UserWarning, match="has no signature that a request can reach: it has no warmup file"
+    ):
         report = kw.save(tf.Module(), tmp_path / "1", data=rows(3))
     assert report.records == ()
 
@@ -827,7 +913,8 @@ def test_a_model_without_signatures_is_saved_with_a_warning(tmp_path):
 def test_data_keyed_by_crossed_input_names_is_never_swapped(tmp_path):
     first, second = input_4("zz"), input_4("aa")
     model = keras.Model(
-        {"aa": first, "zz": second}, keras.layers.Dense(2)(keras.layers.Concatenate()([first * 2.0, second]))
+        {"aa": first, "zz": second},
+        keras.layers.Dense(2)(keras.layers.Concatenate()([first * 2.0, second])),
     )
     model.export(tmp_path / "1", verbose=False)
     with pytest.raises(BindingError):

@@ -15,7 +15,9 @@ def error_of(text) -> tf.errors.OpError:
     return tf.errors.InvalidArgumentError(None, None, text)
 
 
-@pytest.mark.parametrize("text", ["\n" * 10**6, "x" * 10**7, "{{node x}} " * 10**5, "[[" * 10**6, " : /" * 10**6])
+@pytest.mark.parametrize(
+    "text", ["\n" * 10**6, "x" * 10**7, "{{node x}} " * 10**5, "[[" * 10**6, " : /" * 10**6]
+)
 def test_long_messages_take_no_time(text):
     started = time.perf_counter()
     describe_op_error(error_of(text), tiny().meta_graphs[0].graph_def)
@@ -38,6 +40,8 @@ def test_names_that_can_be_taken_apart_in_many_ways_are_looked_up_once():
     add_node(add_function(meta_graph, f"f{levels}"), "b", "NoOp")
     path = "/".join(["a"] * 2 * levels + ["b"])
     started = time.perf_counter()
-    said = describe_op_error(error_of(f"Table not initialized\n\t [[{{{{node {path}}}}}]]"), meta_graph.graph_def)
+    said = describe_op_error(
+        error_of(f"Table not initialized\n\t [[{{{{node {path}}}}}]]"), meta_graph.graph_def
+    )
     assert time.perf_counter() - started < 5
     assert said == "Table not initialized (node b, op NoOp)"

@@ -23,18 +23,33 @@ from keras_warmup.options import WarmupOptions, as_options
             {"kinds": ["prediction"]},
             "kinds must be among 'predict', 'classify', 'regress', 'multi_inference', got ['prediction']",
         ),
-        ({"output_filters": 5}, "output_filters must hold lists of output aliases, such as [['scores']], got 5"),
+        (
+            {"output_filters": 5},
+            "output_filters must hold lists of output aliases, such as [['scores']], got 5",
+        ),
         (
             {"output_filters": ["a"]},
             "output_filters must hold lists of output aliases, such as [['scores']], got ['a']",
         ),
-        ({"output_filters": [[]]}, "output_filters must hold non-empty lists of output aliases, got []"),
-        ({"output_filters": [["a", "a"]]}, "output_filters must not name an output twice, got ['a', 'a']"),
+        (
+            {"output_filters": [[]]},
+            "output_filters must hold non-empty lists of output aliases, got []",
+        ),
+        (
+            {"output_filters": [["a", "a"]]},
+            "output_filters must not name an output twice, got ['a', 'a']",
+        ),
         ({"xla": "false"}, "xla must be True or False, got 'false'"),
         ({"verify": None}, "verify must be True or False, got None"),
-        ({"max_records": 1001}, "max_records must be 1 to 1000 (TensorFlow Serving refuses more), got 1001"),
+        (
+            {"max_records": 1001},
+            "max_records must be 1 to 1000 (TensorFlow Serving refuses more), got 1001",
+        ),
         ({"max_bytes": 0}, "max_bytes must be a positive integer, got 0"),
-        ({"max_load_seconds": float("nan")}, "max_load_seconds must be a number of seconds > 0, got nan"),
+        (
+            {"max_load_seconds": float("nan")},
+            "max_load_seconds must be a number of seconds > 0, got nan",
+        ),
         (
             {"max_load_seconds": 1, "share_twin_signatures": True, "verify": False},
             "share_twin_signatures=True needs the replay that verify=False leaves out; max_load_seconds=1 needs the replay "
@@ -61,9 +76,15 @@ def test_all_bad_options_are_told_in_one_error():
 
 def test_iterators_and_numpy_integers_are_read_once_and_made_plain():
     options = WarmupOptions(
-        signatures=iter(["a", "b"]), batch_sizes=np.array([1, 2]), output_filters=iter([iter(["x"])])
+        signatures=iter(["a", "b"]),
+        batch_sizes=np.array([1, 2]),
+        output_filters=iter([iter(["x"])]),
     )
-    assert (options.signatures, options.batch_sizes, options.output_filters) == (("a", "b"), (1, 2), (("x",),))
+    assert (options.signatures, options.batch_sizes, options.output_filters) == (
+        ("a", "b"),
+        (1, 2),
+        (("x",),),
+    )
     assert all(type(size) is int for size in options.batch_sizes)
 
 
@@ -72,7 +93,10 @@ def test_options_have_names():
         WarmupOptions(1)
     with pytest.raises(OptionsError, match="Unknown warmup option '1'"):
         as_options({1: 2})
-    with pytest.raises(OptionsError, match="warmup must be a WarmupOptions, a mapping of its options or None, got int"):
+    with pytest.raises(
+        OptionsError,
+        match="warmup must be a WarmupOptions, a mapping of its options or None, got int",
+    ):
         as_options(3)
 
 

@@ -39,13 +39,15 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_importing_the_package_imports_neither_tensorflow_nor_keras():
     code = "import sys, keras_warmup; print(sorted({'tensorflow', 'keras', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "[]\n"
 
 
 def test_errors_and_options_need_no_tensorflow():
-    code = (
-        "import sys; from keras_warmup import WarmupOptions; WarmupOptions(seed=1); print('tensorflow' in sys.modules)"
+    code = "import sys; from keras_warmup import WarmupOptions; WarmupOptions(seed=1); print('tensorflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout == "False\n"

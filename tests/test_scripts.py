@@ -33,7 +33,12 @@ def test_quickstart_publishes_a_warm_model_and_measures_it(monkeypatch, capfd, t
 def test_tabular_examples_serve_all_four_kinds(monkeypatch, tmp_path):
     run(monkeypatch, "tabular_examples.py", tmp_path / "iris")
     export_dir = tmp_path / "iris" / "1"
-    assert kinds_in(export_dir) == ["predict_log", "classify_log", "regress_log", "multi_inference_log"]
+    assert kinds_in(export_dir) == [
+        "predict_log",
+        "classify_log",
+        "regress_log",
+        "multi_inference_log",
+    ]
     report = kw.verify(export_dir)
     assert report.ok
     assert {one.signature.method_name for one in kw.inspect(export_dir).signatures} == {
@@ -46,14 +51,21 @@ def test_tabular_examples_serve_all_four_kinds(monkeypatch, tmp_path):
 def test_encoded_images_hold_image_files(monkeypatch, tmp_path):
     run(monkeypatch, "encoded_images.py", tmp_path / "files")
     (log,) = kw.read_records(tmp_path / "files" / "1")
-    assert all(value.startswith(b"\x89PNG") for value in log.predict_log.request.inputs["image_bytes"].string_val)
+    assert all(
+        value.startswith(b"\x89PNG")
+        for value in log.predict_log.request.inputs["image_bytes"].string_val
+    )
     assert kw.verify(tmp_path / "files" / "1").ok
 
 
 def test_text_is_sent_as_it_was_trained_on(monkeypatch, tmp_path):
     run(monkeypatch, "text.py", tmp_path / "sentences")
     logs = list(kw.read_records(tmp_path / "sentences" / "1"))
-    assert all(len(value.split()) >= 4 for log in logs for value in log.predict_log.request.inputs["text"].string_val)
+    assert all(
+        len(value.split()) >= 4
+        for log in logs
+        for value in log.predict_log.request.inputs["text"].string_val
+    )
     assert kw.verify(tmp_path / "sentences" / "1").ok
 
 

@@ -18,7 +18,9 @@ def test_the_table_of_bounds_is_read():
     assert len(_BOUNDS) == 12
 
 
-@pytest.mark.parametrize(("stated", "module", "constant"), _BOUNDS, ids=[constant for *_, constant in _BOUNDS])
+@pytest.mark.parametrize(
+    ("stated", "module", "constant"), _BOUNDS, ids=[constant for *_, constant in _BOUNDS]
+)
 def test_the_bounds_are_those_of_the_code(stated, module, constant):
     assert int(stated) == getattr(importlib.import_module(f"keras_warmup.{module}"), constant)
 

@@ -169,7 +169,11 @@ def test_a_thousand_records_are_ok_and_one_more_is_not(export_dir):
 
 
 DAMAGED = {
-    "empty": (lambda data: b"", "empty", "the file is empty: the server loads the model cold, without a word"),
+    "empty": (
+        lambda data: b"",
+        "empty",
+        "the file is empty: the server loads the model cold, without a word",
+    ),
     "gzip": (
         gzip.compress,
         "gzip",
@@ -198,7 +202,9 @@ def test_a_file_that_is_no_warmup_file_is_not_ok(export_dir, damage, kind, messa
     report = verify(export_dir)
     assert not report.ok
     assert report.failures == (f"record 0: {message}",)
-    assert [(record.kind, record.ok, record.bytes) for record in report.records] == [(kind, False, 0)]
+    assert [(record.kind, record.ok, record.bytes) for record in report.records] == [
+        (kind, False, 0)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,10 @@ def test_a_cut_file_is_not_ok_though_its_first_record_runs(export_dir, cut, kind
     with open(path, "rb+") as file:
         file.truncate(end + cut)
     report = verify(export_dir)
-    assert [(record.kind, record.ok) for record in report.records] == [("predict", True), (kind, False)]
+    assert [(record.kind, record.ok) for record in report.records] == [
+        ("predict", True),
+        (kind, False),
+    ]
     assert report.failures == ("record 1: " + message.format(end=end, missing=end - cut),)
 
 
@@ -234,13 +243,25 @@ def test_a_record_that_is_another_proto_is_not_ok(export_dir):
         writer.write(b"\xff\xff no proto")
         writer.write(tf.train.Example(features={"feature": {}}).SerializeToString())
     assert [(record.kind, record.ok, record.message) for record in verify(export_dir).records] == [
-        ("unparsable", False, "it is not a PredictionLog; TensorFlow Serving refuses to load the model"),
-        ("none", False, "it has no log type (a tf.Example looks like that): the server runs nothing, without a word"),
+        (
+            "unparsable",
+            False,
+            "it is not a PredictionLog; TensorFlow Serving refuses to load the model",
+        ),
+        (
+            "none",
+            False,
+            "it has no log type (a tf.Example looks like that): the server runs nothing, without a word",
+        ),
     ]
 
 
 def test_batching_needs_one_batch_dimension_everywhere(export_dir):
-    logs = [predict("dot", x=ROWS, w=ROWS), predict("dot", x=ROWS, w=ROWS[:1]), predict("scaled", x=ROWS, by=ROWS[0])]
+    logs = [
+        predict("dot", x=ROWS, w=ROWS),
+        predict("dot", x=ROWS, w=ROWS[:1]),
+        predict("scaled", x=ROWS, by=ROWS[0]),
+    ]
     report = verify(write(export_dir, *logs))
     assert report.ok
     assert report.server_notes == (
@@ -285,13 +306,16 @@ def test_xla_needs_a_flag(tmp_path):
     assert report.server_notes == (f"{needs}.",)
     report = verify(write(str(tmp_path), predict("xla", x=ROWS)))
     assert report.ok
-    assert report.server_notes == (f"{needs}; without the flag its records keep the model from loading.",)
+    assert report.server_notes == (
+        f"{needs}; without the flag its records keep the model from loading.",
+    )
 
 
 def test_python_functions_fail_though_they_run_here(tmp_path):
     m = Functions()
     m.python = tf.function(
-        lambda x: {"y": tf.py_function(lambda rows: rows + 1, [x], tf.float32)}, input_signature=[FLOATS]
+        lambda x: {"y": tf.py_function(lambda rows: rows + 1, [x], tf.float32)},
+        input_signature=[FLOATS],
     )
     tf.saved_model.save(m, tmp_path, signatures={"serving_default": m.double, "python": m.python})
     calls = "Signature 'python' calls Python functions (EagerPyFunc)"
@@ -299,7 +323,9 @@ def test_python_functions_fail_though_they_run_here(tmp_path):
     with open_session(tmp_path) as session:
         assert session.replay(predict("python", x=ROWS)).outputs["y"].tolist() == [2, 3]
     report = verify(write(str(tmp_path), predict(x=ROWS), predict("python", x=ROWS)))
-    assert report.failures == (f"record 1: {calls}; TensorFlow Serving refuses to load the model. {cure}",)
+    assert report.failures == (
+        f"record 1: {calls}; TensorFlow Serving refuses to load the model. {cure}",
+    )
     assert report.records[1].replay_ms is None
     report = verify(write(str(tmp_path), predict(x=ROWS)))
     assert report.ok
@@ -329,7 +355,9 @@ def test_a_foreign_op_is_named_and_nothing_is_replayed(export_dir):
 @pytest.fixture(scope="session")
 def trap_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("trap") / "1")
-    tf.saved_model.save(keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, name="out")]), path)
+    tf.saved_model.save(
+        keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, name="out")]), path
+    )
     return path
 
 
@@ -341,7 +369,9 @@ def test_a_model_no_session_can_run_is_not_ok_even_without_records(trap_dir):
         "Signature 'serving_default' reads variables that the SavedModel's restore op does not fill, so no Session (and "
         "no server) can run it: "
     )
-    assert failure.endswith(". Write the model with keras_warmup.save, model.export or keras.export.ExportArchive.")
+    assert failure.endswith(
+        ". Write the model with keras_warmup.save, model.export or keras.export.ExportArchive."
+    )
     assert "bias" in failure
     assert "kernel" in failure
 
@@ -365,7 +395,15 @@ def test_report_as_json_and_as_text(export_dir):
     assert plain["ok"] is False
     assert plain["export_dir"] == export_dir
     assert [record["index"] for record in plain["records"]] == [0, 1]
-    assert sorted(plain["records"][0]) == ["bytes", "index", "kind", "message", "ok", "replay_ms", "signature_key"]
+    assert sorted(plain["records"][0]) == [
+        "bytes",
+        "index",
+        "kind",
+        "message",
+        "ok",
+        "replay_ms",
+        "signature_key",
+    ]
     assert plain["failures"] == list(report.failures)
     assert plain["server_notes"] == [SCALAR_NOTE]
 

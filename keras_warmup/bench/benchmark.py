@@ -11,15 +11,21 @@ import tensorflow as tf
 
 from keras_warmup.bench.probes import Probe, plan_probes
 from keras_warmup.bench.processes import Engine, Figures, ProcessEngine, Sample
-from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, EngineKind, describe_noise, notes_of
+from keras_warmup.bench.report import (
+    BenchmarkEntry,
+    BenchmarkReport,
+    EngineKind,
+    describe_noise,
+    notes_of,
+)
 from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import OptionsError, ReplayError
 from keras_warmup.options import Transform
-from keras_warmup.publishing.versions import as_path
+from keras_warmup.paths import as_path
 from keras_warmup.records.warmup_file import read_all_records, warmup_path
 from keras_warmup.savedmodel.signatures import read_meta_graph
-from keras_warmup.savedmodel.unsafe_check import check_saved_model
+from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 
 Progress = Callable[[int, int, str], None]
 
@@ -92,23 +98,35 @@ def benchmark(
     directory = as_path(export_dir)
     meta_graph = read_meta_graph(directory)
     check_saved_model(directory, refuse=refuse_unsafe_ops)
-    kind, engine = _engine(directory, server, model_server, docker, model_name, server_args, load_timeout_s)
+    kind, engine = _engine(
+        directory, server, model_server, docker, model_name, server_args, load_timeout_s
+    )
     path = warmup_path(directory)
     records = read_all_records(path) if tf.io.gfile.exists(path) else []
     sizes = tuple(batch_sizes or ())
     for size in sizes:
         _check_count("each of batch_sizes", size)
     probes, notes = plan_probes(
-        meta_graph, records, batches=_read_data(data, sizes, seed), batch_sizes=sizes, transform=transform, seed=seed
+        meta_graph,
+        records,
+        batches=_read_data(data, sizes, seed),
+        batch_sizes=sizes,
+        transform=transform,
+        seed=seed,
     )
     if not probes:
-        why = " ".join(notes) or "It has no signature that a request can reach; keras-warmup inspect says more."
+        why = (
+            " ".join(notes)
+            or "It has no signature that a request can reach; keras-warmup inspect says more."
+        )
         raise OptionsError(f"There is nothing to measure in {directory!r}. {why}")
     files: dict[str, str | None] = {"cold": None, "warm": path} if records else {"cold": None}
     if kind == "server":
         # It loaded the model before: its first request is all there is, once.
         processes, files = 1, {"running": None}
-    runs = measure_probes(engine, probes, files, processes=processes, requests=requests, progress=progress)
+    runs = measure_probes(
+        engine, probes, files, processes=processes, requests=requests, progress=progress
+    )
     report = BenchmarkReport(
         export_dir=directory,
         entries=_entries(directory, probes, runs, notes),
@@ -122,7 +140,9 @@ def benchmark(
         noise="",
         notes=(),
     )
-    return dataclasses.replace(report, noise=describe_noise(report), notes=(*notes, *notes_of(report)))
+    return dataclasses.replace(
+        report, noise=describe_noise(report), notes=(*notes, *notes_of(report))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +165,11 @@ class Runs:
     def steady_ms(self, name: str) -> Figures | None:
         """All later requests; `None` where there is no such file."""
         samples = self.samples.get(name)
-        return Figures(tuple(ms for sample in samples for ms in sample.request_ms[1:])) if samples else None
+        return (
+            Figures(tuple(ms for sample in samples for ms in sample.request_ms[1:]))
+            if samples
+            else None
+        )
 
 
 def measure_probes(
@@ -191,7 +215,11 @@ def measure_probes(
                         runs[index] = dataclasses.replace(runs[index], problem=str(error))
                 done += 1
                 if progress is not None:
-                    progress(done, total, f"{name}: {probe.signature_key}, batch {probe.batch_size or '-'}")
+                    progress(
+                        done,
+                        total,
+                        f"{name}: {probe.signature_key}, batch {probe.batch_size or '-'}",
+                    )
     return runs
 
 
@@ -230,7 +258,12 @@ def _load_figures(kind: EngineKind, runs: Sequence[Runs]) -> dict[str, Any]:
     samples = {name: [one for run in runs for one in run.samples[name]] for name in runs[0].samples}
     cold, warm = samples.get("cold", []), samples.get("warm", [])
     if kind == "server":
-        return {"load_ms": None, "load_range_ms": None, "load_added_ms": None, "load_added_range_ms": None}
+        return {
+            "load_ms": None,
+            "load_range_ms": None,
+            "load_added_ms": None,
+            "load_added_range_ms": None,
+        }
     if kind == "process":
         load = Figures(tuple(sample.load_ms for sample in [*cold, *warm]))
         added = Figures(tuple(sum(sample.replay_ms) for sample in warm)) if warm else None
@@ -257,7 +290,11 @@ def _engine(
     server_args: Sequence[str],
     load_timeout_s: float,
 ) -> tuple[EngineKind, Engine]:
-    asked = [name for name, value in (("server", server), ("model_server", model_server), ("docker", docker)) if value]
+    asked = [
+        name
+        for name, value in (("server", server), ("model_server", model_server), ("docker", docker))
+        if value
+    ]
     if len(asked) > 1:
         raise OptionsError(f"{' and '.join(asked)} were given: ask for one of them.")
     if not asked:
@@ -279,11 +316,16 @@ def _engine(
         kind: EngineKind = "docker"
         command = docker_command(DEFAULT_IMAGE if docker is True else docker)
     elif isinstance(model_server, Sequence) and not isinstance(model_server, str):
-        kind, command = "model_server", ServerCommand(tuple(model_server), os.path.basename(model_server[-1]))
+        kind, command = (
+            "model_server",
+            ServerCommand(tuple(model_server), os.path.basename(model_server[-1])),
+        )
     else:
         path = None if isinstance(model_server, bool) else model_server
         kind, command = "model_server", find_model_server(path)
-    launched = LaunchedServer(directory, command, model_name=name, server_args=server_args, timeout_s=load_timeout_s)
+    launched = LaunchedServer(
+        directory, command, model_name=name, server_args=server_args, timeout_s=load_timeout_s
+    )
     return kind, launched
 
 

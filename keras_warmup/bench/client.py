@@ -8,17 +8,14 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+import grpc
 import tensorflow as tf
+from tensorflow_serving.apis.get_model_status_pb2 import GetModelStatusRequest, ModelVersionStatus
+from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceStub
+from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.bench.processes import Sample
-from keras_warmup.bench.services import (
-    GetModelStatusRequest,
-    ModelServiceStub,
-    ModelVersionStatus,
-    PredictionServiceStub,
-    grpc,
-)
 from keras_warmup.errors import OptionsError, ReplayError, ServerError
 from keras_warmup.op_errors import describe_op_error
 from keras_warmup.records.prediction_logs import log_kind, log_signature_key
@@ -53,7 +50,9 @@ class PredictionClient:
 
     def __init__(self, address: str, model_name: str) -> None:
         if not re.fullmatch(r"\S+:\d+", address):
-            raise OptionsError(f"A server is given as HOST:PORT (its gRPC port, usually 8500), got {address!r}.")
+            raise OptionsError(
+                f"A server is given as HOST:PORT (its gRPC port, usually 8500), got {address!r}."
+            )
         self.address = address
         self.model_name = model_name
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
@@ -64,7 +63,10 @@ class PredictionClient:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._channel.close()
 
@@ -120,11 +122,15 @@ class PredictionClient:
         """
         kind = log.WhichOneof("log_type")
         if kind not in _METHODS:
-            raise ReplayError(f"{_describe(log)} cannot be sent to a server: expected one of {', '.join(_METHODS)}.")
+            raise ReplayError(
+                f"{_describe(log)} cannot be sent to a server: expected one of {', '.join(_METHODS)}."
+            )
         request = type(getattr(log, kind).request)()
         request.CopyFrom(getattr(log, kind).request)
         for spec in (
-            [task.model_spec for task in request.tasks] if kind == "multi_inference_log" else [request.model_spec]
+            [task.model_spec for task in request.tasks]
+            if kind == "multi_inference_log"
+            else [request.model_spec]
         ):
             spec.name = self.model_name
             spec.ClearField("version_choice")
@@ -164,7 +170,9 @@ class RunningServer:
     def __init__(self, address: str, model_name: str, timeout_s: float = 10.0) -> None:
         self.address, self.model_name, self.timeout_s = address, model_name, timeout_s
 
-    def sample(self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None) -> Sample:
+    def sample(
+        self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
+    ) -> Sample:
         """Sends the requests; the server has loaded the model, with whatever warmup file, before."""
         with PredictionClient(self.address, self.model_name) as client:
             client.wait_available(self.timeout_s)

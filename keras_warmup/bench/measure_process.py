@@ -36,7 +36,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     _start_eager(requests + warmup)
     with open_session(job["export_dir"]) as session:
         replay_ms = [_time_ms(session, log) for log in warmup]
-        request_ms = [_time_ms(session, requests[index % len(requests)]) for index in range(job["requests"])]
+        request_ms = [
+            _time_ms(session, requests[index % len(requests)]) for index in range(job["requests"])
+        ]
         return {"load_ms": session.load_ms, "replay_ms": replay_ms, "request_ms": request_ms}
 
 
@@ -50,7 +52,9 @@ def _start_eager(logs: list[PredictionLog]) -> None:
     """Parses each dtype once: TensorFlow's eager runtime starts with the first one, which no server pays for."""
     seen = set()
     for log in logs:
-        for name, proto in log.predict_log.request.inputs.items() if log.HasField("predict_log") else ():
+        for name, proto in (
+            log.predict_log.request.inputs.items() if log.HasField("predict_log") else ()
+        ):
             if proto.dtype not in seen:
                 seen.add(proto.dtype)
                 try:

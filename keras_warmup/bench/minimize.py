@@ -21,7 +21,7 @@ from keras_warmup.bench.processes import MIN_FIGURES, Engine, Figures, ProcessEn
 from keras_warmup.bench.report import render_ms
 from keras_warmup.errors import OptionsError, RecordsError
 from keras_warmup.options import MAX_RECORDS
-from keras_warmup.publishing.versions import as_path
+from keras_warmup.paths import as_path
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_all_records, warmup_path, write_records
 from keras_warmup.report import printable, to_plain
@@ -107,7 +107,13 @@ class MinimizeReport:
         table = Table("record", "signature", "kind", "batch", "why", box=box.SIMPLE_HEAD)
         for one in self.redundant:
             # As Text: rich would read the brackets of a name as markup.
-            cells = (str(one.index), one.signature_key, one.kind, str(one.batch_size or "-"), one.why)
+            cells = (
+                str(one.index),
+                one.signature_key,
+                one.kind,
+                str(one.batch_size or "-"),
+                one.why,
+            )
             table.add_row(*(Text(printable(cell)) for cell in cells))
         return Group(table, summary)
 
@@ -134,10 +140,16 @@ def minimize(
         raise OptionsError(f"processes must be an integer >= {MIN_FIGURES}, got {processes!r}.")
     directory = as_path(export_dir)
     logs = read_all_records(directory)
-    found, costs = find_redundant(ProcessEngine(directory), logs, processes=processes, progress=progress)
-    redundant = tuple(_redundant_record(index, logs[index], *found[index]) for index in sorted(found))
+    found, costs = find_redundant(
+        ProcessEngine(directory), logs, processes=processes, progress=progress
+    )
+    redundant = tuple(
+        _redundant_record(index, logs[index], *found[index]) for index in sorted(found)
+    )
     kept = tuple(index for index in range(len(logs)) if index not in found)
-    return MinimizeReport(directory, len(logs), kept, redundant, costs[0], costs[0] - costs[1], processes)
+    return MinimizeReport(
+        directory, len(logs), kept, redundant, costs[0], costs[0] - costs[1], processes
+    )
 
 
 def drop_records(report: MinimizeReport) -> None:
@@ -157,11 +169,17 @@ def drop_records(report: MinimizeReport) -> None:
         )
     if report.redundant:
         size = tf.io.gfile.stat(path).length
-        write_records(path, [logs[index] for index in report.kept], max_records=MAX_RECORDS, max_bytes=size)
+        write_records(
+            path, [logs[index] for index in report.kept], max_records=MAX_RECORDS, max_bytes=size
+        )
 
 
 def find_redundant(
-    engine: Engine, logs: Sequence[PredictionLog], *, processes: int, progress: Progress | None = None
+    engine: Engine,
+    logs: Sequence[PredictionLog],
+    *,
+    processes: int,
+    progress: Progress | None = None,
 ) -> tuple[dict[int, tuple[Figures, Figures]], tuple[float, float]]:
     """Finds redundant records.
 
@@ -175,12 +193,16 @@ def find_redundant(
         Place -> its costs when replayed and afterwards; and the median cost of replaying all, and the others.
     """
     report = progress or (lambda done, total, what: None)
-    order = sorted(range(len(logs)), key=lambda index: -(describe_log(logs[index])["batch_size"] or 0))
+    order = sorted(
+        range(len(logs)), key=lambda index: -(describe_log(logs[index])["batch_size"] or 0)
+    )
     with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
         whole = _write(directory, "whole", [logs[index] for index in order])
         samples = []
         for turn in range(processes):
-            samples.append(engine.sample([logs[index] for index in order], _REPEATS * len(logs), whole))
+            samples.append(
+                engine.sample([logs[index] for index in order], _REPEATS * len(logs), whole)
+            )
             report(turn + 1, 2 * processes, "all records")
         found = _candidates(logs, order, samples)
         cost = _replay_cost(samples)
@@ -203,7 +225,11 @@ def find_redundant(
         for index in checked:
             if not _as_fast(_firsts(without[index]), _firsts(with_all[index])):
                 same = _identity(logs[index])
-                found = {other: figures for other, figures in found.items() if _identity(logs[other]) != same}
+                found = {
+                    other: figures
+                    for other, figures in found.items()
+                    if _identity(logs[other]) != same
+                }
         spared = _replay_cost([one for samples_of in without.values() for one in samples_of])
         whole_cost = _replay_cost([one for samples_of in with_all.values() for one in samples_of])
     return found, (whole_cost, spared if found else whole_cost)
@@ -250,7 +276,12 @@ def _one_of_each(logs: Sequence[PredictionLog], found: Mapping[int, Any]) -> lis
 
 def _identity(log: PredictionLog) -> Hashable:
     about = describe_log(log)
-    return about["signature_key"], about["kind"], about["output_filter"], tuple(sorted(about["shapes"].items()))
+    return (
+        about["signature_key"],
+        about["kind"],
+        about["output_filter"],
+        tuple(sorted(about["shapes"].items())),
+    )
 
 
 def _firsts(samples: Sequence[Sample]) -> Figures:
@@ -267,7 +298,9 @@ def _write(directory: str, name: str, logs: Sequence[PredictionLog]) -> str:
     return path
 
 
-def _redundant_record(index: int, log: PredictionLog, replay: Figures, later: Figures) -> RedundantRecord:
+def _redundant_record(
+    index: int, log: PredictionLog, replay: Figures, later: Figures
+) -> RedundantRecord:
     about = describe_log(log)
     return RedundantRecord(
         index,

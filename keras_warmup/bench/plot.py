@@ -29,25 +29,41 @@ def plot_report(report: BenchmarkReport, path: str | os.PathLike[str]) -> None:
     Raises:
         OptionsError: matplotlib is not installed, or cannot write this format.
     """
-    entries = sorted(report.entries, key=lambda one: one.cold_ms or one.warm_ms or 0.0, reverse=True)[:MAX_GROUPS]
+    entries = sorted(
+        report.entries, key=lambda one: one.cold_ms or one.warm_ms or 0.0, reverse=True
+    )[:MAX_GROUPS]
     several_kinds = {entry.kind for entry in entries} != {"predict"}
     labels = []
     for entry in entries:
-        parts = [entry.kind] * several_kinds + [f"batch {entry.batch_size}"] * (entry.batch_size is not None)
+        parts = [entry.kind] * several_kinds + [f"batch {entry.batch_size}"] * (
+            entry.batch_size is not None
+        )
         parts += [", ".join(entry.output_filter)] * bool(entry.output_filter)
         labels.append(f"{entry.signature_key}\n{', '.join(parts)}")
     running = report.engine == "server"
     series: list[Series] = [
-        ("cold: first request, no warmup file", COLD, [(entry.cold_ms, entry.cold_range_ms) for entry in entries]),
         (
-            "first request to the running server" if running else "warm: first request, with the warmup file",
+            "cold: first request, no warmup file",
+            COLD,
+            [(entry.cold_ms, entry.cold_range_ms) for entry in entries],
+        ),
+        (
+            "first request to the running server"
+            if running
+            else "warm: first request, with the warmup file",
             WARM,
             [(entry.warm_ms, entry.warm_range_ms) for entry in entries],
         ),
-        ("steady: median of those that follow", STEADY, [(entry.steady_p50_ms, None) for entry in entries]),
+        (
+            "steady: median of those that follow",
+            STEADY,
+            [(entry.steady_p50_ms, None) for entry in entries],
+        ),
     ]
     figure, axes = new_figure(len(entries))
-    draw_groups(axes, labels, [one for one in series if any(value is not None for value, _ in one[2])])
+    draw_groups(
+        axes, labels, [one for one in series if any(value is not None for value, _ in one[2])]
+    )
     axes.set_title(report.title, loc="left", fontsize=11)
     write_figure(figure, path)
 
@@ -82,7 +98,13 @@ def draw_groups(
     height = 0.8 / len(series)
     for index, (name, colour, bars) in enumerate(series):
         places = [group + (index - (len(series) - 1) / 2) * height for group in range(len(labels))]
-        axes.barh(places, [value or 0 for value, _ in bars], height=height * 0.92, color=colour, label=name)
+        axes.barh(
+            places,
+            [value or 0 for value, _ in bars],
+            height=height * 0.92,
+            color=colour,
+            label=name,
+        )
         for place, (value, span) in zip(places, bars, strict=True):
             if value is None:
                 continue
@@ -107,7 +129,9 @@ def draw_groups(
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", which="major", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.figure.legend(loc="outside lower center", ncols=min(len(series), 3), fontsize=8, frameon=False)
+    axes.figure.legend(
+        loc="outside lower center", ncols=min(len(series), 3), fontsize=8, frameon=False
+    )
 
 
 def check_plot_path(path: str | os.PathLike[str]) -> None:
@@ -121,7 +145,9 @@ def check_plot_path(path: str | os.PathLike[str]) -> None:
     kinds = figure.canvas.get_supported_filetypes()
     ending = os.path.splitext(target)[1].lstrip(".").lower()
     if ending not in kinds:
-        raise OptionsError(f"A plot cannot be written to {target!r}: its ending is none of {', '.join(sorted(kinds))}.")
+        raise OptionsError(
+            f"A plot cannot be written to {target!r}: its ending is none of {', '.join(sorted(kinds))}."
+        )
     if not os.path.isdir(os.path.dirname(target) or "."):
         raise OptionsError(f"A plot cannot be written to {target!r}: its directory does not exist.")
 

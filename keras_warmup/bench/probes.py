@@ -18,13 +18,13 @@ from keras_warmup._protos import MetaGraphDef, PredictionLog
 from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, SignatureError
-from keras_warmup.options import Transform, WarmupOptions
+from keras_warmup.options import DEFAULT_BATCH_SIZE, Transform, WarmupOptions
 from keras_warmup.pipeline.candidates import Rows, find_candidates
-from keras_warmup.planning.plan import DEFAULT_BATCH_SIZE, fetched_aliases, fixed_batch_size
+from keras_warmup.planning.plan import fetched_aliases
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
 from keras_warmup.records.prediction_logs import describe_log
-from keras_warmup.report import Kind
+from keras_warmup.report import RequestKind
 from keras_warmup.savedmodel.graph import graph_facts
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind
 from keras_warmup.savedmodel.signatures import Signature, read_signatures
@@ -54,7 +54,7 @@ class Probe:
     """
 
     signature_key: str
-    kind: Kind
+    kind: RequestKind
     output_filter: tuple[str, ...]
     batch_size: int | None
     shapes: Mapping[str, tuple[int, ...]]
@@ -68,9 +68,9 @@ class _Ask:
     """A request without its rows; for MultiInference `signature` is that of the first task."""
 
     signature: Signature
-    kind: Kind
+    kind: RequestKind
     output_filter: tuple[str, ...]
-    tasks: tuple[tuple[str, Kind], ...]
+    tasks: tuple[tuple[str, RequestKind], ...]
     size: int | None
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     in_file: bool
@@ -115,7 +115,13 @@ def plan_probes(
     """
     signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
     read = [found for log in records if (found := _read_record(log, signatures)) is not None]
-    pool = _Pool(meta_graph, list(signatures.values()), read, batches, WarmupOptions(transform=transform, seed=seed))
+    pool = _Pool(
+        meta_graph,
+        list(signatures.values()),
+        read,
+        batches,
+        WarmupOptions(transform=transform, seed=seed),
+    )
     notes: list[str] = []
     asks: dict[Hashable, _Ask] = {}
     for ask, _ in read:
@@ -134,7 +140,11 @@ def plan_probes(
     planned = {identity: _probe(ask, pool) for identity, ask in asks.items()}
     for identity, ask in asks.items():
         # The very rows of the record in another number are at least another request.
-        if planned[identity].rows == "warmed" and ask.size is not None and _any_size(ask.signature, meta_graph):
+        if (
+            planned[identity].rows == "warmed"
+            and ask.size is not None
+            and _any_size(ask.signature, meta_graph)
+        ):
             larger = dataclasses.replace(ask, size=ask.size + 1, in_file=False)
             planned.setdefault(larger.identity, _probe(larger, pool))
     return list(planned.values()), [*notes, *pool.notes]
@@ -160,7 +170,10 @@ class _Pool:
             # What reads a string input of one signature tells how rows for another are serialized: bind them together.
             candidates, cold = find_candidates(meta_graph, signatures, Rows(batches), options)
             self._other = {one.signature.key: one.bound for one in candidates}
-            self.notes = [f"data= was not sent to signature {key!r}: {why}" for key, why in sorted(cold.items())]
+            self.notes = [
+                f"data= was not sent to signature {key!r}: {why}"
+                for key, why in sorted(cold.items())
+            ]
 
     def warmed(self, signature: Signature) -> list[BoundBatch]:
         """Rows of the records, of this signature's or else of others with the same inputs."""
@@ -181,28 +194,37 @@ class _Pool:
         return (self.other(signature) or self.warmed(signature) or self.synthetic(signature))[0]
 
 
-def _read_record(log: PredictionLog, signatures: Mapping[str, Signature]) -> tuple[_Ask, BoundBatch] | None:
+def _read_record(
+    log: PredictionLog, signatures: Mapping[str, Signature]
+) -> tuple[_Ask, BoundBatch] | None:
     """What a record asks and its rows; `None` for what no client can ask."""
     about = describe_log(log)
     kind, key = about["kind"], about["signature_key"]
     if kind not in ("predict", "classify", "regress", "multi_inference"):
         return None
     request = getattr(log, f"{kind}_log").request
-    tasks: tuple[tuple[str, Kind], ...] = ()
+    tasks: tuple[tuple[str, RequestKind], ...] = ()
     if kind == "multi_inference":
         kinds = {name: own for own, name in METHOD_NAMES.items()}
         tasks = tuple(
-            (task.model_spec.signature_name, kinds.get(task.method_name, "predict")) for task in request.tasks
+            (task.model_spec.signature_name, kinds.get(task.method_name, "predict"))
+            for task in request.tasks
         )
         key = tasks[0][0] if tasks else ""
     signature = signatures.get(key)
     if signature is None:
         return None
     if kind == "predict":
-        arrays = {name: to_array(name, proto) for name, proto in request.inputs.items() if name in signature.inputs}
+        arrays = {
+            name: to_array(name, proto)
+            for name, proto in request.inputs.items()
+            if name in signature.inputs
+        }
     else:
         arrays = {name: to_examples(request.input) for name in signature.inputs}
-    batched = [name for name, array in arrays.items() if array.ndim and signature.inputs[name].shape != ()]
+    batched = [
+        name for name, array in arrays.items() if array.ndim and signature.inputs[name].shape != ()
+    ]
     sizes = {arrays[name].shape[0] for name in batched}
     if len(sizes) == 1:
         bound = BoundBatch(arrays, None, sizes.pop(), frozenset(batched), "log")
@@ -227,7 +249,9 @@ def _twins(asks: Iterable[_Ask], signatures: Mapping[str, Signature]) -> Iterato
     """The same asked of each other signature over the same tensors: its record is theirs too."""
     for ask in list(asks):
         for other in signatures.values():
-            same = other.tensors == ask.signature.tensors and set(other.inputs) == set(ask.signature.inputs)
+            same = other.tensors == ask.signature.tensors and set(other.inputs) == set(
+                ask.signature.inputs
+            )
             aliases = set(ask.output_filter) <= set(other.outputs)
             if other.key != ask.signature.key and same and aliases and not ask.tasks:
                 yield dataclasses.replace(ask, signature=other)
@@ -235,7 +259,7 @@ def _twins(asks: Iterable[_Ask], signatures: Mapping[str, Signature]) -> Iterato
 
 def _other_sizes(asks: Iterable[_Ask], batch_sizes: Sequence[int]) -> Iterator[_Ask]:
     for ask in list(asks):
-        if ask.size is not None and fixed_batch_size(ask.signature) is None:
+        if ask.size is not None and ask.signature.fixed_batch_size is None:
             for size in batch_sizes:
                 yield dataclasses.replace(ask, size=size, in_file=False)
 
@@ -247,7 +271,9 @@ def _uncovered(signature: Signature, pool: _Pool, size: int | None) -> _Ask:
     # As large as what the file warms elsewhere: the same request to another signature.
     warmed = pool.warmed(signature)
     usual = warmed[0].size if warmed else DEFAULT_BATCH_SIZE
-    return _Ask(signature, kind, (), (), fixed_batch_size(signature) or size or usual, bound.shapes, False)
+    return _Ask(
+        signature, kind, (), (), signature.fixed_batch_size or size or usual, bound.shapes, False
+    )
 
 
 def _probe(ask: _Ask, rows: _Pool) -> Probe:
@@ -256,14 +282,29 @@ def _probe(ask: _Ask, rows: _Pool) -> Probe:
     for variant in range(1 if ask.size is None else _VARIANTS):
         chosen = None
         if ask.size is not None:
-            chosen = tuple(picks[(variant * ask.size + row) % len(picks)] for row in range(ask.size))
-        request = PlannedRequest(ask.signature.key, ask.kind, tuple(pool), chosen, ask.output_filter, (), ask.tasks)
+            chosen = tuple(
+                picks[(variant * ask.size + row) % len(picks)] for row in range(ask.size)
+            )
+        request = PlannedRequest(
+            ask.signature.key, ask.kind, tuple(pool), chosen, ask.output_filter, (), ask.tasks
+        )
         logs.append(build_log(request, _MODEL_NAME))
     shapes = describe_log(logs[0])["shapes"]
-    return Probe(ask.signature_key, ask.kind, ask.output_filter, ask.size, shapes, ask.in_file, source, tuple(logs))
+    return Probe(
+        ask.signature_key,
+        ask.kind,
+        ask.output_filter,
+        ask.size,
+        shapes,
+        ask.in_file,
+        source,
+        tuple(logs),
+    )
 
 
-def _choose_rows(ask: _Ask, rows: _Pool) -> tuple[Sequence[BoundBatch], list[tuple[int, int]], RowsFrom]:
+def _choose_rows(
+    ask: _Ask, rows: _Pool
+) -> tuple[Sequence[BoundBatch], list[tuple[int, int]], RowsFrom]:
     """Bound batches, `(batch, row)` in the order to send them, and what they are."""
     warmed = [bound for bound in rows.warmed(ask.signature) if bound.shapes == ask.shapes]
     other = [bound for bound in rows.other(ask.signature) if bound.shapes == ask.shapes]
@@ -281,7 +322,9 @@ def _choose_rows(ask: _Ask, rows: _Pool) -> tuple[Sequence[BoundBatch], list[tup
         return made, [(0, row) for row in range(made[0].size)], "synthetic"
     mine = [index for index, bound in enumerate(warmed) if bound.size == ask.size][:1]
     order = [index for index in range(len(warmed)) if index not in mine]
-    picks = [(index, row) for index in [*order, *mine] for row in reversed(range(warmed[index].size))]
+    picks = [
+        (index, row) for index in [*order, *mine] for row in reversed(range(warmed[index].size))
+    ]
     sent = [_digest(warmed[index], row) for index, row in picks[: ask.size or 1]]
     own = [_digest(warmed[index], row) for index in mine for row in range(warmed[index].size)]
     return warmed, picks, "warmed" if sent == own or ask.size is None else "reordered"
@@ -290,7 +333,9 @@ def _choose_rows(ask: _Ask, rows: _Pool) -> tuple[Sequence[BoundBatch], list[tup
 def _digest(bound: BoundBatch, row: int) -> bytes:
     parts = hashlib.blake2b(digest_size=16)
     for name in sorted(bound.arrays):
-        array = np.asarray(bound.arrays[name][row] if name in bound.row_inputs else bound.arrays[name])
+        array = np.asarray(
+            bound.arrays[name][row] if name in bound.row_inputs else bound.arrays[name]
+        )
         parts.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
     return parts.digest()
 
@@ -298,4 +343,4 @@ def _digest(bound: BoundBatch, row: int) -> bytes:
 def _any_size(signature: Signature, meta_graph: MetaGraphDef) -> bool:
     """Whether another batch size needs nothing more than the warmed one."""
     facts = graph_facts(meta_graph, signature)
-    return fixed_batch_size(signature) is None and not facts.compiles and not facts.convolves
+    return signature.fixed_batch_size is None and not facts.compiles and not facts.convolves

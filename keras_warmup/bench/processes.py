@@ -81,7 +81,9 @@ class Figures:
 class Engine(Protocol):
     """Something that can be started anew, loads the model and answers requests."""
 
-    def sample(self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None) -> Sample:
+    def sample(
+        self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
+    ) -> Sample:
         """Starts anew, loads the model with this warmup file or none, sends `count` of the requests in turn."""
 
 
@@ -96,7 +98,9 @@ class ProcessEngine:
         # The child runs elsewhere, so that no module beside the caller hides one of Python's.
         self._export_dir = _absolute(export_dir)
 
-    def sample(self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None) -> Sample:
+    def sample(
+        self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
+    ) -> Sample:
         """Measures in a new process.
 
         Args:

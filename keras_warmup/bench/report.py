@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_warmup.bench.probes import Probe, RowsFrom
 from keras_warmup.bench.processes import MIN_FIGURES, Figures
-from keras_warmup.report import Kind, printable, to_plain
+from keras_warmup.report import RequestKind, printable, to_plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +46,7 @@ class BenchmarkEntry:
     """
 
     signature_key: str
-    kind: Kind
+    kind: RequestKind
     output_filter: tuple[str, ...]
     batch_size: int | None
     shapes: Mapping[str, tuple[int, ...]]
@@ -62,7 +62,9 @@ class BenchmarkEntry:
     faster: bool | None
 
     @classmethod
-    def of(cls, probe: Probe, cold: Figures | None, warm: Figures | None, steady: Figures | None) -> BenchmarkEntry:
+    def of(
+        cls, probe: Probe, cold: Figures | None, warm: Figures | None, steady: Figures | None
+    ) -> BenchmarkEntry:
         """Sums up the figures of one probe; `steady` is there where one of the others is."""
         later = steady or Figures((float("nan"),))
         ratio, faster = None, None
@@ -144,7 +146,11 @@ class BenchmarkReport:
         compared = self.records > 0 and self.engine != "server"
         for header in ["signature", *["kind"] * several_kinds, *["outputs"] * several_sets]:
             table.add_column(header, no_wrap=header != "outputs")
-        firsts = ["first, ms"] if self.engine == "server" else ["cold, ms", *["warm, ms", "faster"] * compared]
+        firsts = (
+            ["first, ms"]
+            if self.engine == "server"
+            else ["cold, ms", *["warm, ms", "faster"] * compared]
+        )
         for header in ["batch", *firsts, "steady, ms"]:
             table.add_column(header, justify="right")
         for entry in self.entries:
@@ -184,7 +190,9 @@ class BenchmarkReport:
                 f"{render_ms(self.load_added_ms)} ms to a load of {render_ms(self.load_ms)} ms."
             )
         else:
-            lines.append(f"cold: medians of {self.processes} {each}. A load takes {render_ms(self.load_ms)} ms.")
+            lines.append(
+                f"cold: medians of {self.processes} {each}. A load takes {render_ms(self.load_ms)} ms."
+            )
         return [line for line in [*lines, self.noise, *self.notes] if line]
 
 
@@ -224,7 +232,11 @@ def describe_noise(report: BenchmarkReport) -> str:
         shares = [(span[1] - span[0]) / median for span, median in ranges if span and median]
         if shares:
             parts.append(f"{name} ones by up to {100 * max(shares):.0f} %")
-    load = f"; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    load = (
+        f"; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        if hasattr(os, "getloadavg")
+        else ""
+    )
     claimed = " No gain smaller than that is claimed." if len(parts) > 1 else ""
     return f"Noise: equal first requests differed, {' and '.join(parts)} of their median{load}.{claimed}"
 
@@ -233,7 +245,9 @@ def notes_of(report: BenchmarkReport) -> list[str]:
     """What the reader should know of how it was measured."""
     notes = []
     if report.engine == "server":
-        notes.append("The server was running: whether others had already sent it such requests is not known.")
+        notes.append(
+            "The server was running: whether others had already sent it such requests is not known."
+        )
     elif not report.records:
         notes.append(
             "There is no warmup file: only the cold start was measured. Write one with keras_warmup.add_warmup."

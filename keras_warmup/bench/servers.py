@@ -42,7 +42,9 @@ _FRAMED = re.compile(
 _OWN_TROUBLE = re.compile(
     r"[Uu]nknown (?:argument|flag)|already in use|Docker daemon|Unable to find image|shared libraries"
 )
-_ERROR_LINE = re.compile(r"(^E\b|^[EF]\d{4} |: [EF] |\b[Ee]rror\b|\b[Ff]ailed\b|unknown (flag|argument))")
+_ERROR_LINE = re.compile(
+    r"(^E\b|^[EF]\d{4} |: [EF] |\b[Ee]rror\b|\b[Ff]ailed\b|unknown (flag|argument))"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +90,27 @@ def docker_command(image: str = DEFAULT_IMAGE) -> ServerCommand:
     """
     docker = shutil.which("docker")
     if docker is None:
-        raise ServerError("No docker on PATH. Install it, or give the path of a tensorflow_model_server.")
+        raise ServerError(
+            "No docker on PATH. Install it, or give the path of a tensorflow_model_server."
+        )
     container = f"keras-warmup-{secrets.token_hex(6)}"
     argv = (
         # --init: as process 1 the server would not hear SIGTERM.
-        *(docker, "run", "--rm", "--init", "--name", container, "--publish", "127.0.0.1:{port}:{port}"),
+        *(
+            docker,
+            "run",
+            "--rm",
+            "--init",
+            "--name",
+            container,
+            "--publish",
+            "127.0.0.1:{port}:{port}",
+        ),
         *("--volume", "{base_path}:{base_path}:ro", "--entrypoint", MODEL_SERVER_NAME, image),
     )
-    return ServerCommand(argv, f"{MODEL_SERVER_NAME} of Docker image {image!r}", (docker, "rm", "--force", container))
+    return ServerCommand(
+        argv, f"{MODEL_SERVER_NAME} of Docker image {image!r}", (docker, "rm", "--force", container)
+    )
 
 
 class LaunchedServer:
@@ -124,7 +139,9 @@ class LaunchedServer:
         self._server_args = tuple(server_args)
         self._timeout_s = timeout_s
 
-    def sample(self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None) -> Sample:
+    def sample(
+        self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
+    ) -> Sample:
         """Starts the server cold (`--enable_model_warmup=false`) or with the warmup file, and sends the requests.
 
         Raises:
@@ -145,11 +162,18 @@ class LaunchedServer:
             base_path = stack.enter_context(tempfile.TemporaryDirectory(prefix="keras-warmup-"))
             # A server in a container may run as another user.
             os.chmod(base_path, 0o755)
-            _mirror(self._export_dir, os.path.join(base_path, _version_of(self._export_dir)), warmup_file)
+            _mirror(
+                self._export_dir,
+                os.path.join(base_path, _version_of(self._export_dir)),
+                warmup_file,
+            )
             output = stack.enter_context(tempfile.TemporaryFile())
             port = _free_port()
             argv = [
-                *(part.replace("{port}", str(port)).replace("{base_path}", base_path) for part in self._command.argv),
+                *(
+                    part.replace("{port}", str(port)).replace("{base_path}", base_path)
+                    for part in self._command.argv
+                ),
                 f"--port={port}",
                 "--rest_api_port=0",
                 f"--model_name={self._model_name}",
@@ -160,9 +184,13 @@ class LaunchedServer:
             ]
             begun = time.perf_counter()
             try:
-                server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                server = subprocess.Popen(
+                    argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+                )
             except OSError as error:
-                raise ServerError(f"Cannot start {self._command.name}: {error.strerror}.") from error
+                raise ServerError(
+                    f"Cannot start {self._command.name}: {error.strerror}."
+                ) from error
             stack.callback(_stop, server, self._command.stop)
 
             def check() -> None:
@@ -193,7 +221,11 @@ def _version_of(export_dir: str) -> str:
 def _mirror(export_dir: str, target: str, warmup_file: str | None) -> None:
     """The SavedModel alone under a base path of its own, with the warmup file asked for; hard links where possible."""
     for directory, _, names in tf.io.gfile.walk(export_dir):
-        inside = os.path.join(target, os.path.relpath(directory, export_dir)) if directory != export_dir else target
+        inside = (
+            os.path.join(target, os.path.relpath(directory, export_dir))
+            if directory != export_dir
+            else target
+        )
         os.makedirs(inside, exist_ok=True)
         for name in names:
             _link(os.path.join(directory, name), os.path.join(inside, name))
@@ -228,7 +260,11 @@ def _stop(server: subprocess.Popen[bytes], stop: Sequence[str]) -> None:
             server.wait()
     if stop:
         subprocess.run(
-            stop, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+            stop,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
         )
 
 

@@ -58,7 +58,9 @@ class BoundBatch:
         )
 
 
-def bind_batch(batch: Batch, signature: Signature, transform: Transform | None = None) -> list[BoundBatch]:
+def bind_batch(
+    batch: Batch, signature: Signature, transform: Transform | None = None
+) -> list[BoundBatch]:
     """Binds a batch to the inputs of a signature.
 
     Args:
@@ -80,7 +82,9 @@ def bind_batch(batch: Batch, signature: Signature, transform: Transform | None =
     if components is not None:
         used = {where.rpartition(".")[0] for where, _ in components.values()}
         ignored = tuple(
-            render_path(path) for path, leaf in walk(batch.x) if leaf is not None and render_path(path) not in used
+            render_path(path)
+            for path, leaf in walk(batch.x)
+            if leaf is not None and render_path(path) not in used
         )
         return [_bind_arrays(components, None, batch, signature, ignored)]
     return bind_leaves(batch, signature, *match_inputs(batch.x, signature))
@@ -114,7 +118,9 @@ def bind_leaves(
         leaves = {name: (render_path(path), by_path[path]) for name, path in paths.items()}
         for name, values in (encoded or {}).items():
             leaves[name] = ("the encoded rows", values if part.rows is None else values[part.rows])
-        bound.append(_bind_arrays(leaves, dense_structure(part.batch.x), part.batch, signature, ignored))
+        bound.append(
+            _bind_arrays(leaves, dense_structure(part.batch.x), part.batch, signature, ignored)
+        )
     return bound
 
 
@@ -140,12 +146,20 @@ def _leaves_of_transform(
             f"transform returned {sorted(map(str, made))} for signature {signature.key!r}, which takes "
             f"{render_inputs(signature)}: {missing} missing."
         )
-    leaves = {name: (f"transform(x)[{name!r}]", made[name]) for name in signature.inputs if name in made}
-    return leaves, tuple(sorted(f"transform(x)[{name!r}]" for name in set(made) - set(signature.inputs)))
+    leaves = {
+        name: (f"transform(x)[{name!r}]", made[name]) for name in signature.inputs if name in made
+    }
+    return leaves, tuple(
+        sorted(f"transform(x)[{name!r}]" for name in set(made) - set(signature.inputs))
+    )
 
 
 def _bind_arrays(
-    leaves: Mapping[str, tuple[str, Any]], x: Any, batch: Batch, signature: Signature, ignored: tuple[str, ...]
+    leaves: Mapping[str, tuple[str, Any]],
+    x: Any,
+    batch: Batch,
+    signature: Signature,
+    ignored: tuple[str, ...],
 ) -> BoundBatch:
     arrays, casts, problems = {}, {}, []
     for name in sorted(leaves):
@@ -172,7 +186,11 @@ def _bind_arrays(
     elif 0 in rows.values():
         problems.append(f"no rows in {', '.join(map(repr, sorted(rows)))}")
     if problems:
-        raise BindingError(f"Cannot bind batch to signature {signature.key!r}: " + "; ".join(problems) + f". {CURE}")
+        raise BindingError(
+            f"Cannot bind batch to signature {signature.key!r}: "
+            + "; ".join(problems)
+            + f". {CURE}"
+        )
     if composites:
         return BoundBatch(arrays, None, 1, frozenset(), batch.source, casts, ignored)
     batched = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
@@ -181,7 +199,9 @@ def _bind_arrays(
     return BoundBatch(arrays, x, size, row_inputs, batch.source, casts, ignored)
 
 
-def _rows_of(arrays: Mapping[str, np.ndarray], signature: Signature, parts: Mapping[str, int]) -> dict[str, int]:
+def _rows_of(
+    arrays: Mapping[str, np.ndarray], signature: Signature, parts: Mapping[str, int]
+) -> dict[str, int]:
     """Input name -> rows, where its first dimension is free or another than the signature fixes (such are sliced or tiled).
 
     What has just the size that is fixed may be a constant of its own beside the rows.
@@ -202,4 +222,8 @@ def _shape_problems(spec: TensorSpec, leaf: np.ndarray) -> list[str]:
         return ["rank differs"]
     # The first dimension is the batch: rows are sliced or tiled to what the signature fixes.
     differ = [axis for axis in range(1, len(shape)) if spec.shape[axis] not in (None, shape[axis])]
-    return [f"shape differs in dimension{'s' * (len(differ) > 1)} {', '.join(map(str, differ))}"] if differ else []
+    return (
+        [f"shape differs in dimension{'s' * (len(differ) > 1)} {', '.join(map(str, differ))}"]
+        if differ
+        else []
+    )

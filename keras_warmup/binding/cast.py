@@ -73,7 +73,11 @@ def as_array(leaf: Any) -> np.ndarray:
         leaf = tf.sparse.to_dense(tf.sparse.reorder(leaf))
     try:
         array = np.asarray(leaf)
-    except (TypeError, ValueError, RuntimeError) as error:  # rows of different shapes; torch tensors with a gradient
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # rows of different shapes; torch tensors with a gradient
         raise Misfit(f"numpy makes no array of it: {type(error).__name__}") from error
     if array.dtype.kind in "OSUT":
         try:

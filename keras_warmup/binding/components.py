@@ -90,7 +90,10 @@ def find_composites(arrays: Mapping[str, np.ndarray], signature: Signature) -> l
             names.append(f"{base}_{len(names)}")
         for count in range(len(names), 1, -1):
             parts = [arrays[name] for name in names[:count]]
-            if not all(_fits(signature.inputs[name], part) for name, part in zip(names, parts, strict=False)):
+            if not all(
+                _fits(signature.inputs[name], part)
+                for name, part in zip(names, parts, strict=False)
+            ):
                 continue
             rows = _rows_of_ragged(parts)
             rows = _rows_of_sparse(parts) if rows is None else rows
@@ -120,14 +123,16 @@ def _numbered(inputs: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
     return names if set(names) == set(inputs) else None
 
 
-def _takes(signature: Signature, names: Sequence[str], leaf: Any, components: Sequence[np.ndarray]) -> bool:
+def _takes(
+    signature: Signature, names: Sequence[str], leaf: Any, components: Sequence[np.ndarray]
+) -> bool:
     """Whether the inputs have the ranks of the components, and integers where those are places; values may be cast."""
     specs = [signature.inputs[name] for name in names]
     ragged = isinstance(leaf, tf.RaggedTensor)
     places = specs[1:] if ragged else [specs[0], specs[2]]
-    return all(spec.dtype in (("int32", "int64") if ragged else ("int64",)) for spec in places) and all(
-        _fits(spec, part) for spec, part in zip(specs, components, strict=True)
-    )
+    return all(
+        spec.dtype in (("int32", "int64") if ragged else ("int64",)) for spec in places
+    ) and all(_fits(spec, part) for spec, part in zip(specs, components, strict=True))
 
 
 def _fits(spec: TensorSpec, part: np.ndarray) -> bool:
@@ -156,8 +161,13 @@ def _rows_of_sparse(parts: Sequence[np.ndarray]) -> int | None:
     if len(parts) != 3:
         return None
     indices, values, shape = parts
-    if (indices.ndim, values.ndim, shape.ndim) != (2, 1, 1) or {indices.dtype.name, shape.dtype.name} != {"int64"}:
+    if (indices.ndim, values.ndim, shape.ndim) != (2, 1, 1) or {
+        indices.dtype.name,
+        shape.dtype.name,
+    } != {"int64"}:
         return None
-    if indices.shape != (len(values), len(shape)) or bool(np.any((indices < 0) | (indices >= shape))):
+    if indices.shape != (len(values), len(shape)) or bool(
+        np.any((indices < 0) | (indices >= shape))
+    ):
         return None
     return int(shape[0])

@@ -66,7 +66,9 @@ def dense_parts(batch: Batch, paths: Collection[Path]) -> list[DensePart]:
                 return np.stack([rows[path][index] for index in indices])
             return _take_rows(_from_sparse(leaf) if path in paths else leaf, indices)
 
-        parts.append(DensePart(Batch(map_leaves(take, batch.x), len(indices), batch.source), indices))
+        parts.append(
+            DensePart(Batch(map_leaves(take, batch.x), len(indices), batch.source), indices)
+        )
     return parts
 
 
@@ -74,11 +76,17 @@ def dense_structure(x: Any) -> Any:
     """`x` with dense leaves only, for the proof; `None` where a leaf is ragged inside."""
     made = map_leaves(lambda _, leaf: _from_ragged(_from_sparse(leaf)), x)
     pairs = zip(walk(x), walk(made), strict=True)
-    return None if any(leaf is not None and dense is None for (_, leaf), (_, dense) in pairs) else made
+    return (
+        None if any(leaf is not None and dense is None for (_, leaf), (_, dense) in pairs) else made
+    )
 
 
 def _from_sparse(leaf: Any) -> Any:
-    return np.asarray(tf.sparse.to_dense(tf.sparse.reorder(leaf))) if isinstance(leaf, tf.SparseTensor) else leaf
+    return (
+        np.asarray(tf.sparse.to_dense(tf.sparse.reorder(leaf)))
+        if isinstance(leaf, tf.SparseTensor)
+        else leaf
+    )
 
 
 def _from_ragged(leaf: Any) -> Any:

@@ -26,7 +26,13 @@ from keras_warmup.binding.match import match_inputs, sanitize
 from keras_warmup.data.batch import Batch, Path, describe, is_string_vector, render_path, walk
 from keras_warmup.errors import BindingError
 from keras_warmup.savedmodel.signatures import Signature
-from keras_warmup.savedmodel.string_formats import Base64, Consumer, ExampleParser, FeatureSpec, describe_consumer
+from keras_warmup.savedmodel.string_formats import (
+    Base64,
+    Consumer,
+    ExampleParser,
+    FeatureSpec,
+    describe_consumer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,9 @@ class _Encoded:
     casts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def bind_encoded(batch: Batch, signature: Signature, consumers: Mapping[str, Consumer]) -> list[BoundBatch]:
+def bind_encoded(
+    batch: Batch, signature: Signature, consumers: Mapping[str, Consumer]
+) -> list[BoundBatch]:
     """Binds a batch to a signature with string inputs, encoding the rows as each input reads them.
 
     Args:
@@ -63,7 +71,9 @@ def bind_encoded(batch: Batch, signature: Signature, consumers: Mapping[str, Con
         return bind_batch(batch, signature)
     paths = _match_others(batch.x, signature, set(made), whole)
     used = set(paths.values()).union(*(encoded.used for encoded in made.values()))
-    ignored = tuple(render_path(path) for path, leaf in walk(batch.x) if leaf is not None and path not in used)
+    ignored = tuple(
+        render_path(path) for path, leaf in walk(batch.x) if leaf is not None and path not in used
+    )
     casts = {key: cast for encoded in made.values() for key, cast in encoded.casts.items()}
     values = {name: encoded.values for name, encoded in made.items()}
     return [
@@ -73,7 +83,10 @@ def bind_encoded(batch: Batch, signature: Signature, consumers: Mapping[str, Con
 
 
 def rows_for(
-    batch: Batch, signature: Signature, consumers: Mapping[str, Consumer], parsers: Sequence[ExampleParser]
+    batch: Batch,
+    signature: Signature,
+    consumers: Mapping[str, Consumer],
+    parsers: Sequence[ExampleParser],
 ) -> Batch:
     """The rows in the form that a signature takes: one may read serialized `tf.Example`s, while another takes their features.
 
@@ -91,11 +104,17 @@ def rows_for(
         BindingError: a row does not fit the parser.
         DataError: a row is no serialized Example, and the signature has no string input that could take it otherwise.
     """
-    if not is_string_vector(batch) or any(_reads_examples(consumer) for consumer in consumers.values()):
+    if not is_string_vector(batch) or any(
+        _reads_examples(consumer) for consumer in consumers.values()
+    ):
         return batch
     ((_, rows),) = ((path, leaf) for path, leaf in walk(batch.x) if leaf is not None)
     required = set(signature.inputs) - signature.defaults
-    covering = [parser for parser in parsers if required <= set(parser.spec) | set(map(sanitize, parser.spec))]
+    covering = [
+        parser
+        for parser in parsers
+        if required <= set(parser.spec) | set(map(sanitize, parser.spec))
+    ]
     takes_strings = any(spec.dtype == "string" for spec in signature.inputs.values())
     if not required or not covering or (takes_strings and not hold_examples(rows)):
         return batch
@@ -121,7 +140,10 @@ def parse_features(batch: Batch, spec: Mapping[str, FeatureSpec]) -> Batch | Non
     ((_, rows),) = ((path, leaf) for path, leaf in walk(batch.x) if leaf is not None)
     check_examples(rows, spec)
     parsed = tf.io.parse_example(rows, parsing_spec(spec))
-    x = {key: value.numpy() if isinstance(value, tf.Tensor) else value for key, value in parsed.items()}
+    x = {
+        key: value.numpy() if isinstance(value, tf.Tensor) else value
+        for key, value in parsed.items()
+    }
     return Batch(x, batch.size, batch.source)
 
 
@@ -137,7 +159,9 @@ def _match_whole(x: Any, signature: Signature) -> dict[str, Path] | None:
         return None
 
 
-def _match_others(x: Any, signature: Signature, made: set[str], whole: Mapping[str, Path] | None) -> dict[str, Path]:
+def _match_others(
+    x: Any, signature: Signature, made: set[str], whole: Mapping[str, Path] | None
+) -> dict[str, Path]:
     """The leaves of the inputs that are not encoded: as the whole signature was matched, else by name alone."""
     if whole is not None:
         return {name: path for name, path in whole.items() if name not in made}
@@ -150,7 +174,11 @@ def _match_others(x: Any, signature: Signature, made: set[str], whole: Mapping[s
 
 
 def _encode(
-    batch: Batch, signature: Signature, name: str, consumer: Consumer, whole: Mapping[str, Path] | None
+    batch: Batch,
+    signature: Signature,
+    name: str,
+    consumer: Consumer,
+    whole: Mapping[str, Path] | None,
 ) -> _Encoded | None:
     """What a string input should be sent; `None` where the rows go as they are."""
     path = (whole or {}).get(name)
@@ -172,7 +200,12 @@ def _encode(
 
 
 def _encode_examples(
-    batch: Batch, signature: Signature, name: str, parser: ExampleParser, path: Path | None, in_base64: bool
+    batch: Batch,
+    signature: Signature,
+    name: str,
+    parser: ExampleParser,
+    path: Path | None,
+    in_base64: bool,
 ) -> _Encoded:
     """Examples built of the features, or the rows themselves where they are serialized already."""
     leaves = {where: leaf for where, leaf in walk(batch.x) if leaf is not None}
@@ -184,9 +217,13 @@ def _encode_examples(
         found = {key: leaves[where] for key, where in features.items()}
         values = build_examples(found, parser.spec)
         used = frozenset(where for key, where in features.items() if key in parser.spec)
-        return _Encoded(encode_base64(values) if in_base64 else values, used, feature_casts(found, parser.spec))
+        return _Encoded(
+            encode_base64(values) if in_base64 else values, used, feature_casts(found, parser.spec)
+        )
     if text is None or leaves[text].ndim != 1:
-        got = ", ".join(f"{render_path(where)} ({describe(leaf)})" for where, leaf in leaves.items())
+        got = ", ".join(
+            f"{render_path(where)} ({describe(leaf)})" for where, leaf in leaves.items()
+        )
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads serialized tf.Examples with the "
             f"features {sorted(parser.spec)}; the batch has {got}. Pass data= as a dict of features, or as a list of bytes."
@@ -201,7 +238,11 @@ def _encode_examples(
 
 
 def _features(
-    x: Any, leaves: Mapping[Path, Any], spec: Mapping[str, FeatureSpec], name: str, text: Path | None
+    x: Any,
+    leaves: Mapping[Path, Any],
+    spec: Mapping[str, FeatureSpec],
+    name: str,
+    text: Path | None,
 ) -> dict[str, Path] | None:
     """Feature key -> path, where x is a flat dict of features, or one leaf for a parser of one feature.
 

@@ -36,7 +36,9 @@ def rows_of(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
         if feature.kind == "dense" and not feature.is_sequence:
             raise Misfit("a ragged tensor cannot fill a dense feature")
         if leaf.ragged_rank != 1:
-            raise Misfit("more than one ragged dimension needs partitions, which the parser's spec does not show")
+            raise Misfit(
+                "more than one ragged dimension needs partitions, which the parser's spec does not show"
+            )
         return [_shape(_convert(row, feature), feature) for row in ragged_rows(leaf)]
     array = np.asarray(leaf)
     if array.ndim == 0:
@@ -68,7 +70,9 @@ def split_rows(array: Array) -> list[Array]:
 def _shape(row: Array, feature: FeatureSpec) -> Array:
     if feature.kind != "dense" or feature.shape is None:
         if row.ndim > 1:
-            raise Misfit(f"a row of a {feature.kind} feature is a list of values, not {render_shape(row.shape)}")
+            raise Misfit(
+                f"a row of a {feature.kind} feature is a list of values, not {render_shape(row.shape)}"
+            )
         return row.reshape(-1)
     if feature.is_sequence:
         rest = cast(tuple[int, ...], feature.shape[1:])
@@ -141,7 +145,8 @@ def _convert(array: Array, feature: FeatureSpec) -> Array:
 def _survives(integers: Array, floats: Array) -> bool:
     """Whether every integer equals its float32; compared as Python numbers, which do not round."""
     return all(
-        int(a) == int(b) for a, b in zip(integers.reshape(-1).tolist(), floats.reshape(-1).tolist(), strict=True)
+        int(a) == int(b)
+        for a, b in zip(integers.reshape(-1).tolist(), floats.reshape(-1).tolist(), strict=True)
     )
 
 

@@ -17,7 +17,13 @@ from keras_warmup.binding.cast import Misfit
 from keras_warmup.binding.example_rows import Array, ragged_rows, rows_of, sparse_rows, split_rows
 from keras_warmup.data.batch import as_objects, describe, render_shape
 from keras_warmup.errors import BindingError, DataError
-from keras_warmup.savedmodel.string_formats import Base64, Compressed, Consumer, FeatureSpec, SequenceExampleParser
+from keras_warmup.savedmodel.string_formats import (
+    Base64,
+    Compressed,
+    Consumer,
+    FeatureSpec,
+    SequenceExampleParser,
+)
 
 Spec = Mapping[str, FeatureSpec]
 
@@ -46,7 +52,9 @@ def build_examples(features: Mapping[str, Any], spec: Spec) -> Array:
     for key, feature in spec.items():
         if features.get(key) is None:
             if feature.required:
-                problems.append(f"feature {key!r} ({_render(feature)}) is required, but the data does not have it")
+                problems.append(
+                    f"feature {key!r} ({_render(feature)}) is required, but the data does not have it"
+                )
             continue
         try:
             columns[key] = rows_of(features[key], feature)
@@ -58,14 +66,17 @@ def build_examples(features: Mapping[str, Any], spec: Spec) -> Array:
     if len(set(sizes.values())) > 1:
         problems.append(f"features have different numbers of rows: {sizes}")
     if not columns and not problems:
-        problems.append(f"none of the features {sorted(spec)} is in the data, which has {sorted(features)}")
+        problems.append(
+            f"none of the features {sorted(spec)} is in the data, which has {sorted(features)}"
+        )
     if problems:
         raise BindingError(
             f"Cannot build tf.Examples: {'; '.join(problems)}. Change the data, or pass transform= to give the "
             "serialized Examples yourself."
         )
     rows = [
-        _serialize({key: column[row] for key, column in columns.items()}, spec) for row in range(max(sizes.values()))
+        _serialize({key: column[row] for key, column in columns.items()}, spec)
+        for row in range(max(sizes.values()))
     ]
     serialized = as_objects(rows)
     _prove(serialized, columns, spec)
@@ -189,7 +200,8 @@ def _prove(serialized: Array, columns: Mapping[str, list[Array | None]], spec: S
         ) from error
     for key, column in columns.items():
         if not all(
-            _same(want, got) for want, got in zip(column, _parsed_rows(parsed[key], column, spec[key]), strict=True)
+            _same(want, got)
+            for want, got in zip(column, _parsed_rows(parsed[key], column, spec[key]), strict=True)
         ):
             raise BindingError(
                 f"The built tf.Examples give other values of feature {key!r} ({_render(spec[key])}) than the data when "
@@ -197,7 +209,9 @@ def _prove(serialized: Array, columns: Mapping[str, list[Array | None]], spec: S
             )
 
 
-def _parsed_rows(parsed: Any, column: list[Array | None], feature: FeatureSpec) -> list[Array | None]:
+def _parsed_rows(
+    parsed: Any, column: list[Array | None], feature: FeatureSpec
+) -> list[Array | None]:
     """What the parser gave, row by row; `None` where the data has no value, whatever default stands there."""
     if isinstance(parsed, tf.SparseTensor):
         return list(sparse_rows(parsed))
@@ -222,11 +236,15 @@ def _parsing_feature(feature: FeatureSpec) -> Any:
     if feature.kind == "sparse":
         return tf.io.VarLenFeature(dtype)
     if feature.kind == "ragged":
-        return tf.io.RaggedFeature(dtype, row_splits_dtype=tf.as_dtype(feature.row_splits or "int32"))
+        return tf.io.RaggedFeature(
+            dtype, row_splits_dtype=tf.as_dtype(feature.row_splits or "int32")
+        )
     shape = list(feature.shape or ())
     if feature.is_sequence:
         default = feature.default[0] if feature.default else None
-        return tf.io.FixedLenSequenceFeature(shape[1:], dtype, allow_missing=True, default_value=default)
+        return tf.io.FixedLenSequenceFeature(
+            shape[1:], dtype, allow_missing=True, default_value=default
+        )
     if feature.default is None:
         return tf.io.FixedLenFeature(shape, dtype)
     size = int(np.prod(cast(list[int], shape), dtype=np.int64))
@@ -244,7 +262,11 @@ def _composite_problems(features: Mapping[str, Any], spec: Spec) -> list[str]:
 
     The parser shows only the raw keys of those, all optional: without this check the rows would be built empty.
     """
-    raw = sorted(key for key, feature in spec.items() if feature.kind != "dense" and features.get(key) is None)
+    raw = sorted(
+        key
+        for key, feature in spec.items()
+        if feature.kind != "dense" and features.get(key) is None
+    )
     composite = sorted(
         key
         for key, leaf in features.items()
@@ -261,7 +283,9 @@ def _composite_problems(features: Mapping[str, Any], spec: Spec) -> list[str]:
 
 def _parse_row(index: int, row: Any) -> Any:
     if not isinstance(row, bytes):
-        raise DataError(f"Row {index} is {type(row).__name__}, not bytes: expected serialized tf.Examples.")
+        raise DataError(
+            f"Row {index} is {type(row).__name__}, not bytes: expected serialized tf.Examples."
+        )
     if row.startswith(_GZIP_MAGIC):
         raise DataError(
             f"Row {index} is GZIP-compressed, not a serialized tf.Example. Read the file with compression_type='GZIP'."
@@ -269,7 +293,9 @@ def _parse_row(index: int, row: Any) -> Any:
     try:
         example = tf.train.Example.FromString(row)
     except DecodeError as error:
-        raise DataError(f"Row {index} ({len(row)} bytes) is not a serialized tf.Example.") from error
+        raise DataError(
+            f"Row {index} ({len(row)} bytes) is not a serialized tf.Example."
+        ) from error
     # A SequenceExample parses as an Example too: its feature lists are an unknown field to it.
     if tf.train.SequenceExample.FromString(row).feature_lists.feature_list:
         raise DataError(f"Row {index} is a serialized tf.SequenceExample, not a tf.Example.")
@@ -299,5 +325,9 @@ def _render(feature: FeatureSpec) -> str:
 
 
 def _dtype_name(leaf: Any) -> str:
-    name = getattr(leaf.dtype, "name", str(leaf.dtype)) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype.name
+    name = (
+        getattr(leaf.dtype, "name", str(leaf.dtype))
+        if hasattr(leaf, "dtype")
+        else np.asarray(leaf).dtype.name
+    )
     return "string" if name == "object" or name.startswith(("str", "bytes")) else str(name)

@@ -40,7 +40,10 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, Path], tuple[s
                 "name, or pass transform=."
             )
         names = ", ".join(repr(name) for name in missing)
-        got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in leaves) or "nothing"
+        got = (
+            ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in leaves)
+            or "nothing"
+        )
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: missing input{'s' * (len(missing) > 1)} {names}. The signature "
             f"takes {render_inputs(signature)}; the batch has {got}.{_hint_of_components(missing, leaves, signature)} Add the "
@@ -75,12 +78,17 @@ def sanitize(name: str) -> str:
 def render_inputs(signature: Signature) -> str:
     """Names, dtypes and shapes of the inputs, for messages."""
     return ", ".join(
-        f"{name!r} {spec.dtype} {render_shape(spec.shape)}" for name, spec in sorted(signature.inputs.items())
+        f"{name!r} {spec.dtype} {render_shape(spec.shape)}"
+        for name, spec in sorted(signature.inputs.items())
     )
 
 
-def _hint_of_components(missing: Sequence[str], leaves: Sequence[tuple[Path, Any]], signature: Signature) -> str:
-    composite = [path for path, leaf in leaves if hasattr(leaf, "row_splits") or hasattr(leaf, "dense_shape")]
+def _hint_of_components(
+    missing: Sequence[str], leaves: Sequence[tuple[Path, Any]], signature: Signature
+) -> str:
+    composite = [
+        path for path, leaf in leaves if hasattr(leaf, "row_splits") or hasattr(leaf, "dense_shape")
+    ]
     numbered = any(name.rpartition("_")[0] in signature.inputs for name in missing)
     if signature.structure is not None or not composite or not numbered:
         return ""
@@ -103,8 +111,12 @@ def _match_structure(x: Any, signature: Signature) -> dict[str, Path] | None:
     flat = [path for path, leaf in walk(x) if leaf is not None]
     if isinstance(x, Mapping):
         top = {key: value for key, value in x.items() if value is not None}
-        by_name = {sanitize(str(key)): (key,) for key, value in top.items() if not _is_structure(value)}
-        if isinstance(target, Mapping) and any(target.get(key) not in (None, sanitize(str(key))) for key in top):
+        by_name = {
+            sanitize(str(key)): (key,) for key, value in top.items() if not _is_structure(value)
+        }
+        if isinstance(target, Mapping) and any(
+            target.get(key) not in (None, sanitize(str(key))) for key in top
+        ):
             return {}  # It is keyed by feature, and lacks some: its keys must not be taken for names of inputs.
         if len(by_name) == len(top) and set(names) <= set(by_name):
             return {name: by_name[name] for name in names}
@@ -121,10 +133,17 @@ def _pair(target: Any, x: Any, path: Path, found: dict[str, Path]) -> bool:
             return False
         return all(_pair(target[key], x[key], (*path, key), found) for key in target)
     if is_sequence(target):
-        items = [(index, item) for index, item in enumerate(x) if item is not None] if is_sequence(x) else []
+        items = (
+            [(index, item) for index, item in enumerate(x) if item is not None]
+            if is_sequence(x)
+            else []
+        )
         if not is_sequence(x) or len(items) != len(target):
             return False
-        return all(_pair(part, item, (*path, index), found) for part, (index, item) in zip(target, items, strict=True))
+        return all(
+            _pair(part, item, (*path, index), found)
+            for part, (index, item) in zip(target, items, strict=True)
+        )
     if target is None:
         return True
     if _is_structure(x) or x is None:
@@ -135,7 +154,11 @@ def _pair(target: Any, x: Any, path: Path, found: dict[str, Path]) -> bool:
 
 def _match_names(x: Any, leaves: list[tuple[Path, Any]], signature: Signature) -> dict[str, Path]:
     if not isinstance(x, Mapping):
-        return {next(iter(signature.inputs)): leaves[0][0]} if len(leaves) == len(signature.inputs) == 1 else {}
+        return (
+            {next(iter(signature.inputs)): leaves[0][0]}
+            if len(leaves) == len(signature.inputs) == 1
+            else {}
+        )
     named = list(names_of(x))
     found: dict[str, list[Path]] = {}
     for name in signature.inputs:
@@ -160,7 +183,9 @@ def _match_names(x: Any, leaves: list[tuple[Path, Any]], signature: Signature) -
     return matched
 
 
-def _refuse_renumbered(found: Mapping[str, Path], order: Sequence[Path], signature: Signature) -> None:
+def _refuse_renumbered(
+    found: Mapping[str, Path], order: Sequence[Path], signature: Signature
+) -> None:
     """Refuses names that may be numbers: `tf.function` numbers unnamed leaves and equal names `x`, `x_1`, ... as they flatten.
 
     Keys `x`, `x_1`, ..., `x_10` flatten with `x_10` before `x_2`: then the input `x_2` may be either.

@@ -8,21 +8,28 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.binding.bind import BoundBatch
-from keras_warmup.binding.encoders import encode_base64
+from keras_warmup.binding.encoders import encode_base64, encode_images
 from keras_warmup.binding.examples import build_examples
-from keras_warmup.binding.images import encode_images
 from keras_warmup.data.batch import as_objects
 from keras_warmup.errors import SignatureError
-from keras_warmup.planning.plan import DEFAULT_BATCH_SIZE, fixed_batch_size
+from keras_warmup.options import DEFAULT_BATCH_SIZE
 from keras_warmup.savedmodel.signatures import Signature, TensorSpec
-from keras_warmup.savedmodel.string_formats import Base64, Consumer, ExampleParser, FeatureSpec, ImageDecoder
+from keras_warmup.savedmodel.string_formats import (
+    Base64,
+    Consumer,
+    ExampleParser,
+    FeatureSpec,
+    ImageDecoder,
+)
 
 # Free dimensions that are no batch: large enough for the stack of convolutions a small image model has.
 FREE_DIM = 32
 _RGB = 3
 
 
-def synthesize_rows(signature: Signature, consumers: Mapping[str, Consumer], seed: int) -> BoundBatch:
+def synthesize_rows(
+    signature: Signature, consumers: Mapping[str, Consumer], seed: int
+) -> BoundBatch:
     """Rows made up from a signature alone.
 
     Floats are uniform in [0, 1); integers are 0, the one index that every table has; strings are empty, or hold a
@@ -40,7 +47,7 @@ def synthesize_rows(signature: Signature, consumers: Mapping[str, Consumer], see
         SignatureError: an input has an unknown rank, or a dtype no request carries.
     """
     rng = np.random.default_rng(seed)
-    size = fixed_batch_size(signature) or DEFAULT_BATCH_SIZE
+    size = signature.fixed_batch_size or DEFAULT_BATCH_SIZE
     arrays = {
         name: _strings(spec, consumers[name], size)
         if name in consumers and _is_vector(spec)
@@ -48,7 +55,9 @@ def synthesize_rows(signature: Signature, consumers: Mapping[str, Consumer], see
         for name, spec in sorted(signature.inputs.items())
         if name not in signature.defaults
     }
-    row_inputs = frozenset(name for name, array in arrays.items() if array.ndim and array.shape[0] == size)
+    row_inputs = frozenset(
+        name for name, array in arrays.items() if array.ndim and array.shape[0] == size
+    )
     return BoundBatch(arrays, None, size if row_inputs else 1, row_inputs, "synthetic")
 
 
@@ -57,13 +66,18 @@ def _is_vector(spec: TensorSpec) -> bool:
     return spec.shape is None or len(spec.shape) == 1
 
 
-def _array(signature: Signature, spec: TensorSpec, rng: np.random.Generator, rows: int) -> np.ndarray:
+def _array(
+    signature: Signature, spec: TensorSpec, rng: np.random.Generator, rows: int
+) -> np.ndarray:
     if spec.shape is None:
         raise SignatureError(
             f"Cannot make up rows for signature {signature.key!r}: input {spec.name!r} ({spec.dtype}) has an unknown rank. "
             "Pass data=."
         )
-    shape = tuple((rows if axis == 0 else FREE_DIM) if size is None else size for axis, size in enumerate(spec.shape))
+    shape = tuple(
+        (rows if axis == 0 else FREE_DIM) if size is None else size
+        for axis, size in enumerate(spec.shape)
+    )
     if spec.dtype == "string":
         return np.full(shape, b"", dtype=object)
     dtype = tf.as_dtype(spec.dtype)
@@ -80,9 +94,13 @@ def _strings(spec: TensorSpec, consumer: Consumer, size: int) -> np.ndarray:
     rows = (spec.shape[0] if spec.shape else None) or size
     inner = consumer.inner if isinstance(consumer, Base64) else consumer
     if isinstance(inner, ExampleParser):
-        made = build_examples({key: _feature(feature, rows) for key, feature in inner.spec.items()}, inner.spec)
+        made = build_examples(
+            {key: _feature(feature, rows) for key, feature in inner.spec.items()}, inner.spec
+        )
     elif isinstance(inner, ImageDecoder):
-        made = encode_images(np.zeros((rows, FREE_DIM, FREE_DIM, inner.channels or _RGB), inner.dtype), inner)
+        made = encode_images(
+            np.zeros((rows, FREE_DIM, FREE_DIM, inner.channels or _RGB), inner.dtype), inner
+        )
     else:
         made = as_objects([b""] * rows)
     if isinstance(consumer, Base64):

@@ -59,7 +59,10 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("measuring", total=None)
             yield lambda done, total, step: bar.update(
-                task, completed=done, total=total, description=escape(f"measuring {printable(step)}")
+                task,
+                completed=done,
+                total=total,
+                description=escape(f"measuring {printable(step)}"),
             )
     else:
 

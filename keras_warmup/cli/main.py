@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from keras_warmup._version import __version__
 from keras_warmup.cli.console import measuring, plain_warnings, say, show_report, working
 from keras_warmup.errors import DataError, OptionsError, WarmupError
-from keras_warmup.report import KINDS
+from keras_warmup.report import REQUEST_KINDS
 from keras_warmup.serving.worker import DEFAULT_TIMEOUT_S, start_worker
 
 if TYPE_CHECKING:
@@ -101,7 +101,11 @@ def _parser() -> argparse.ArgumentParser:
             epilog=example,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_argument("export_dir", metavar="EXPORT_DIR", help="a SavedModel (version directory), local or remote")
+        one.add_argument(
+            "export_dir",
+            metavar="EXPORT_DIR",
+            help="a SavedModel (version directory), local or remote",
+        )
         one.add_argument("--json", action="store_true", help="print JSON")
         one.set_defaults(run=run)
         return one
@@ -114,18 +118,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = verb("add", _add, "write the warmup file of a SavedModel that exists", _ADD_EXAMPLE)
     add.add_argument(
-        "--data", metavar="FILE", help="rows to warm with: .npz (an array per input) or a TFRecord of tf.Examples"
+        "--data",
+        metavar="FILE",
+        help="rows to warm with: .npz (an array per input) or a TFRecord of tf.Examples",
     )
     add.add_argument("--append", action="store_true", help="keep the records that are there")
-    add.add_argument("--signature", action="append", metavar="KEY", help="warm this signature only; may be repeated")
     add.add_argument(
-        "--kind", action="append", metavar="KIND", choices=KINDS, help="write this request kind; may be repeated"
+        "--signature",
+        action="append",
+        metavar="KEY",
+        help="warm this signature only; may be repeated",
     )
     add.add_argument(
-        "--batch-size", action="append", type=int, metavar="N", help="warm exactly this size; may be repeated"
+        "--kind",
+        action="append",
+        metavar="KIND",
+        choices=REQUEST_KINDS,
+        help="write this request kind; may be repeated",
     )
     add.add_argument(
-        "--output-filter", action="append", metavar="A,B", help="also warm this set of outputs; may be repeated"
+        "--batch-size",
+        action="append",
+        type=int,
+        metavar="N",
+        help="warm exactly this size; may be repeated",
+    )
+    add.add_argument(
+        "--output-filter",
+        action="append",
+        metavar="A,B",
+        help="also warm this set of outputs; may be repeated",
     )
     add.add_argument(
         "--batching-parameters",
@@ -133,31 +155,71 @@ def _parser() -> argparse.ArgumentParser:
         help="the server's --batching_parameters_file: a record per allowed size",
     )
     add.add_argument(
-        "--xla", action="store_true", help="also warm signatures that compile with XLA (the server needs its flag)"
+        "--xla",
+        action="store_true",
+        help="also warm signatures that compile with XLA (the server needs its flag)",
     )
     add.add_argument(
-        "--share-twins", action="store_true", help="let signatures that are the same function name the same tensors"
+        "--share-twins",
+        action="store_true",
+        help="let signatures that are the same function name the same tensors",
     )
     add.add_argument(
-        "--minimize", action="store_true", help="measure in fresh processes, and drop records that warm nothing new"
+        "--minimize",
+        action="store_true",
+        help="measure in fresh processes, and drop records that warm nothing new",
     )
-    add.add_argument("--model-name", metavar="NAME", help="name in the requests (default: the base path's)")
-    add.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the choice of rows (default: 0)")
-    add.add_argument("--no-verify", action="store_true", help="do not replay the records before they are published")
+    add.add_argument(
+        "--model-name", metavar="NAME", help="name in the requests (default: the base path's)"
+    )
+    add.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the choice of rows (default: 0)"
+    )
+    add.add_argument(
+        "--no-verify",
+        action="store_true",
+        help="do not replay the records before they are published",
+    )
     _refuses_unsafe_ops(add)
-    bench = verb("bench", _bench, "measure the first request without and with the warmup file", _BENCH_EXAMPLE)
-    bench.add_argument(
-        "--data", metavar="FILE", help="rows to send, as for add (default: those of the file in another order)"
+    bench = verb(
+        "bench",
+        _bench,
+        "measure the first request without and with the warmup file",
+        _BENCH_EXAMPLE,
     )
     bench.add_argument(
-        "--processes", type=int, default=5, metavar="N", help="fresh processes for each figure (default: 5)"
+        "--data",
+        metavar="FILE",
+        help="rows to send, as for add (default: those of the file in another order)",
     )
-    bench.add_argument("--requests", type=int, metavar="N", help=f"requests after the first one (default: {_REQUESTS})")
     bench.add_argument(
-        "--batch-size", action="append", type=int, metavar="N", help="also measure this size; may be repeated"
+        "--processes",
+        type=int,
+        default=5,
+        metavar="N",
+        help="fresh processes for each figure (default: 5)",
     )
-    bench.add_argument("--plot", metavar="FILE.png", help="also draw a picture (needs matplotlib: keras-warmup[plot])")
-    bench.add_argument("--minimize", action="store_true", help="find records that warm nothing new instead")
+    bench.add_argument(
+        "--requests",
+        type=int,
+        metavar="N",
+        help=f"requests after the first one (default: {_REQUESTS})",
+    )
+    bench.add_argument(
+        "--batch-size",
+        action="append",
+        type=int,
+        metavar="N",
+        help="also measure this size; may be repeated",
+    )
+    bench.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="also draw a picture (needs matplotlib: keras-warmup[plot])",
+    )
+    bench.add_argument(
+        "--minimize", action="store_true", help="find records that warm nothing new instead"
+    )
     servers = bench.add_mutually_exclusive_group()
     servers.add_argument("--server", metavar="HOST:PORT", help="a running server's gRPC port")
     servers.add_argument(
@@ -168,16 +230,31 @@ def _parser() -> argparse.ArgumentParser:
         help="start this tensorflow_model_server (default: the one found)",
     )
     servers.add_argument(
-        "--docker", nargs="?", const=True, metavar="IMAGE", help="start this image (default: tensorflow/serving)"
+        "--docker",
+        nargs="?",
+        const=True,
+        metavar="IMAGE",
+        help="start this image (default: tensorflow/serving)",
     )
     bench.add_argument(
-        "--model-name", metavar="NAME", help="name the server serves the model by (default: the base path's)"
+        "--model-name",
+        metavar="NAME",
+        help="name the server serves the model by (default: the base path's)",
     )
     bench.add_argument(
-        "--server-arg", action="append", default=[], metavar="FLAG", help="one more flag for the started server"
+        "--server-arg",
+        action="append",
+        default=[],
+        metavar="FLAG",
+        help="one more flag for the started server",
     )
     _refuses_unsafe_ops(bench)
-    verify = verb("verify", _verify, "replay the warmup file as TensorFlow Serving does at load", _VERIFY_EXAMPLE)
+    verify = verb(
+        "verify",
+        _verify,
+        "replay the warmup file as TensorFlow Serving does at load",
+        _VERIFY_EXAMPLE,
+    )
     verify.add_argument(
         "--timeout",
         type=float,
@@ -198,7 +275,12 @@ def _parser() -> argparse.ArgumentParser:
         "give Classify and Regress signatures their own method names, in place",
         _METHOD_NAMES_EXAMPLE,
     )
-    verb("records", _records, "list the records of a warmup file, without their values", _RECORDS_EXAMPLE)
+    verb(
+        "records",
+        _records,
+        "list the records of a warmup file, without their values",
+        _RECORDS_EXAMPLE,
+    )
     return parser
 
 
@@ -224,7 +306,9 @@ def _add(arguments: argparse.Namespace) -> int:
     options = WarmupOptions(
         signatures=arguments.signature,
         batch_sizes=arguments.batch_size,
-        output_filters=[filter_.split(",") for filter_ in arguments.output_filter] if arguments.output_filter else None,
+        output_filters=[filter_.split(",") for filter_ in arguments.output_filter]
+        if arguments.output_filter
+        else None,
         kinds=arguments.kind,
         xla=arguments.xla,
         batching_parameters=arguments.batching_parameters,
@@ -274,16 +358,20 @@ _NOT_MINIMIZED = (
 
 def _bench(arguments: argparse.Namespace) -> int:
     if arguments.minimize:
-        others = [f"--{name.replace('_', '-')}" for name in _NOT_MINIMIZED if getattr(arguments, name)]
+        others = [
+            f"--{name.replace('_', '-')}" for name in _NOT_MINIMIZED if getattr(arguments, name)
+        ]
         if others:
             raise OptionsError(
                 f"--minimize takes only --processes and --json, got {', '.join(others)}: it replays the file's own records in "
                 "fresh processes. Leave the others out."
             )
-        from keras_warmup.savedmodel.unsafe_check import check_saved_model
+        from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 
         check_saved_model(arguments.export_dir, refuse=arguments.refuse_unsafe_ops)
-        show_report(_minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json)
+        show_report(
+            _minimize(arguments.export_dir, arguments.processes, arguments.json), arguments.json
+        )
         return EXIT_OK
     from keras_warmup.bench.benchmark import benchmark
     from keras_warmup.bench.plot import check_plot_path, plot_report
@@ -352,11 +440,17 @@ def _verify(arguments: argparse.Namespace) -> int:
             arguments.export_dir,
             isolated=True,
             timeout_s=arguments.timeout,
-            memory_limit_bytes=None if arguments.memory_limit is None else arguments.memory_limit * 2**20,
+            memory_limit_bytes=None
+            if arguments.memory_limit is None
+            else arguments.memory_limit * 2**20,
             refuse_unsafe_ops=arguments.refuse_unsafe_ops,
         )
     show_report(report, arguments.json)
-    hint = version_hint(os.path.abspath(arguments.export_dir)) if os.path.isdir(arguments.export_dir) else None
+    hint = (
+        version_hint(os.path.abspath(arguments.export_dir))
+        if os.path.isdir(arguments.export_dir)
+        else None
+    )
     if hint:
         say(hint)
     return EXIT_OK if report.ok else EXIT_FAILED

@@ -96,7 +96,9 @@ def leaf_nbytes(leaf: Any) -> int:
         return 0
     if isinstance(leaf, np.ndarray):
         if leaf.dtype.kind == "O":
-            return sum(len(value) if isinstance(value, (bytes, str)) else 8 for value in leaf.ravel())
+            return sum(
+                len(value) if isinstance(value, (bytes, str)) else 8 for value in leaf.ravel()
+            )
         return int(leaf.nbytes)
     parts = leaf.flat_values if hasattr(leaf, "flat_values") else leaf.values
     return int(parts.shape[0] or 0) * max(1, int(getattr(parts.dtype, "size", 8)))
@@ -135,7 +137,10 @@ def is_string_vector(batch: Batch) -> bool:
     """Whether x is one vector of bytes: text, or rows that are serialized already."""
     leaves = [leaf for _, leaf in walk(batch.x) if leaf is not None]
     return (
-        len(leaves) == 1 and isinstance(leaves[0], np.ndarray) and leaves[0].dtype.kind == "O" and leaves[0].ndim == 1
+        len(leaves) == 1
+        and isinstance(leaves[0], np.ndarray)
+        and leaves[0].dtype.kind == "O"
+        and leaves[0].ndim == 1
     )
 
 
@@ -159,9 +164,11 @@ def encode_strings(array: np.ndarray) -> np.ndarray:
         TypeError: objects among them are no strings; the text lists their types.
     """
     values = array.ravel().tolist()
-    kinds = sorted({type(value).__name__ for value in values if not isinstance(value, (bytes, str))})
+    kinds = sorted(
+        {type(value).__name__ for value in values if not isinstance(value, (bytes, str))}
+    )
     if kinds:
         raise TypeError(", ".join(kinds))
-    return as_objects([value.encode() if isinstance(value, str) else bytes(value) for value in values]).reshape(
-        array.shape
-    )
+    return as_objects(
+        [value.encode() if isinstance(value, str) else bytes(value) for value in values]
+    ).reshape(array.shape)

@@ -14,8 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.errors import DataError
-from keras_warmup.publishing.versions import as_path, reason_of
-from keras_warmup.savedmodel.files import why_not_a_file
+from keras_warmup.paths import as_path, reason_of, why_not_a_file
 
 # What zlib can make of a byte at most (https://zlib.net/zlib_tech.html: 1032).
 _MAX_DEFLATE_RATIO = 1032
@@ -23,7 +22,14 @@ _MAX_DEFLATE_RATIO = 1032
 # MemoryError is the Python parser's, for a header that nests too deep.
 _READ_ERRORS = (
     *(ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(SyntaxError, tokenize.TokenError, RecursionError, MemoryError, RuntimeError, NotImplementedError),
+    *(
+        SyntaxError,
+        tokenize.TokenError,
+        RecursionError,
+        MemoryError,
+        RuntimeError,
+        NotImplementedError,
+    ),
 )
 
 
@@ -133,8 +139,12 @@ def _check_claims(content: bytes) -> None:
                     (1, 0): np.lib.format.read_array_header_1_0,
                     (2, 0): np.lib.format.read_array_header_2_0,
                 }.get(version)
-                if read_header is None:  # 3.0: names of fields that are not Latin-1, in structured arrays only
-                    raise ValueError(f"{entry.filename!r} is of .npy version {version}, expected 1.0 or 2.0")
+                if (
+                    read_header is None
+                ):  # 3.0: names of fields that are not Latin-1, in structured arrays only
+                    raise ValueError(
+                        f"{entry.filename!r} is of .npy version {version}, expected 1.0 or 2.0"
+                    )
                 shape, _, dtype = read_header(member)
             claimed = math.prod(shape) * dtype.itemsize
             if claimed > most or any(size < 0 for size in shape):

@@ -40,7 +40,9 @@ def count_rows(x: Any, where: str) -> int:
         raise DataError(f"Cannot read {where}: x holds no array. {ACCEPTED}")
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
-        raise DataError(f"Cannot read {where}: its arrays differ in rows: {listed}. Pass arrays of the same rows.")
+        raise DataError(
+            f"Cannot read {where}: its arrays differ in rows: {listed}. Pass arrays of the same rows."
+        )
     return next(iter(rows.values()))
 
 
@@ -65,7 +67,9 @@ def read_leaf(leaf: Any, where: str) -> Any:
     if is_class_of(leaf, "scipy.sparse", "sparray", "spmatrix", "_spbase"):
         # csr sorts by row and column, the order tf.SparseTensor asks for; scipy's coo may hold a place twice.
         coo = leaf.tocsr().sorted_indices().tocoo()
-        return tf.SparseTensor(np.stack([coo.row, coo.col], axis=1).astype(np.int64), coo.data, coo.shape)
+        return tf.SparseTensor(
+            np.stack([coo.row, coo.col], axis=1).astype(np.int64), coo.data, coo.shape
+        )
     if is_class_of(leaf, "pandas", "DataFrame"):
         return _read_numbers(leaf, where)
     if is_class_of(leaf, "pandas", "Series"):
@@ -74,16 +78,29 @@ def read_leaf(leaf: Any, where: str) -> Any:
         return _check_dtype(leaf.detach().cpu().numpy(), where)
     if isinstance(leaf, np.ndarray):
         return _check_dtype(leaf, where)
-    if hasattr(leaf, "__array__") and not keras.backend.is_keras_tensor(leaf) and not _is_symbolic(leaf):
-        return _check_dtype(np.asarray(leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf), where)
-    advice = " Make an array of it with numpy.asarray." if isinstance(leaf, (bool, int, float, complex)) else ""
-    raise DataError(f"Cannot read {where}: expected an array, got {type(leaf).__name__}.{advice or ' ' + ACCEPTED}")
+    if (
+        hasattr(leaf, "__array__")
+        and not keras.backend.is_keras_tensor(leaf)
+        and not _is_symbolic(leaf)
+    ):
+        return _check_dtype(
+            np.asarray(leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf), where
+        )
+    advice = (
+        " Make an array of it with numpy.asarray."
+        if isinstance(leaf, (bool, int, float, complex))
+        else ""
+    )
+    raise DataError(
+        f"Cannot read {where}: expected an array, got {type(leaf).__name__}.{advice or ' ' + ACCEPTED}"
+    )
 
 
 def is_class_of(value: Any, library: str, *names: str) -> bool:
     """Whether a class of that name, defined in that library, is among the classes of `value`."""
     return any(
-        parent.__name__ in names and f"{parent.__module__}.".startswith(f"{library}.") for parent in type(value).__mro__
+        parent.__name__ in names and f"{parent.__module__}.".startswith(f"{library}.")
+        for parent in type(value).__mro__
     )
 
 
@@ -99,13 +116,17 @@ def _rows_of_leaf(leaf: Any) -> int:
 
 def _read_numbers(frame: Any, where: str) -> np.ndarray[Any, Any]:
     if not has_numbers_only(frame):
-        listed = ", ".join(f"{name!r} {dtype}" for name, dtype in zip(frame.columns, frame.dtypes, strict=True))
+        listed = ", ".join(
+            f"{name!r} {dtype}" for name, dtype in zip(frame.columns, frame.dtypes, strict=True)
+        )
         raise DataError(
             f"Cannot read {where}: its columns are not all numbers: {listed}. "
             "Pass dict(frame) to give each column to an input of its own."
         )
     if not len(frame.columns):
-        raise DataError(f"Cannot read {where}: the DataFrame has no columns. Pass one with the features of the model.")
+        raise DataError(
+            f"Cannot read {where}: the DataFrame has no columns. Pass one with the features of the model."
+        )
     numbers: np.ndarray[Any, Any] = frame.to_numpy(dtype=np.result_type(*frame.dtypes))
     return numbers
 

@@ -108,7 +108,14 @@ class BatchSample:
         seen_shapes: shapes of all batches added or looked at, with how often.
     """
 
-    def __init__(self, num_batches: int, seed: int, *, max_bytes: int | None = None, cover_shapes: bool = True) -> None:
+    def __init__(
+        self,
+        num_batches: int,
+        seed: int,
+        *,
+        max_bytes: int | None = None,
+        cover_shapes: bool = True,
+    ) -> None:
         self.seen_shapes: dict[ShapeKey, int] = {}
         self._max_bytes = max_bytes
         self._reservoir: Reservoir[tuple[Batch, ShapeKey, int]] = Reservoir(num_batches, seed)
@@ -124,7 +131,11 @@ class BatchSample:
     @property
     def max_batch_bytes(self) -> int | None:
         """Bytes one batch may take so that a full sample stays within `max_bytes`; `None` is no bound."""
-        return None if self._max_bytes is None else self._max_bytes // (self._reservoir.capacity + self._max_others)
+        return (
+            None
+            if self._max_bytes is None
+            else self._max_bytes // (self._reservoir.capacity + self._max_others)
+        )
 
     def choose_rows(self, size: int, rows: int) -> tuple[int, int]:
         """A contiguous range of at most `rows` of `size` rows at a seeded start, as `(start, stop)`."""
@@ -138,7 +149,11 @@ class BatchSample:
 
     def lacks(self, shape: ShapeKey) -> bool:
         """Whether a batch of this shape would be kept for its shape alone."""
-        return len(self._others) < self._max_others and shape not in self._others and not self._samples(shape)
+        return (
+            len(self._others) < self._max_others
+            and shape not in self._others
+            and not self._samples(shape)
+        )
 
     def see(self, shape: ShapeKey) -> None:
         """Counts a shape of the stream."""

@@ -67,7 +67,9 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
         return _read_elements(_iterate_py_dataset(data), "the PyDataset")
     if is_class_of(data, "torch", "DataLoader"):
         return _read_elements(data, "the DataLoader")
-    if isinstance(data, types.GeneratorType) or (hasattr(data, "__next__") and not isinstance(data, Mapping)):
+    if isinstance(data, types.GeneratorType) or (
+        hasattr(data, "__next__") and not isinstance(data, Mapping)
+    ):
         warnings.warn(
             f"data= is a {type(data).__name__}, which can be read once: the batches read from it for warmup records "
             "are gone for whatever reads it next. Pass a function that returns a new one to keep it.",
@@ -183,7 +185,10 @@ def _read_made(function: Callable[[], Any], batch_size: int) -> Iterator[Batch]:
     name = getattr(function, "__name__", type(function).__name__)
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # Builtins tell no signature; the call itself then says what is wrong.
+    except (
+        TypeError,
+        ValueError,
+    ):  # Builtins tell no signature; the call itself then says what is wrong.
         parameters = ()  # type: ignore[assignment]
     needed = [
         parameter.name
@@ -212,10 +217,17 @@ def _read_arrays(data: Any, batch_size: int) -> Iterator[Batch]:
     whole = read_x(data, "data")
     if not whole.size:
         shapes = ", ".join(
-            f"{render_path(path)} is {describe(leaf)}" for path, leaf in walk(whole.x) if leaf is not None
+            f"{render_path(path)} is {describe(leaf)}"
+            for path, leaf in walk(whole.x)
+            if leaf is not None
         )
-        raise DataError(f"Cannot read data: it has no rows: {shapes}. Pass data with at least one row.")
-    return (slice_rows(whole, start, min(start + batch_size, whole.size)) for start in range(0, whole.size, batch_size))
+        raise DataError(
+            f"Cannot read data: it has no rows: {shapes}. Pass data with at least one row."
+        )
+    return (
+        slice_rows(whole, start, min(start + batch_size, whole.size))
+        for start in range(0, whole.size, batch_size)
+    )
 
 
 def _join_string_lists(x: Any) -> Any:

@@ -16,7 +16,7 @@ from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, DataError, SignatureError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.planning.plan import Candidate
-from keras_warmup.report import KINDS, Kind
+from keras_warmup.report import REQUEST_KINDS, RequestKind
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature
@@ -83,7 +83,12 @@ def find_candidates(
     """
     # Rows may be serialized for one signature while another takes the features themselves.
     consumers = {signature.key: find_consumers(graph, signature) for signature in signatures}
-    parsers = [one for found in consumers.values() for one in found.values() if isinstance(one, ExampleParser)]
+    parsers = [
+        one
+        for found in consumers.values()
+        for one in found.values()
+        if isinstance(one, ExampleParser)
+    ]
     if not rows.batches and options.on_no_data == "error":
         _refuse_no_data(signatures)
     candidates: list[Candidate] = []
@@ -93,8 +98,16 @@ def find_candidates(
         kinds, task, why_not = _kinds_for(signature, options)
         try:
             if not kinds and task is None:
-                raise SignatureError(f"No request can be made for signature {signature.key!r}: {why_not}.")
-            fixed = sorted({spec.shape[0] for spec in signature.inputs.values() if spec.shape and spec.shape[0]})
+                raise SignatureError(
+                    f"No request can be made for signature {signature.key!r}: {why_not}."
+                )
+            fixed = sorted(
+                {
+                    spec.shape[0]
+                    for spec in signature.inputs.values()
+                    if spec.shape and spec.shape[0]
+                }
+            )
             if len(fixed) > 1:
                 raise SignatureError(
                     f"Signature {signature.key!r} fixes different sizes of dimension 0 for its inputs ({fixed}): rows of one "
@@ -148,15 +161,27 @@ def _refuse_no_data(signatures: Sequence[Signature]) -> None:
             )
 
 
-def _kinds_for(signature: Signature, options: WarmupOptions) -> tuple[tuple[Kind, ...], Kind | None, str]:
+def _kinds_for(
+    signature: Signature, options: WarmupOptions
+) -> tuple[tuple[RequestKind, ...], RequestKind | None, str]:
     """The kinds to write for a signature, the one it was made for first; the MultiInference task it can be; why neither."""
     best = default_kind(signature)
     reasons = servable_kinds(signature)
     if options.kinds is None:
-        return ((best,), None, "") if reasons[best] is None else ((), None, f"{best}: {reasons[best]}")
-    able = [kind for kind in KINDS if kind in options.kinds and reasons[kind] is None and kind != "multi_inference"]
-    task = best if "multi_inference" in options.kinds and reasons["multi_inference"] is None else None
-    why_not = "; ".join(f"{kind}: {reasons[kind]}" for kind in KINDS if kind in options.kinds)
+        return (
+            ((best,), None, "") if reasons[best] is None else ((), None, f"{best}: {reasons[best]}")
+        )
+    able = [
+        kind
+        for kind in REQUEST_KINDS
+        if kind in options.kinds and reasons[kind] is None and kind != "multi_inference"
+    ]
+    task = (
+        best if "multi_inference" in options.kinds and reasons["multi_inference"] is None else None
+    )
+    why_not = "; ".join(
+        f"{kind}: {reasons[kind]}" for kind in REQUEST_KINDS if kind in options.kinds
+    )
     return tuple(sorted(able, key=lambda kind: kind != best)), task, why_not
 
 
@@ -179,7 +204,11 @@ def _bind(
     if not rows.batches:
         return [synthesize_rows(signature, consumers, options.seed)]
     if options.transform is not None:
-        return [bound for batch in rows.batches for bound in bind_batch(batch, signature, options.transform)]
+        return [
+            bound
+            for batch in rows.batches
+            for bound in bind_batch(batch, signature, options.transform)
+        ]
     if signature.key in rows.structures:
         signature = dataclasses.replace(signature, structure=rows.structures[signature.key])
     batches = [rows_for(batch, signature, consumers, parsers) for batch in rows.batches]

@@ -11,7 +11,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.data.batch import Batch, Path, describe, is_sequence, map_leaves, render_path, render_shape, walk
+from keras_warmup.data.batch import (
+    Batch,
+    Path,
+    describe,
+    is_sequence,
+    map_leaves,
+    render_path,
+    render_shape,
+    walk,
+)
 from keras_warmup.errors import BindingError, DataError, WarmupError
 from keras_warmup.savedmodel.ops import RANDOM, WRITES
 
@@ -72,7 +81,9 @@ def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, .
 
     arranged = map_leaves(pick, _plain(structure))
     used = set(found.values())
-    ignored = tuple(render_path(path) for path, leaf in by_path.items() if path not in used and leaf is not None)
+    ignored = tuple(
+        render_path(path) for path, leaf in by_path.items() if path not in used and leaf is not None
+    )
     missing = [path for path in wanted if path not in found]
     if missing and any(not _is_optional(wanted[path]) for path in missing):
         raise BindingError(_missing_text(model, missing, wanted, by_path))
@@ -87,7 +98,9 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]
         return {path: path for path, _ in targets if path in present}
     if isinstance(x, Mapping):
         # A dict for a list (or a single Input): by Input name.
-        found: dict[Path, Path] = {path: (tensor.name,) for path, tensor in targets if x.get(tensor.name) is not None}
+        found: dict[Path, Path] = {
+            path: (tensor.name,) for path, tensor in targets if x.get(tensor.name) is not None
+        }
         if not found and len(targets) == len(leaves) == 1:
             found = {targets[0][0]: leaves[0][0]}
         return found
@@ -98,15 +111,24 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]
             f"({', '.join(f'{render_path(path)} {describe(leaf)}' for path, leaf in leaves)}). "
             "Give x the structure the model was trained with, and without the targets."
         )
-    return {target: path for (target, _), (path, leaf) in zip(targets, leaves, strict=True) if leaf is not None}
+    return {
+        target: path
+        for (target, _), (path, leaf) in zip(targets, leaves, strict=True)
+        if leaf is not None
+    }
 
 
-def _missing_text(model: keras.Model, missing: list[Path], wanted: Mapping[Path, Any], got: Mapping[Path, Any]) -> str:
+def _missing_text(
+    model: keras.Model, missing: list[Path], wanted: Mapping[Path, Any], got: Mapping[Path, Any]
+) -> str:
     names = ", ".join(
         f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} {render_shape(wanted[path].shape)})"
         for path in missing
     )
-    has = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in got.items()) or "nothing"
+    has = (
+        ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in got.items())
+        or "nothing"
+    )
     return (
         f"Cannot bind batch to model {model.name!r}: missing feature{'s' * (len(missing) > 1)} {names}. "
         f"The batch has {has}. Add the features to the dataset."
@@ -179,11 +201,17 @@ def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any
             sizes = {shape[axis] for shape in shapes if len(shape) > axis}
             fixed = len(sizes) == 1 and (axis >= len(free) or free[axis] is not None)
             dims.append(next(iter(sizes)) if fixed else None)
-        name = path[0] if len(path) == 1 and isinstance(path[0], str) and _NAME.fullmatch(path[0]) else None
+        name = (
+            path[0]
+            if len(path) == 1 and isinstance(path[0], str) and _NAME.fullmatch(path[0])
+            else None
+        )
         # tf.function takes `self` for the object of a method.
         return tf.TensorSpec(dims, _dtype_of(leaf), name=None if name == "self" else name)
 
-    structures = {tuple(path for path, leaf in walk(batch.x) if leaf is not None) for batch in batches}
+    structures = {
+        tuple(path for path, leaf in walk(batch.x) if leaf is not None) for batch in batches
+    }
     if len(structures) > 1:
         raise DataError(
             f"Cannot export model {model.name!r}: its batches differ in structure, such as "
@@ -259,7 +287,8 @@ def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
                 return None
             outputs = concrete()
     return map_leaves(
-        lambda _, leaf: None if leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf)), _plain(outputs)
+        lambda _, leaf: None if leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf)),
+        _plain(outputs),
     )
 
 

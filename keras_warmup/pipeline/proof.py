@@ -79,15 +79,22 @@ def prove_signature(
     )
 
 
-def _pair_outputs(mine: Any, outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
+def _pair_outputs(
+    mine: Any, outputs: Mapping[str, np.ndarray]
+) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """Output alias -> (the model's, the signature's): by key, else by the number `tf.function` gave them."""
     # Some compared and others not would be half a proof.
-    arrays = isinstance(mine, Mapping) and all(isinstance(leaf, np.ndarray) for leaf in mine.values())
+    arrays = isinstance(mine, Mapping) and all(
+        isinstance(leaf, np.ndarray) for leaf in mine.values()
+    )
     if arrays and set(mine) == set(outputs):
         return {name: (mine[name], outputs[name]) for name in sorted(outputs)}
     leaves = [leaf for _, leaf in walk(mine) if leaf is not None]
     if set(outputs) == {f"output_{index}" for index in range(len(leaves))}:
-        return {f"output_{index}": (leaf, outputs[f"output_{index}"]) for index, leaf in enumerate(leaves)}
+        return {
+            f"output_{index}": (leaf, outputs[f"output_{index}"])
+            for index, leaf in enumerate(leaves)
+        }
     if len(leaves) == len(outputs) == 1:
         name = next(iter(outputs))
         return {name: (leaves[0], outputs[name])}

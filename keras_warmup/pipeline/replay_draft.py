@@ -66,15 +66,26 @@ def replay_draft(
         ProofError: a signature gives something else than the model.
     """
     if not options.verify:
-        keys = [key for request in requests for key in warms_of(request)] if rows.model is not None else []
+        keys = (
+            [key for request in requests for key in warms_of(request)]
+            if rows.model is not None
+            else []
+        )
         unproved = dict.fromkeys(keys, "unproved: verify=False")
-        return Replays([describe_log(log) for log in _drafted(draft, requests)], [None] * len(requests), unproved)
+        return Replays(
+            [describe_log(log) for log in _drafted(draft, requests)],
+            [None] * len(requests),
+            unproved,
+        )
     # Of a twin the results are wanted, not the time that its set of tensors would cost a server: it will have none. A record
     # that the file held may ask for any signature.
     compared = {key for one in requests if _compares(one) for key in warms_of(one) if key in twins}
     if compared and None not in requests:
         # Whatever is amiss then, rounding to another whole number as well, is judged by running all as a server does.
-        with contextlib.suppress(ReplayError, ProofError), open_session(export_dir, unoptimized=compared) as session:
+        with (
+            contextlib.suppress(ReplayError, ProofError),
+            open_session(export_dir, unoptimized=compared) as session,
+        ):
             done = _replay_in(session, draft, requests, rows, twins, facts)
             if not done.apart and not done.failed:
                 return done
@@ -99,7 +110,11 @@ def _replay_in(
             replayed = session.replay(log)
         except ReplayError as error:
             # Made-up rows may be nonsense to the model: that is no fault of the export.
-            if request is None or request.source != "synthetic" or error.status not in _FAULTS_OF_ROWS:
+            if (
+                request is None
+                or request.source != "synthetic"
+                or error.status not in _FAULTS_OF_ROWS
+            ):
                 raise
             done.failed[index] = f"made-up rows do not run, pass data=. {error}"
             done.ms.append(None)
@@ -114,7 +129,9 @@ def _replay_in(
         if done.apart:
             break
         if rows.model is not None:
-            _add_proofs(done, request, log, replayed.outputs, session, rows, facts[request.signature_key])
+            _add_proofs(
+                done, request, log, replayed.outputs, session, rows, facts[request.signature_key]
+            )
     return done
 
 
@@ -151,13 +168,19 @@ def _add_proofs(
     done.proofs.update(dict.fromkeys(to_prove, proof))
 
 
-def _gives_the_same(session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]) -> bool:
+def _gives_the_same(
+    session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]
+) -> bool:
     """Whether a twin, still over tensors of its own, gives what the other one gave for the same rows."""
     try:
         theirs = session.replay(build_log(dataclasses.replace(request, signature_key=key))).outputs
-    except ReplayError:  # as no twin it is replayed by itself, as a server would run it, and may be refused
+    except (
+        ReplayError
+    ):  # as no twin it is replayed by itself, as a server would run it, and may be refused
         return False
-    return set(theirs) == set(outputs) and all(same_values(outputs[alias], theirs[alias]) for alias in outputs)
+    return set(theirs) == set(outputs) and all(
+        same_values(outputs[alias], theirs[alias]) for alias in outputs
+    )
 
 
 def _outputs_of(session: ServingSession, log: Any) -> Mapping[str, Any]:

@@ -12,13 +12,13 @@ from typing import Any
 
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
+from keras_warmup.paths import explained
 from keras_warmup.pipeline.candidates import Rows, choose_signatures, find_candidates
 from keras_warmup.pipeline.replay_draft import replay_draft, warms_of
 from keras_warmup.planning.batching_parameters import read_batching_parameters
 from keras_warmup.planning.plan import Candidate, plan_requests
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.publishing.filesystem import exists
-from keras_warmup.publishing.versions import explained
 from keras_warmup.records.build import encode_log
 from keras_warmup.records.warmup_file import draft_of, read_all_records, read_records, warmup_path
 from keras_warmup.report import RecordReport, WarmupReport
@@ -65,11 +65,20 @@ def warm_saved_model(
         share_twins = options.share_twin_signatures
     # The equality of twins is shown by replaying both.
     twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
-    batching = None if options.batching_parameters is None else read_batching_parameters(options.batching_parameters)
+    batching = (
+        None
+        if options.batching_parameters is None
+        else read_batching_parameters(options.batching_parameters)
+    )
     path = warmup_path(export_dir)
     old = read_all_records(path) if append and _has_file(path) else []
     plan = plan_requests(
-        candidates, options, taken=len(old), batching=batching, twins=twins, shapes_seen=rows.shapes_seen
+        candidates,
+        options,
+        taken=len(old),
+        batching=batching,
+        twins=twins,
+        shapes_seen=rows.shapes_seen,
     )
     requests: list[PlannedRequest | None] = [*[None] * len(old), *plan.requests]
     name = options.model_name or model_name
@@ -81,7 +90,9 @@ def warm_saved_model(
         if done.apart:
             # They are no twins after all: once more, each warmed for itself.
             asked = dataclasses.replace(options, share_twin_signatures=False)
-            return warm_saved_model(export_dir, rows, asked, model_name=name, append=append, in_place=in_place)
+            return warm_saved_model(
+                export_dir, rows, asked, model_name=name, append=append, in_place=in_place
+            )
         if done.failed:
             kept = [index for index in range(len(requests)) if index not in done.failed]
             warm = {key for index in kept for key in warms_of(requests[index])}
@@ -89,9 +100,15 @@ def warm_saved_model(
                 cold.update({key: why for key in warms_of(requests[index]) if key not in warm})
             good = [log for index, log in enumerate(read_records(draft.path)) if index in kept]
             sizes = draft.write(good, max_records=options.max_records, max_bytes=options.max_bytes)
-            requests, done.ms = [requests[index] for index in kept], [done.ms[index] for index in kept]
+            requests, done.ms = (
+                [requests[index] for index in kept],
+                [done.ms[index] for index in kept],
+            )
             done.described = [done.described[index] for index in kept]
-        reports = [_record_report(*one) for one in zip(done.described, requests, sizes, done.ms, strict=True)]
+        reports = [
+            _record_report(*one)
+            for one in zip(done.described, requests, sizes, done.ms, strict=True)
+        ]
         # Nothing shares tensors unseen: a twin whose lead has no record of its own, but a MultiInference's task, stays cold.
         alone = {key: twin for key, twin in twins.items() if key not in done.alike}
         cold.update(
@@ -113,7 +130,12 @@ def warm_saved_model(
         records=tuple(reports),
         proofs=done.proofs,
         skipped={**plan.skipped, **cold},
-        casts={name: cast for one in candidates for bound in one.bound for name, cast in bound.casts.items()},
+        casts={
+            name: cast
+            for one in candidates
+            for bound in one.bound
+            for name, cast in bound.casts.items()
+        },
         ignored_features=_ignored(rows, candidates),
         shape_coverage=plan.shape_coverage,
         notes=(*plan.notes, *_notes(candidates, rows, requests)),
@@ -133,11 +155,15 @@ def _has_file(path: str) -> bool:
 
 def _shareable(meta_graph: Any, candidates: Sequence[Candidate]) -> dict[str, str]:
     """Twins among the candidates; what draws random numbers or writes state cannot be shown to be equal."""
-    plain = [one.signature for one in candidates if not one.facts.random and not one.facts.writes_state]
+    plain = [
+        one.signature for one in candidates if not one.facts.random and not one.facts.writes_state
+    ]
     return find_twins(meta_graph, plain)
 
 
-def _require_restorable(graph: ModelGraph, signatures: Sequence[Signature], export_dir: str) -> None:
+def _require_restorable(
+    graph: ModelGraph, signatures: Sequence[Signature], export_dir: str
+) -> None:
     for signature in signatures:
         lost = graph_facts(graph, signature).unrestored_variables
         if lost:
@@ -149,7 +175,9 @@ def _require_restorable(graph: ModelGraph, signatures: Sequence[Signature], expo
             )
 
 
-def _logs(old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_name: str) -> Iterator[Any]:
+def _logs(
+    old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_name: str
+) -> Iterator[Any]:
     """One record at a time, so that what is planned never stands in memory whole."""
     yield from old
     for request in requests:
@@ -161,7 +189,9 @@ def _record_report(
     described: Mapping[str, Any], request: PlannedRequest | None, size: int, ms: float | None
 ) -> RecordReport:
     source = "file" if request is None else request.source
-    return RecordReport(**described, source=source, bytes=size, replay_ms=ms, warms=warms_of(request))
+    return RecordReport(
+        **described, source=source, bytes=size, replay_ms=ms, warms=warms_of(request)
+    )
 
 
 def _ignored(rows: Rows, candidates: Sequence[Candidate]) -> tuple[str, ...]:
@@ -175,10 +205,15 @@ def _rows_shipped(request: PlannedRequest) -> set[tuple[int, int]]:
     if request.picks is not None:
         return {(id(request.pool[index]), row) for index, row in request.picks}
     whole = request.pool[0]
-    return {(id(whole), row) for row in range(max((len(one) for one in whole.arrays.values() if one.ndim), default=1))}
+    return {
+        (id(whole), row)
+        for row in range(max((len(one) for one in whole.arrays.values() if one.ndim), default=1))
+    }
 
 
-def _notes(candidates: Sequence[Candidate], rows: Rows, requests: Sequence[PlannedRequest | None]) -> list[str]:
+def _notes(
+    candidates: Sequence[Candidate], rows: Rows, requests: Sequence[PlannedRequest | None]
+) -> list[str]:
     notes = []
     # An upper bound: two signatures may hold the same row, and of a ragged batch sent whole the components are counted.
     real = {
@@ -194,7 +229,9 @@ def _notes(candidates: Sequence[Candidate], rows: Rows, requests: Sequence[Plann
             f"Up to {len(real)} real rows of your data ship inside the model{beside}, readable by whoever has its files."
         )
     if any(request is not None and request.source == "synthetic" for request in requests):
-        notes.append("Rows were made up from the signatures: branches that depend on values may stay cold. Pass data=.")
+        notes.append(
+            "Rows were made up from the signatures: branches that depend on values may stay cold. Pass data=."
+        )
     for candidate in candidates:
         if candidate.facts.writes_state:
             notes.append(

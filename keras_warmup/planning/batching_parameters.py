@@ -14,8 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from google.protobuf import wrappers_pb2 as _wrappers_pb2
 
 from keras_warmup.errors import OptionsError
-from keras_warmup.publishing.versions import as_path, reason_of
-from keras_warmup.savedmodel.files import why_not_a_file
+from keras_warmup.paths import as_path, reason_of, why_not_a_file
 
 # A real one has a few hundred; the parser of text protos reads 3 MB/s.
 _MAX_BYTES = 2**20
@@ -48,16 +47,22 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
     where = as_path(path)
     problem = why_not_a_file(where)
     if problem is not None:
-        raise OptionsError(f"batching_parameters: cannot read {where!r}: {problem}, expected a file.")
+        raise OptionsError(
+            f"batching_parameters: cannot read {where!r}: {problem}, expected a file."
+        )
     try:
         if not tf.io.gfile.exists(where):
             raise OptionsError(f"batching_parameters: there is no file {where!r}.")
         with tf.io.gfile.GFile(where, "rb") as file:
             raw = file.read(_MAX_BYTES + 1)
     except tf.errors.OpError as error:
-        raise OptionsError(f"batching_parameters: cannot read {where!r}: {reason_of(error)}.") from error
+        raise OptionsError(
+            f"batching_parameters: cannot read {where!r}: {reason_of(error)}."
+        ) from error
     if len(raw) > _MAX_BYTES:
-        raise OptionsError(f"batching_parameters: {where!r} has more than {_MAX_BYTES} bytes: it is another file.")
+        raise OptionsError(
+            f"batching_parameters: {where!r} has more than {_MAX_BYTES} bytes: it is another file."
+        )
     message = _message_class()()
     try:
         # Later servers know more fields; none of them changes the sizes.
@@ -73,7 +78,9 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
     if largest < 1 or any(size < 1 for size in sizes):
         raise OptionsError(f"batching_parameters: sizes in {where!r} must be >= 1.")
     if list(sizes) != sorted(set(sizes)):
-        raise OptionsError(f"batching_parameters: allowed_batch_sizes in {where!r} must ascend, got {list(sizes)}.")
+        raise OptionsError(
+            f"batching_parameters: allowed_batch_sizes in {where!r} must ascend, got {list(sizes)}."
+        )
     if sizes and sizes[-1] != largest:
         raise OptionsError(
             f"batching_parameters: the last of allowed_batch_sizes in {where!r} must equal max_batch_size, else the server "
@@ -98,7 +105,11 @@ def _message_class() -> Any:
         type_name=".google.protobuf.Int64Value",
         label=field.LABEL_OPTIONAL,
     )
-    message.field.add(name="allowed_batch_sizes", number=6, type=field.TYPE_INT64, label=field.LABEL_REPEATED)
+    message.field.add(
+        name="allowed_batch_sizes", number=6, type=field.TYPE_INT64, label=field.LABEL_REPEATED
+    )
     pool = descriptor_pool.Default()
     pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("keras_warmup.BatchingParameters"))
+    return message_factory.GetMessageClass(
+        pool.FindMessageTypeByName("keras_warmup.BatchingParameters")
+    )

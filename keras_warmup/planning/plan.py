@@ -16,15 +16,13 @@ import numpy as np
 
 from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.errors import OptionsError
-from keras_warmup.options import WarmupOptions
+from keras_warmup.options import DEFAULT_BATCH_SIZE, XLA_FLAGS, WarmupOptions
 from keras_warmup.planning.batching_parameters import BatchingParameters
 from keras_warmup.planning.planned_request import PlannedRequest
-from keras_warmup.report import Kind
+from keras_warmup.report import RequestKind
 from keras_warmup.savedmodel.graph import GraphFacts
 from keras_warmup.savedmodel.signatures import Signature
-from keras_warmup.serving.rules import XLA_FLAGS
 
-DEFAULT_BATCH_SIZE = 2
 # XLA compiles per exact size and clients of an online model send single rows.
 DEFAULT_XLA_BATCH_SIZES = (1, 2)
 # One record per shape lengthens the load by a compilation or a convolution each; shapes beyond these stay cold.
@@ -47,8 +45,8 @@ class Candidate:
     signature: Signature
     facts: GraphFacts
     bound: Sequence[BoundBatch]
-    kinds: Sequence[Kind] = ("predict",)
-    task: Kind | None = None
+    kinds: Sequence[RequestKind] = ("predict",)
+    task: RequestKind | None = None
     can_predict: bool = True
 
 
@@ -125,30 +123,38 @@ def plan_requests(
             coverage[lead.signature.key] = round(len(kept) / total, 4)
         for kind, asked in _executors(group, options):
             for size in sizes:
-                requests += [_request(lead, keys, shape, size, asked, options, kind) for shape in kept]
+                requests += [
+                    _request(lead, keys, shape, size, asked, options, kind) for shape in kept
+                ]
     requests += _missing_kinds(candidates, requests, options, batching)
     requests += _multi_inferences(candidates, options, batching, twins or {})
     _check_limits(requests, options, taken)
     return Plan(tuple(requests), skipped, coverage, tuple(notes))
 
 
-def _share_tensors(candidates: Sequence[Candidate], twins: Mapping[str, str]) -> list[list[Candidate]]:
+def _share_tensors(
+    candidates: Sequence[Candidate], twins: Mapping[str, str]
+) -> list[list[Candidate]]:
     """Groups signatures over the same tensors, `serving_default` first: they share one executor."""
     tensors = {candidate.signature.key: candidate.signature.tensors for candidate in candidates}
     groups: dict[tuple[frozenset[str], frozenset[str]], list[Candidate]] = {}
-    for candidate in sorted(candidates, key=lambda one: (one.signature.key != "serving_default", one.signature.key)):
+    for candidate in sorted(
+        candidates, key=lambda one: (one.signature.key != "serving_default", one.signature.key)
+    ):
         key = candidate.signature.key
         groups.setdefault(tensors[twins.get(key, key)], []).append(candidate)
     return list(groups.values())
 
 
-def _executors(group: Sequence[Candidate], options: WarmupOptions) -> list[tuple[Kind, tuple[str, ...]]]:
+def _executors(
+    group: Sequence[Candidate], options: WarmupOptions
+) -> list[tuple[RequestKind, tuple[str, ...]]]:
     """`(kind, output filter)` of each set of tensors that is fetched: a request of another kind over the same set, or a
     filter that names every output, runs the same executor and warms nothing new.
     """
     lead = group[0].signature
     alias_of = {spec.tensor: alias for alias, spec in lead.outputs.items()}
-    found: dict[frozenset[str], tuple[Kind, tuple[str, ...]]] = {}
+    found: dict[frozenset[str], tuple[RequestKind, tuple[str, ...]]] = {}
     for kind in group[0].kinds:
         found.setdefault(fetched_aliases(lead, kind), (kind, ()))
     if group[0].can_predict:
@@ -161,7 +167,7 @@ def _executors(group: Sequence[Candidate], options: WarmupOptions) -> list[tuple
     return list(found.values())
 
 
-def fetched_aliases(signature: Signature, kind: Kind) -> frozenset[str]:
+def fetched_aliases(signature: Signature, kind: RequestKind) -> frozenset[str]:
     """Aliases of the outputs that a request of this kind, without an output filter, fetches (classifier.cc, regressor.cc)."""
     if kind == "classify":
         return frozenset(signature.outputs) & {"classes", "scores"}
@@ -178,9 +184,15 @@ def _missing_kinds(
     added = []
     for kind in dict.fromkeys(options.kinds or ()):
         able = [candidate for candidate in candidates if kind in candidate.kinds]
-        if able and kind not in {request.kind for request in requests} and not able[0].facts.compiles:
+        if (
+            able
+            and kind not in {request.kind for request in requests}
+            and not able[0].facts.compiles
+        ):
             shape, size = _shapes_of(able[0])[0], _batch_sizes(able[0], options, batching)[0]
-            added.append(_request(able[0], (able[0].signature.key,), shape, size, (), options, kind))
+            added.append(
+                _request(able[0], (able[0].signature.key,), shape, size, (), options, kind)
+            )
     return added
 
 
@@ -202,7 +214,9 @@ def _multi_inferences(
     made = []
     for tasks in by_input.values():
         lead = tasks[0]
-        named = tuple((candidate.signature.key, candidate.task) for candidate in tasks if candidate.task)
+        named = tuple(
+            (candidate.signature.key, candidate.task) for candidate in tasks if candidate.task
+        )
         key = "+".join(key for key, _ in named)
         for size in _batch_sizes(lead, options, batching):
             request = _request(lead, (), _shapes_of(lead)[0], size, (), options, "multi_inference")
@@ -210,10 +224,12 @@ def _multi_inferences(
     return made
 
 
-def _batch_sizes(candidate: Candidate, options: WarmupOptions, batching: BatchingParameters | None) -> list[int | None]:
+def _batch_sizes(
+    candidate: Candidate, options: WarmupOptions, batching: BatchingParameters | None
+) -> list[int | None]:
     if not any(bound.row_inputs for bound in candidate.bound):
         return [None]
-    fixed = fixed_batch_size(candidate.signature)
+    fixed = candidate.signature.fixed_batch_size
     if fixed is not None:
         return [fixed]
     if options.batch_sizes is not None:
@@ -225,7 +241,10 @@ def _batch_sizes(candidate: Candidate, options: WarmupOptions, batching: Batchin
 
 
 def _unheeded_sizes(
-    keys: Sequence[str], options: WarmupOptions, batching: BatchingParameters | None, sizes: Sequence[int | None]
+    keys: Sequence[str],
+    options: WarmupOptions,
+    batching: BatchingParameters | None,
+    sizes: Sequence[int | None],
 ) -> list[str]:
     """What becomes of sizes that these signatures cannot take; others may well take them."""
     asked, name = options.batch_sizes, "batch_sizes"
@@ -253,9 +272,15 @@ def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> N
                 f"output_filters name signatures {unknown}, which are not warmed. Warmed: {sorted(outputs)}."
             )
     else:
-        useless = [list(one) for one in filters if not any(set(one) <= set(names) for names in outputs.values())]
+        useless = [
+            list(one)
+            for one in filters
+            if not any(set(one) <= set(names) for names in outputs.values())
+        ]
         if useless and outputs:
-            raise OptionsError(f"output_filters {useless} fit no signature. Outputs by signature: {outputs}.")
+            raise OptionsError(
+                f"output_filters {useless} fit no signature. Outputs by signature: {outputs}."
+            )
     written = {kind for one in candidates for kind in one.kinds} | (
         {"multi_inference"} if any(one.task for one in candidates) else set()
     )
@@ -267,18 +292,22 @@ def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> N
         )
 
 
-def _require_batchable(candidate: Candidate, options: WarmupOptions, batching: BatchingParameters) -> None:
+def _require_batchable(
+    candidate: Candidate, options: WarmupOptions, batching: BatchingParameters
+) -> None:
     """Refuses what a batching session fails on, and a model with it: it concatenates all inputs along one batch."""
     signature = candidate.signature
     if signature.inputs and any(set(bound.arrays) - bound.row_inputs for bound in candidate.bound):
-        lacking = sorted({name for bound in candidate.bound for name in set(bound.arrays) - bound.row_inputs})
+        lacking = sorted(
+            {name for bound in candidate.bound for name in set(bound.arrays) - bound.row_inputs}
+        )
         raise OptionsError(
             f"Signature {signature.key!r} cannot be served with --enable_batching: input{'s' * (len(lacking) > 1)} "
             f"{', '.join(map(repr, lacking))} {'has' if len(lacking) == 1 else 'have'} no batch dimension in common with the "
             "others (rank 0, or another size of dimension 0). Leave batching_parameters away, or leave this signature out with "
             "signatures=."
         )
-    fixed = fixed_batch_size(signature)
+    fixed = signature.fixed_batch_size
     asked = [size for size in (fixed, *(options.batch_sizes or ())) if size is not None]
     over = [size for size in asked if size > batching.max_batch_size]
     if over:
@@ -286,12 +315,6 @@ def _require_batchable(candidate: Candidate, options: WarmupOptions, batching: B
             f"Signature {signature.key!r}: batch sizes {over} are over the server's max_batch_size={batching.max_batch_size}; "
             "such a record keeps the model from loading. Ask for smaller batch_sizes."
         )
-
-
-def fixed_batch_size(signature: Signature) -> int | None:
-    """The batch a signature fixes, such as 1 for inputs of shape `[1]`; `None` where it is free."""
-    sizes = {spec.shape[0] for spec in signature.inputs.values() if spec.shape and spec.shape[0] is not None}
-    return max(sizes) if sizes else None
 
 
 def _shape_matters(facts: GraphFacts) -> bool:
@@ -317,13 +340,15 @@ def _request(
     size: int | None,
     output_filter: tuple[str, ...],
     options: WarmupOptions,
-    kind: Kind,
+    kind: RequestKind,
 ) -> PlannedRequest:
     pool = [bound for bound in candidate.bound if bound.shapes == shape]
     pool = [pool[index] for index in np.random.default_rng(options.seed).permutation(len(pool))]
     if size is not None:
         # Before a row is picked: an absurd size must not fill the memory first.
-        row_bytes = sum(array[:1].nbytes for name, array in pool[0].arrays.items() if name in pool[0].row_inputs)
+        row_bytes = sum(
+            array[:1].nbytes for name, array in pool[0].arrays.items() if name in pool[0].row_inputs
+        )
         _check_bytes(size * row_bytes, options)
     picks = None if size is None else tuple(_pick_rows(pool, size))
     return PlannedRequest(candidate.signature.key, kind, tuple(pool), picks, output_filter, keys)

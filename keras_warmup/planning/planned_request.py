@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.data.batch import Path, leaf_nbytes, map_leaves, stack_rows, walk
-from keras_warmup.report import Kind
+from keras_warmup.report import RequestKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +27,12 @@ class PlannedRequest:
     """
 
     signature_key: str
-    kind: Kind
+    kind: RequestKind
     pool: tuple[BoundBatch, ...]
     picks: tuple[tuple[int, int], ...] | None
     output_filter: tuple[str, ...]
     warms: tuple[str, ...]
-    tasks: tuple[tuple[str, Kind], ...] = ()
+    tasks: tuple[tuple[str, RequestKind], ...] = ()
 
     @property
     def batch_size(self) -> int | None:
@@ -52,7 +52,10 @@ class PlannedRequest:
     def arrays(self) -> dict[str, np.ndarray]:
         """Input name -> array of the request; a view of a batch where its rows lie together, else gathered anew."""
         # Not np.stack of rows: of `bytes` that gives fixed-width strings, which lose trailing NULs.
-        return {name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in self.pieces().items()}
+        return {
+            name: parts[0] if len(parts) == 1 else np.concatenate(parts)
+            for name, parts in self.pieces().items()
+        }
 
     def pieces(self) -> dict[str, list[np.ndarray]]:
         """Input name -> views of the batches whose rows, one after the other, are the request's."""
@@ -92,4 +95,6 @@ class PlannedRequest:
         array = self.pool[0].arrays[name]
         if self.picks is None or name not in self.pool[0].row_inputs:
             return leaf_nbytes(array)
-        return sum(leaf_nbytes(self.pool[index].arrays[name][row : row + 1]) for index, row in self.picks)
+        return sum(
+            leaf_nbytes(self.pool[index].arrays[name][row : row + 1]) for index, row in self.picks
+        )

@@ -19,7 +19,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from keras_warmup.errors import PublishError
-from keras_warmup.publishing.versions import join, parent_of, scheme_of
+from keras_warmup.paths import join, parent_of, scheme_of
 
 MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
 # Remote file systems that rename a directory in one step.
@@ -67,7 +67,9 @@ def remove_tree(path: str) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
-            shutil.rmtree(path)  # unlinks links, and descends by file descriptors where the system can
+            shutil.rmtree(
+                path
+            )  # unlinks links, and descends by file descriptors where the system can
         else:
             os.unlink(path)
 
@@ -232,9 +234,19 @@ def _raise(error: OSError) -> None:
 @functools.cache
 def _c_renameat2() -> Callable[..., int] | None:
     """Returns renameat2 of the C library; `None` where it has none (glibc before 2.28, other systems)."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    function = (
+        getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if os.name == "posix"
+        else None
+    )
     if function is not None:
-        function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+        function.argtypes = [
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_int,
+            ctypes.c_char_p,
+            ctypes.c_uint,
+        ]
     return function
 
 

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 
 from keras_warmup.errors import PublishError
+from keras_warmup.paths import as_path, explained, join, name_of, parent_of, reason_of, scheme_of
 from keras_warmup.publishing.filesystem import (
     MODEL_FILES,
     exchange,
@@ -41,18 +42,7 @@ from keras_warmup.publishing.filesystem import (
     sync,
     sync_tree,
 )
-from keras_warmup.publishing.versions import (
-    as_path,
-    explained,
-    has_version,
-    join,
-    name_of,
-    parent_of,
-    read_version,
-    reason_of,
-    resolve_version,
-    scheme_of,
-)
+from keras_warmup.publishing.versions import has_version, read_version, resolve_version
 from keras_warmup.publishing.workspace import Workspace, sweep
 
 # Directories of a SavedModel.
@@ -99,7 +89,9 @@ class Staging:
 
 
 @contextlib.contextmanager
-def staged(path: str | os.PathLike[str], *, overwrite: bool, replaces: Published | None = None) -> Iterator[Staging]:
+def staged(
+    path: str | os.PathLike[str], *, overwrite: bool, replaces: Published | None = None
+) -> Iterator[Staging]:
     """Builds a directory in a hidden workspace and publishes it as `path` when the block ends well.
 
     When the block raises, the workspace and the parents created for it are removed, `path` is as it was, and the error
@@ -277,7 +269,9 @@ def _publish(
     """Moves what was built to `target`; with `{version}` to the version that is next by now."""
     with explained(target):
         if not tf.io.gfile.listdir(workspace.build):
-            raise PublishError(f"Nothing to publish to {target!r}: no file was written to the directory given.")
+            raise PublishError(
+                f"Nothing to publish to {target!r}: no file was written to the directory given."
+            )
         sync_tree(workspace.build)
         identity = _identity_of(workspace.build)
     versioned = has_version(template)
@@ -361,9 +355,13 @@ def _check_replaceable(directory: str, target: str, replaces: Published | None =
     entries = [entry.rstrip("/") for entry in tf.io.gfile.listdir(directory)]
     versions = [entry for entry in entries if read_version(entry) is not None]
     if versions:
-        raise _irreplaceable(target, f"it holds {len(versions)} versions of a model, such as {min(versions)!r}")
+        raise _irreplaceable(
+            target, f"it holds {len(versions)} versions of a model, such as {min(versions)!r}"
+        )
     if entries and not any(name in entries for name in MODEL_FILES):
-        raise _irreplaceable(target, f"it is not a SavedModel, but holds {len(entries)} other entries")
+        raise _irreplaceable(
+            target, f"it is not a SavedModel, but holds {len(entries)} other entries"
+        )
 
 
 def _irreplaceable(target: str, why: str) -> PublishError:
@@ -381,7 +379,9 @@ def _check_outside_saved_models(target: str, template: str) -> None:
     below = ""
     while parent_of(path) != path:
         directory, entry = parent_of(path), name_of(path)
-        if (not below or entry in _INSIDE) and any(exists(join(directory, name)) for name in MODEL_FILES):
+        if (not below or entry in _INSIDE) and any(
+            exists(join(directory, name)) for name in MODEL_FILES
+        ):
             raise PublishError(
                 f"Cannot publish to {template!r}: it would publish inside the SavedModel {directory!r}. Publish beside it."
             )

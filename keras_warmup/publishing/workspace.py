@@ -29,6 +29,7 @@ from typing import IO
 import tensorflow as tf
 
 from keras_warmup.errors import warn_or_print
+from keras_warmup.paths import join, name_of, parent_of, reason_of, scheme_of
 from keras_warmup.publishing.filesystem import (
     PARTIAL,
     exists,
@@ -38,7 +39,6 @@ from keras_warmup.publishing.filesystem import (
     rename_new,
     sync,
 )
-from keras_warmup.publishing.versions import join, name_of, parent_of, reason_of, scheme_of
 
 try:
     import fcntl
@@ -116,7 +116,10 @@ class Workspace:
             return None
         if lock is None:  # no locks here: its owner may live
             return None
-        if not _is_of_this_boot(lock) and time.time() - os.fstat(lock.fileno()).st_mtime < _STALE_AFTER_S:
+        if (
+            not _is_of_this_boot(lock)
+            and time.time() - os.fstat(lock.fileno()).st_mtime < _STALE_AFTER_S
+        ):
             lock.close()
             return None
         workspace = cls.__new__(cls)
@@ -249,14 +252,20 @@ def _put_back(old: str, target: str) -> None:
 
 def _names_in(directory: str) -> list[str]:
     if scheme_of(directory):
-        return [name.rstrip("/") for name in tf.io.gfile.listdir(directory)] if exists(directory) else []
+        return (
+            [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
+            if exists(directory)
+            else []
+        )
     return os.listdir(directory)
 
 
 def _warn_of_remains(workspace: Workspace, error: Exception) -> None:
     is_remote = bool(scheme_of(workspace.path))
     if any(_is_there(path) for path in (workspace.old, workspace.old + PARTIAL)):
-        again = "Move it there yourself." if is_remote else "The next export to that path tries again."
+        again = (
+            "Move it there yourself." if is_remote else "The next export to that path tries again."
+        )
         text = (
             f"The old version of {workspace.target!r} is at {workspace.old!r}, and could not be put back "
             f"({reason_of(error)}). {again}"

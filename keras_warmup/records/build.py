@@ -84,7 +84,9 @@ def encode_log(request: PlannedRequest, model_name: str = "") -> bytes:
         for part in parts:
             proto.string_val.extend(part.ravel().tolist())
         tensors[name] = proto, ()
-    return encode_predict(head, tensors, _protos.PredictRequest(output_filter=request.output_filter))
+    return encode_predict(
+        head, tensors, _protos.PredictRequest(output_filter=request.output_filter)
+    )
 
 
 def _check_size(request: PlannedRequest) -> None:

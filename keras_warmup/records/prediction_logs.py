@@ -23,7 +23,11 @@ def log_signature_keys(log: PredictionLog) -> tuple[str, ...]:
     if kind not in _RUN:
         return ()
     request = getattr(log, f"{kind}_log").request
-    specs = [task.model_spec for task in request.tasks] if kind == "multi_inference" else [request.model_spec]
+    specs = (
+        [task.model_spec for task in request.tasks]
+        if kind == "multi_inference"
+        else [request.model_spec]
+    )
     return tuple(str(spec.signature_name or DEFAULT_SIGNATURE_KEY) for spec in specs)
 
 
@@ -50,7 +54,8 @@ def describe_log(log: PredictionLog) -> dict[str, Any]:
     if kind == "predict":
         request = log.predict_log.request
         shapes = {
-            name: tuple(dim.size for dim in proto.tensor_shape.dim) for name, proto in sorted(request.inputs.items())
+            name: tuple(dim.size for dim in proto.tensor_shape.dim)
+            for name, proto in sorted(request.inputs.items())
         }
         sizes = {shape[0] for shape in shapes.values() if shape}
         batch_size = sizes.pop() if len(sizes) == 1 else None

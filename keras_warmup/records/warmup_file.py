@@ -19,10 +19,9 @@ from google.protobuf.message import DecodeError, EncodeError
 from keras_warmup._protos import PredictionLog, checked_records
 from keras_warmup.errors import RecordsError, WarmupError
 from keras_warmup.options import MAX_RECORDS
+from keras_warmup.paths import as_path, reason_of, why_not_a_file
 from keras_warmup.publishing.filesystem import make_parents, remove_empty, replace_file
-from keras_warmup.publishing.versions import as_path, reason_of
 from keras_warmup.publishing.workspace import Workspace, sweep
-from keras_warmup.savedmodel.files import why_not_a_file
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
 # Bytes that TFRecord framing adds to each record.
@@ -59,7 +58,11 @@ def warmup_path(export_dir: str | os.PathLike[str]) -> str:
 
 
 def write_records(
-    path: str | os.PathLike[str], logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int
+    path: str | os.PathLike[str],
+    logs: Iterable[PredictionLog | bytes],
+    *,
+    max_records: int,
+    max_bytes: int,
 ) -> list[int]:
     """Writes a warmup file; whatever was at `path` is replaced only when all of it is written.
 
@@ -94,7 +97,9 @@ class RecordsDraft:
     path: str
     target: str
 
-    def write(self, logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int) -> list[int]:
+    def write(
+        self, logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int
+    ) -> list[int]:
         """Writes the records; the arguments, result and errors are those of `write_records`."""
         sizes: list[int] = []
         with _writing(self.target):
@@ -239,7 +244,12 @@ def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | Re
 
 def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
     if size == 0:
-        yield 0, RecordProblem("empty", "the file is empty: the server loads the model cold, without a word", True)
+        yield (
+            0,
+            RecordProblem(
+                "empty", "the file is empty: the server loads the model cold, without a word", True
+            ),
+        )
         return
     # TensorFlow's reader checks the data: a crc32c in Python takes minutes for a record of images.
     checked = checked_records(path)
@@ -253,7 +263,9 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
                 try:
                     data = next(checked)
                 except (tf.errors.DataLossError, StopIteration):
-                    problem = RecordProblem("corrupted", f"corrupted record at byte {position}: its data differ", False)
+                    problem = RecordProblem(
+                        "corrupted", f"corrupted record at byte {position}: its data differ", False
+                    )
             if problem is not None:
                 yield index, problem
                 return
@@ -273,10 +285,14 @@ def parse_log(data: bytes) -> PredictionLog | None:
 def _read(path: str) -> Iterator[PredictionLog]:
     for index, item in scan_records(path):
         if isinstance(item, RecordProblem):
-            raise RecordsError(f"Cannot read warmup file {path!r} at record {index}: {item.detail}.")
+            raise RecordsError(
+                f"Cannot read warmup file {path!r} at record {index}: {item.detail}."
+            )
         log = parse_log(item)
         if log is None:
-            raise RecordsError(f"Record {index} of warmup file {path!r} is not a PredictionLog ({len(item)} bytes).")
+            raise RecordsError(
+                f"Record {index} of warmup file {path!r} is not a PredictionLog ({len(item)} bytes)."
+            )
         yield log
 
 
@@ -289,7 +305,9 @@ def _size(path: str) -> int:
     try:
         return int(tf.io.gfile.stat(path).length)
     except tf.errors.NotFoundError as error:
-        raise RecordsError(f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup.") from error
+        raise RecordsError(
+            f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup."
+        ) from error
     except tf.errors.OpError as error:
         raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
 
@@ -328,7 +346,9 @@ def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | 
     (length,) = struct.unpack("<Q", header[:8])
     if struct.unpack("<I", header[8:])[0] != _masked_crc32c(header[:8]):
         if position == 0 and header.startswith(_GZIP_MAGIC):
-            return RecordProblem("gzip", "it is GZIP; the server reads plain TFRecord only, so decompress it", False)
+            return RecordProblem(
+                "gzip", "it is GZIP; the server reads plain TFRecord only, so decompress it", False
+            )
         hint = " (Is this even a TFRecord file?)" if position == 0 else ""
         return RecordProblem("corrupted", f"corrupted record at byte {position}{hint}", False)
     if length > MAX_RECORD_BYTES:
@@ -339,7 +359,9 @@ def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | 
         )
     missing = position + FRAME_BYTES + length - size
     if missing > 0:
-        return RecordProblem("truncated", f"truncated record at byte {position}: {missing} bytes are missing", False)
+        return RecordProblem(
+            "truncated", f"truncated record at byte {position}: {missing} bytes are missing", False
+        )
     return None
 
 

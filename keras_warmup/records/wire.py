@@ -20,7 +20,9 @@ _LENGTH_DELIMITED = 2
 
 
 def encode_predict(
-    head: PredictRequest, tensors: Mapping[str, tuple[TensorProto, Sequence[np.ndarray]]], tail: PredictRequest
+    head: PredictRequest,
+    tensors: Mapping[str, tuple[TensorProto, Sequence[np.ndarray]]],
+    tail: PredictRequest,
 ) -> bytes:
     """Serializes the `PredictionLog` of a Predict request.
 
@@ -38,7 +40,9 @@ def encode_predict(
         proto, arrays = tensors[name]
         value = [proto.SerializeToString()]
         # Views as bytes: bfloat16 and its like do not lend their memory under their own dtype.
-        content = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays if array.size]
+        content = [
+            np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays if array.size
+        ]
         if content:
             value += _delimited(_number(TensorProto, "tensor_content"), content)
         entry = [*_delimited(_MAP_KEY, [name.encode()]), *_delimited(_MAP_VALUE, value)]

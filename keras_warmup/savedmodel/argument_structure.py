@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from keras_warmup._protos import FunctionDef, MetaGraphDef, NodeDef, SignatureDef, StructuredValue, TensorInfo
+from keras_warmup._protos import (
+    FunctionDef,
+    MetaGraphDef,
+    NodeDef,
+    SignatureDef,
+    StructuredValue,
+    TensorInfo,
+)
 from keras_warmup.savedmodel.graph_limits import VisitBudget, functions_in
 
 # Attributes of a node that number the trace, or say where the graph was made.
@@ -34,7 +41,9 @@ class ArgumentStructures:
 
     def of(self, definition: SignatureDef) -> Any:
         """`Signature.structure` of a signature, or `None`."""
-        callers = {name.split(":")[0] for info in definition.outputs.values() for name in _tensors_of(info)}
+        callers = {
+            name.split(":")[0] for info in definition.outputs.values() for name in _tensors_of(info)
+        }
         caller = self._nodes.get(callers.pop()) if len(callers) == 1 else None
         wrapper = self._called_by(caller)
         if caller is None or wrapper is None:
@@ -64,14 +73,22 @@ class ArgumentStructures:
             arguments = [_fill(argument, feed) for argument in positional]
         except _Untold:
             return None
-        while arguments and arguments[-1] is None:  # `mask=None` and the like: the function's own defaults
+        while (
+            arguments and arguments[-1] is None
+        ):  # `mask=None` and the like: the function's own defaults
             arguments.pop()
         return tuple(arguments)
 
     def _called_by(self, node: NodeDef | None) -> FunctionDef | None:
-        return None if node is None or node.op not in _CALL_OPS else self._functions.get(node.attr["f"].func.name)
+        return (
+            None
+            if node is None or node.op not in _CALL_OPS
+            else self._functions.get(node.attr["f"].func.name)
+        )
 
-    def _arguments_of(self, function: FunctionDef) -> tuple[list[StructuredValue], list[StructuredValue]]:
+    def _arguments_of(
+        self, function: FunctionDef
+    ) -> tuple[list[StructuredValue], list[StructuredValue]]:
         """Positional and keyword arguments of an exported function.
 
         A concrete function given as `signatures=` is not itself in the object graph; a second trace of the same Python
@@ -85,7 +102,10 @@ class ArgumentStructures:
             stem = name.rpartition("_")[0]
             same = [other for other in self._concrete_functions if other.rpartition("_")[0] == stem]
             traces = [other for other in same if self._are_alike(name, other)]
-        found = [self._concrete_functions[trace].canonicalized_input_signature.tuple_value.values for trace in traces]
+        found = [
+            self._concrete_functions[trace].canonicalized_input_signature.tuple_value.values
+            for trace in traces
+        ]
         if not found or any(parts != found[0] for parts in found) or len(found[0]) != 2:
             return [], []
         positional, keywords = found[0]
@@ -108,7 +128,8 @@ class ArgumentStructures:
         self._budget.spend(len(one.node_def) + len(two.node_def), name)
         nodes = {node.name: node for node in two.node_def}
         return len(one.node_def) == len(two.node_def) and all(
-            node.name in nodes and self._nodes_alike(node, nodes[node.name]) for node in one.node_def
+            node.name in nodes and self._nodes_alike(node, nodes[node.name])
+            for node in one.node_def
         )
 
     def _nodes_alike(self, node: NodeDef, other: NodeDef) -> bool:
@@ -124,10 +145,15 @@ class ArgumentStructures:
         if called and len(called) == len(also_called):
             return all(map(self._are_alike, called, also_called))
         # As bytes: NaN, which a proto may hold, differs from itself.
-        return bool(value.SerializeToString(deterministic=True) == other.SerializeToString(deterministic=True))
+        return bool(
+            value.SerializeToString(deterministic=True)
+            == other.SerializeToString(deterministic=True)
+        )
 
 
-def _interface_of(function: FunctionDef) -> tuple[list[tuple[str, int, bytes]], list[tuple[str, int]]]:
+def _interface_of(
+    function: FunctionDef,
+) -> tuple[list[tuple[str, int, bytes]], list[tuple[str, int]]]:
     """Name, dtype and given name of each argument, name and dtype of each result."""
     arguments = [
         (argument.name, argument.type, function.arg_attr[index].attr["_user_specified_name"].s)
@@ -170,7 +196,10 @@ def _fill(value: StructuredValue, feed: Iterator[str | None]) -> Any:
     if kind in ("tuple_value", "named_tuple_value"):
         return tuple(_fill(child, feed) for child in _children(value))
     if kind == "dict_value":
-        return {key: _fill(value.dict_value.fields[key], feed) for key in sorted(value.dict_value.fields)}
+        return {
+            key: _fill(value.dict_value.fields[key], feed)
+            for key in sorted(value.dict_value.fields)
+        }
     if kind == "type_spec_value":  # ragged, sparse: more than one tensor behind one argument
         raise _Untold
     # A Python value (`training=False`) or None: the function fixed it when it was traced.
@@ -181,8 +210,16 @@ def _tensors_of(info: TensorInfo) -> list[str]:
     """Names of the graph tensors behind an input or output: several for a composite one."""
     encoding = info.WhichOneof("encoding")
     if encoding == "composite_tensor":
-        return [name for component in info.composite_tensor.components for name in _tensors_of(component)]
+        return [
+            name
+            for component in info.composite_tensor.components
+            for name in _tensors_of(component)
+        ]
     if encoding == "coo_sparse":
         sparse = info.coo_sparse
-        return [sparse.indices_tensor_name, sparse.values_tensor_name, sparse.dense_shape_tensor_name]
+        return [
+            sparse.indices_tensor_name,
+            sparse.values_tensor_name,
+            sparse.dense_shape_tensor_name,
+        ]
     return [info.name]

@@ -3,49 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 
-import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from keras_warmup._protos import AssetFileDef, MetaGraphDef
 from keras_warmup.errors import SignatureError
-from keras_warmup.publishing.versions import scheme_of
+from keras_warmup.paths import scheme_of, why_not_a_file
 from keras_warmup.savedmodel.graph_limits import shown
-
-_KINDS = {
-    stat.S_IFIFO: "a fifo",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFDIR: "a directory",
-}
-
-
-def why_not_a_file(path: str) -> str | None:
-    """Tells why a path must not be opened as a file, links followed.
-
-    Args:
-        path: local, or of any file system `tf.io.gfile` knows; only local ones have fifos and devices.
-
-    Returns:
-        The reason, such as `it is a fifo`; `None` for a file, and for one that is not there or cannot be looked at:
-        TensorFlow says so when it opens it.
-    """
-    if scheme_of(path):
-        return "it is a directory" if tf.io.gfile.isdir(path) else None
-    try:
-        path.encode()
-        mode = os.stat(path).st_mode
-    except UnicodeEncodeError:
-        return "its name is not UTF-8, which TensorFlow cannot open"
-    except ValueError:
-        return "its name holds a NUL character"
-    except OSError:
-        return None
-    if stat.S_ISREG(mode):
-        return None
-    return f"it is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"
 
 
 def read_assets(meta_graph: MetaGraphDef) -> list[AssetFileDef]:
@@ -77,7 +41,9 @@ def read_assets(meta_graph: MetaGraphDef) -> list[AssetFileDef]:
 
 def is_inside_assets(name: str) -> bool:
     """Whether the file name of an asset stays in `assets/`."""
-    return bool(name) and not os.path.isabs(name) and ".." not in name.split("/") and "\0" not in name
+    return (
+        bool(name) and not os.path.isabs(name) and ".." not in name.split("/") and "\0" not in name
+    )
 
 
 def check_load_files(export_dir: str, meta_graph: MetaGraphDef) -> None:

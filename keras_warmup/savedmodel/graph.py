@@ -23,7 +23,12 @@ from keras_warmup.savedmodel.graph_bodies import (
     output_index,
     source_of,
 )
-from keras_warmup.savedmodel.graph_limits import VisitBudget, check_graph, function_attributes, functions_in
+from keras_warmup.savedmodel.graph_limits import (
+    VisitBudget,
+    check_graph,
+    function_attributes,
+    functions_in,
+)
 from keras_warmup.savedmodel.ops import CONVOLVES, PYTHON, RANDOM, WRITES, is_core
 
 # How the inputs of a calling node map to the arguments of the functions it calls: attribute -> number of leading inputs
@@ -45,10 +50,29 @@ _CALLS: Mapping[str, tuple[tuple[str, int], ...]] = {
 LOOPS = frozenset({"While", "StatelessWhile"})
 # One tensor in, the same values out (v1 control flow included).
 SAME_VALUE = frozenset(
-    {"Identity", "IdentityN", "RefIdentity", "DeepCopy", "Copy", "Snapshot", "StopGradient", "PreventGradient"}
+    {
+        "Identity",
+        "IdentityN",
+        "RefIdentity",
+        "DeepCopy",
+        "Copy",
+        "Snapshot",
+        "StopGradient",
+        "PreventGradient",
+    }
     | {"PlaceholderWithDefault", "EnsureShape", "CheckNumerics", "ReadVariableOp"}
     | {"DebugIdentity", "DebugIdentityV2", "DebugIdentityV3"}
-    | {"Enter", "Exit", "NextIteration", "Switch", "LoopCond", "RefEnter", "RefExit", "RefNextIteration", "RefSwitch"}
+    | {
+        "Enter",
+        "Exit",
+        "NextIteration",
+        "Switch",
+        "LoopCond",
+        "RefEnter",
+        "RefExit",
+        "RefNextIteration",
+        "RefSwitch",
+    }
 )
 _ASSIGNS = frozenset({"AssignVariableOp", "Assign"})
 
@@ -102,7 +126,9 @@ class _Reach:
     ops: frozenset[str]
     names: frozenset[str]  # of nodes and arguments
     arguments: frozenset[int]  # positions of those of the function itself
-    variables: frozenset[tuple[str, str]]  # (container, shared name): a variable's identity in a Session
+    variables: frozenset[
+        tuple[str, str]
+    ]  # (container, shared name): a variable's identity in a Session
     compiles: bool
 
 
@@ -126,7 +152,9 @@ class ModelGraph:
         self.meta_graph = meta_graph
         self.budget = VisitBudget.of(meta_graph.graph_def)
         self.main = Body("", meta_graph.graph_def.node)
-        self._functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+        self._functions = {
+            function.signature.name: function for function in meta_graph.graph_def.library.function
+        }
         self._bodies: dict[str, Body] = {}
         self._reaches: dict[str, _Reach] = {}
         self._main_reaches: dict[tuple[frozenset[str], frozenset[str]], _Reach] = {}
@@ -180,7 +208,9 @@ class ModelGraph:
             names = function_attributes(node.op)
             if names is None:
                 self.budget.spend(len(node.attr), "")
-                return tuple((role, None) for role, value in node.attr.items() if functions_in(value))
+                return tuple(
+                    (role, None) for role, value in node.attr.items() if functions_in(value)
+                )
             roles = tuple((role, None) for role in names)
         self._roles[node.op] = roles
         return roles
@@ -188,9 +218,15 @@ class ModelGraph:
     def enter(self, frame: Frame, node: Any, call: Call) -> Frame | None:
         """The frame of a function called by `node` of `frame`; `None` when the library does not hold it."""
         body = self.function(call.function)
-        return None if body is None else Frame(body, frame, node, call, (*frame.path, node.name, call.function))
+        return (
+            None
+            if body is None
+            else Frame(body, frame, node, call, (*frame.path, node.name, call.function))
+        )
 
-    def origin(self, frame: Frame, tensor: str | None, fed: frozenset[str] = frozenset()) -> tuple[Frame, Any] | None:
+    def origin(
+        self, frame: Frame, tensor: str | None, fed: frozenset[str] = frozenset()
+    ) -> tuple[Frame, Any] | None:
         """Follows a tensor back to the node that makes its value: through same-value ops, arguments and calls.
 
         Args:
@@ -224,7 +260,11 @@ class ModelGraph:
                 tensor = input_of(node, output_index(tensor) if node.op == "IdentityN" else 0)
                 continue
             calls = [] if node.op in LOOPS else list(self.calls(node))
-            inner = self.enter(frame, node, calls[0]) if len(calls) == 1 and calls[0].offset is not None else None
+            inner = (
+                self.enter(frame, node, calls[0])
+                if len(calls) == 1 and calls[0].offset is not None
+                else None
+            )
             if inner is not None and output_index(tensor) < len(inner.body.returns):
                 tensor, frame = inner.body.returns[output_index(tensor)], inner
                 continue
@@ -264,7 +304,9 @@ class ModelGraph:
     def restore_starts(self) -> list[str]:
         """Names of the nodes that restoring the variables runs and feeds; none for a model without variables."""
         saver = self.meta_graph.saver_def
-        return [source_of(name) for name in (saver.restore_op_name, saver.filename_tensor_name) if name]
+        return [
+            source_of(name) for name in (saver.restore_op_name, saver.filename_tensor_name) if name
+        ]
 
     @property
     def init_starts(self) -> list[str]:
@@ -279,7 +321,10 @@ class ModelGraph:
         return [source_of(name) for name in starts if name]
 
     def _collect_assigned(
-        self, frame: Frame, starts: list[str], found: dict[tuple[str, str], list[tuple[Frame, Any] | None]]
+        self,
+        frame: Frame,
+        starts: list[str],
+        found: dict[tuple[str, str], list[tuple[Frame, Any] | None]],
     ) -> None:
         for name in frame.body.ancestors(starts):
             self.budget.spend(1, frame.body.name)
@@ -289,7 +334,9 @@ class ModelGraph:
             if node.op in _ASSIGNS:
                 at = self.origin(frame, input_of(node, 0))
                 if at is not None and at[1].op in ("VarHandleOp", "VariableV2", "Variable"):
-                    found.setdefault(identity_of(at[1]), []).append(self.origin(frame, input_of(node, 1)))
+                    found.setdefault(identity_of(at[1]), []).append(
+                        self.origin(frame, input_of(node, 1))
+                    )
             for call in self.calls(node):
                 self.budget.spend(1, frame.body.name)
                 reach = self._reach_of_function(call.function)
@@ -352,7 +399,9 @@ class ModelGraph:
             found = [(call, self._reach_of_function(call.function)) for call in calls]
             for _, inner in found:
                 if inner is not None:
-                    self.budget.spend(len(inner.ops) + len(inner.variables) + len(inner.arguments), body.name)
+                    self.budget.spend(
+                        len(inner.ops) + len(inner.variables) + len(inner.arguments), body.name
+                    )
                     ops |= inner.ops
                     variables |= inner.variables
                     compiles = compiles or inner.compiles
@@ -369,7 +418,11 @@ class ModelGraph:
                 return list(node.input)
             used.update(range(call.offset))
             used.update(position + call.offset for position in inner.arguments)
-        return [tensor for index, tensor in enumerate(node.input) if index in used or tensor.startswith("^")]
+        return [
+            tensor
+            for index, tensor in enumerate(node.input)
+            if index in used or tensor.startswith("^")
+        ]
 
 
 def graph_facts(meta_graph: Any, signature: SignatureLike) -> GraphFacts:
@@ -391,7 +444,9 @@ def graph_facts(meta_graph: Any, signature: SignatureLike) -> GraphFacts:
         compiles=reach.compiles,
         convolves=any(CONVOLVES.match(op) for op in reach.ops),
         unrestored_variables=tuple(sorted(name for _, name in unrestored)),
-        foreign_ops=tuple(sorted(op for op in ops if not is_core(op) and not graph.has_function(op))),
+        foreign_ops=tuple(
+            sorted(op for op in ops if not is_core(op) and not graph.has_function(op))
+        ),
         writes_state=any(WRITES.match(op) for op in reach.ops),
         random=any(RANDOM.match(op) for op in reach.ops),
         python_ops=tuple(sorted(reach.ops & PYTHON)),

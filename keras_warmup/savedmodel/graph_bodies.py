@@ -62,7 +62,11 @@ class Body:
         sources = self._sources[name]
         if fed and not self._sources_of(fed).isdisjoint(sources):
             inputs = self.nodes[name].input
-            return [source for source, tensor in zip(sources, inputs, strict=True) if canonical(tensor) not in fed]
+            return [
+                source
+                for source, tensor in zip(sources, inputs, strict=True)
+                if canonical(tensor) not in fed
+            ]
         return sources
 
     @staticmethod
@@ -152,7 +156,9 @@ def input_of(node: Any, index: int) -> str | None:
 
 def identity_of(variable: Any) -> tuple[str, str]:
     """What makes two variable nodes the same variable in a Session: container and shared name (else node name)."""
-    container, shared_name = (text_of_bytes(attribute(variable, name).s) for name in ("container", "shared_name"))
+    container, shared_name = (
+        text_of_bytes(attribute(variable, name).s) for name in ("container", "shared_name")
+    )
     return container, shared_name or variable.name
 
 

@@ -71,7 +71,9 @@ class VisitBudget:
 
 def refuse_graph(problem: str) -> NoReturn:
     """Raises the `SignatureError` for a graph that no walk is worth."""
-    raise SignatureError(f"Cannot read the graph of the SavedModel: {problem}. Export the model again.")
+    raise SignatureError(
+        f"Cannot read the graph of the SavedModel: {problem}. Export the model again."
+    )
 
 
 def place_of(function: str) -> str:
@@ -119,7 +121,9 @@ def functions_in(value: Any) -> list[str]:
 
 def count_nodes(graph_def: GraphDef) -> int:
     """Counts the nodes of the main graph and of all functions."""
-    return len(graph_def.node) + sum(len(function.node_def) for function in graph_def.library.function)
+    return len(graph_def.node) + sum(
+        len(function.node_def) for function in graph_def.library.function
+    )
 
 
 def check_graph(graph_def: GraphDef) -> None:
@@ -143,7 +147,9 @@ def check_graph(graph_def: GraphDef) -> None:
             refuse_graph("a function of its library has no name")
         if library.setdefault(name, function) is not function and library[name] != function:
             refuse_graph(f"its library has two functions {shown(name)}")
-    calls = {name: _check_body(name, function.node_def, library) for name, function in library.items()}
+    calls = {
+        name: _check_body(name, function.node_def, library) for name, function in library.items()
+    }
     _check_calls({**calls, "": _check_body("", graph_def.node, library)})
 
 
@@ -156,10 +162,16 @@ def _check_body(name: str, nodes: Sequence[Any], library: Mapping[str, Any]) -> 
         # Most ops call nothing, and are told by the op alone.
         if function_attributes(node.op) != () or node.op in library:
             if len(node.attr) > MAX_BRANCHES:
-                refuse_graph(f"node {shown(node.name)} of {place_of(name)} has {len(node.attr)} attributes")
-            names_of_node = list(itertools.islice(called_functions(node, library), MAX_BRANCHES + 1))
+                refuse_graph(
+                    f"node {shown(node.name)} of {place_of(name)} has {len(node.attr)} attributes"
+                )
+            names_of_node = list(
+                itertools.islice(called_functions(node, library), MAX_BRANCHES + 1)
+            )
             if len(names_of_node) > MAX_BRANCHES:
-                refuse_graph(f"node {shown(node.name)} of {place_of(name)} names more than {MAX_BRANCHES} functions")
+                refuse_graph(
+                    f"node {shown(node.name)} of {place_of(name)} names more than {MAX_BRANCHES} functions"
+                )
             called.update(dict.fromkeys(one for one in names_of_node if one in library))
     return list(called)
 
@@ -178,7 +190,9 @@ def _check_calls(calls: Mapping[str, Sequence[str]]) -> None:
                 on_path.discard(name)
                 depth[name] = 1 + max((depth[one] for one in calls[name]), default=0)
                 if depth[name] > MAX_CALL_DEPTH + 1:
-                    refuse_graph(f"calls are nested more than {MAX_CALL_DEPTH} deep below {place_of(name)}")
+                    refuse_graph(
+                        f"calls are nested more than {MAX_CALL_DEPTH} deep below {place_of(name)}"
+                    )
             elif name in on_path:
                 circle = [*path[path.index(name) :], name]
                 steps = " -> ".join(map(shown, circle[:4])) + (" -> ..." if len(circle) > 4 else "")
@@ -214,6 +228,10 @@ def constant_value(node: Any, budget: VisitBudget, function: str) -> np.ndarray[
     budget.spend(count, function)
     try:
         array: np.ndarray[Any, Any] = tf.make_ndarray(value.tensor)
-    except (TypeError, ValueError, OverflowError):  # unknown dtype, content of another size, number out of range
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+    ):  # unknown dtype, content of another size, number out of range
         return None
     return array

@@ -21,10 +21,14 @@ RANDOM = re.compile(
 )
 # They run a Python function by its number in the process that registered it.
 PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-CONVOLVES = re.compile(r"_?(Fused|Quantized)*(Depthwise)?Conv([123]D|2d)?(Native)?(Backprop|With|And|Per|V2|$)")
+CONVOLVES = re.compile(
+    r"_?(Fused|Quantized)*(Depthwise)?Conv([123]D|2d)?(Native)?(Backprop|With|And|Per|V2|$)"
+)
 # tf.raw_ops leaves out private ops and those of the compilers, which a model server has too.
 _CORE_PREFIXES = ("_", "Xla", "TPU", "DTensor")
-_CORE_EXTRAS = frozenset({"Skipgram", "AudioMicrofrontend", "KthOrderStatistic", "TopKUnique", "TopKWithUnique"})
+_CORE_EXTRAS = frozenset(
+    {"Skipgram", "AudioMicrofrontend", "KthOrderStatistic", "TopKUnique", "TopKWithUnique"}
+)
 
 
 def is_core(op: str) -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from keras_warmup.data.batch import render_shape
-from keras_warmup.report import Kind
+from keras_warmup.report import RequestKind
 
 # No TensorProto carries these, so no client can send or get them.
 _HANDLES = frozenset({"resource", "variant"})
-METHOD_NAMES: Mapping[Kind, str] = {
+METHOD_NAMES: Mapping[RequestKind, str] = {
     "predict": "tensorflow/serving/predict",
     "classify": "tensorflow/serving/classify",
     "regress": "tensorflow/serving/regress",
@@ -45,7 +45,7 @@ class _Signature(Protocol):
     def outputs(self) -> Mapping[str, _Spec]: ...
 
 
-def servable_kinds(signature: _Signature) -> dict[Kind, str | None]:
+def servable_kinds(signature: _Signature) -> dict[RequestKind, str | None]:
     """Decides which request kinds can reach a signature.
 
     Args:
@@ -56,7 +56,9 @@ def servable_kinds(signature: _Signature) -> dict[Kind, str | None]:
     """
     classify, regress = _why_not_classify(signature), _why_not_regress(signature)
     tasks = (
-        None if classify is None or regress is None else "its tasks are Classify and Regress, and neither is possible"
+        None
+        if classify is None or regress is None
+        else "its tasks are Classify and Regress, and neither is possible"
     )
     return {
         "predict": _why_not_predict(signature),
@@ -66,7 +68,7 @@ def servable_kinds(signature: _Signature) -> dict[Kind, str | None]:
     }
 
 
-def default_kind(signature: _Signature) -> Kind:
+def default_kind(signature: _Signature) -> RequestKind:
     """The kind a record takes when none is asked for: Classify or Regress where the signature has their shape."""
     kinds = servable_kinds(signature)
     if kinds["classify"] is None:
@@ -95,7 +97,9 @@ def _why_not_examples(signature: _Signature, kind: str) -> str | None:
     if not spec.tensor:
         return "its input 'inputs' is a composite (sparse or ragged) tensor"
     if spec.dtype != "string":
-        return f"{kind} feeds serialized tf.Examples (string), and its input 'inputs' is {spec.dtype}"
+        return (
+            f"{kind} feeds serialized tf.Examples (string), and its input 'inputs' is {spec.dtype}"
+        )
     if spec.shape is not None and len(spec.shape) != 1:
         return f"{kind} feeds serialized tf.Examples of shape [n], and its input 'inputs' is {render_shape(spec.shape)}"
     return None
@@ -131,7 +135,9 @@ def _why_not_regress(signature: _Signature) -> str | None:
     if problem:
         return problem
     if list(signature.outputs) != ["outputs"]:
-        return f"Regress reads exactly one output, 'outputs', and it has {sorted(signature.outputs)}"
+        return (
+            f"Regress reads exactly one output, 'outputs', and it has {sorted(signature.outputs)}"
+        )
     spec = signature.outputs["outputs"]
     if not spec.tensor or spec.dtype != "float32":
         return f"Regress reads 'outputs' as float32, and it is {spec.dtype if spec.tensor else 'composite'}"

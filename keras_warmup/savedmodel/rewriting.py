@@ -21,11 +21,19 @@ from google.protobuf.message import DecodeError
 
 from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
+from keras_warmup.paths import (
+    as_path,
+    explained,
+    join,
+    name_of,
+    parent_of,
+    reason_of,
+    scheme_of,
+    why_not_a_file,
+)
 from keras_warmup.publishing.filesystem import exists, replace_file, sync
-from keras_warmup.publishing.versions import as_path, explained, join, name_of, parent_of, reason_of, scheme_of
 from keras_warmup.publishing.workspace import Workspace, sweep
-from keras_warmup.report import Kind
-from keras_warmup.savedmodel.files import why_not_a_file
+from keras_warmup.report import RequestKind
 from keras_warmup.savedmodel.graph_bodies import canonical, source_of
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
@@ -35,7 +43,9 @@ _FINGERPRINT = "fingerprint.pb"
 _OLD_FINGERPRINT = "fingerprint.old"
 
 
-def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str, Kind], *, flush: bool = True) -> None:
+def rewrite_method_names(
+    export_dir: str | os.PathLike[str], kinds: Mapping[str, RequestKind], *, flush: bool = True
+) -> None:
     """Sets the method names of signatures.
 
     Args:
@@ -50,7 +60,9 @@ def rewrite_method_names(export_dir: str | os.PathLike[str], kinds: Mapping[str,
     """
     for key, kind in kinds.items():
         if kind not in METHOD_NAMES:
-            raise OptionsError(f"Signature {key!r}: kind must be one of {sorted(METHOD_NAMES)}, got {kind!r}.")
+            raise OptionsError(
+                f"Signature {key!r}: kind must be one of {sorted(METHOD_NAMES)}, got {kind!r}."
+            )
     saved_model = _read(export_dir)
     for meta_graph, signatures in _meta_graphs_with(saved_model, export_dir, list(kinds)):
         for key, signature in signatures.items():
@@ -69,13 +81,18 @@ def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> N
     Raises:
         SignatureError: the SavedModel cannot be read.
     """
-    kinds = {signature.key: default_kind(signature) for signature in read_signatures(read_meta_graph(export_dir))}
+    kinds = {
+        signature.key: default_kind(signature)
+        for signature in read_signatures(read_meta_graph(export_dir))
+    }
     named = {key: kind for key, kind in kinds.items() if kind != "predict"}
     if named:
         rewrite_method_names(export_dir, named, flush=flush)
 
 
-def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str], *, flush: bool = True) -> None:
+def share_input(
+    export_dir: str | os.PathLike[str], signature_keys: Sequence[str], *, flush: bool = True
+) -> None:
     """Makes Classify and Regress signatures feed one tensor, so that one MultiInference request can ask for all of them.
 
     The signatures keep their names, outputs and results; `tf.saved_model.load` does not look at the placeholders changed.
@@ -99,7 +116,9 @@ def share_input(export_dir: str | os.PathLike[str], signature_keys: Sequence[str
     _write(export_dir, saved_model, flush)
 
 
-def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str], *, flush: bool = True) -> None:
+def share_tensors(
+    export_dir: str | os.PathLike[str], twins: Mapping[str, str], *, flush: bool = True
+) -> None:
     """Lets signatures name the tensors of their twins, so that one executor, and one warmup record, serves both.
 
     Only `saved_model.pb`'s SignatureDefs change: `tf.saved_model.load` and `keras.layers.TFSMLayer` call functions and do not
@@ -114,10 +133,15 @@ def share_tensors(export_dir: str | os.PathLike[str], twins: Mapping[str, str], 
         SignatureError: the SavedModel cannot be read, or has no such signature.
     """
     saved_model = _read(export_dir)
-    for meta_graph, _ in _meta_graphs_with(saved_model, export_dir, sorted({*twins, *twins.values()})):
+    for meta_graph, _ in _meta_graphs_with(
+        saved_model, export_dir, sorted({*twins, *twins.values()})
+    ):
         for key, kept in twins.items():
             definition, source = meta_graph.signature_def[key], meta_graph.signature_def[kept]
-            for mine, theirs in ((definition.inputs, source.inputs), (definition.outputs, source.outputs)):
+            for mine, theirs in (
+                (definition.inputs, source.inputs),
+                (definition.outputs, source.outputs),
+            ):
                 for alias in mine:
                     mine[alias].CopyFrom(theirs[alias])
     _write(export_dir, saved_model, flush)
@@ -153,7 +177,7 @@ def complete_fingerprint(export_dir: str) -> None:
             file.write(whole)
 
 
-def _refuse_impossible(signature: Signature, kind: Kind) -> None:
+def _refuse_impossible(signature: Signature, kind: RequestKind) -> None:
     reason = servable_kinds(signature)[kind]
     if reason is not None:
         raise BindingError(f"Signature {signature.key!r} cannot serve {kind} requests: {reason}.")
@@ -214,9 +238,13 @@ def _read(export_dir: str | os.PathLike[str]) -> Any:
         with tf.io.gfile.GFile(path, "rb") as file:
             saved_model.ParseFromString(file.read())
     except DecodeError as error:
-        raise SignatureError(f"Cannot read a SavedModel from {path!r}: it is not a SavedModel proto.") from error
+        raise SignatureError(
+            f"Cannot read a SavedModel from {path!r}: it is not a SavedModel proto."
+        ) from error
     except tf.errors.OpError as error:
-        raise SignatureError(f"Cannot read a SavedModel from {path!r}: {reason_of(error)}.") from error
+        raise SignatureError(
+            f"Cannot read a SavedModel from {path!r}: {reason_of(error)}."
+        ) from error
     return saved_model
 
 
@@ -259,7 +287,9 @@ def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
     old = _read_fingerprint(path)
     if not old.checkpoint_hash and not scheme_of(directory):
         # TensorFlow left it out, because it could not read the variables at that moment, or there are none.
-        os.symlink(os.path.abspath(join(directory, "variables")), join(workspace.content, "variables"))
+        os.symlink(
+            os.path.abspath(join(directory, "variables")), join(workspace.content, "variables")
+        )
     new = FingerprintDef.FromString(_make_fingerprint(workspace.content, path))
     new.checkpoint_hash = new.checkpoint_hash or old.checkpoint_hash
     return bytes(new.SerializeToString(deterministic=True))
@@ -268,14 +298,18 @@ def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
 def _require_file(path: str) -> None:
     problem = why_not_a_file(path)
     if problem is not None:
-        raise SignatureError(f"Cannot read {path!r}: {problem}, expected a file. Export the model again.")
+        raise SignatureError(
+            f"Cannot read {path!r}: {problem}, expected a file. Export the model again."
+        )
 
 
 def _make_fingerprint(directory: str, path: str) -> bytes:
     try:
         return serialized_fingerprint(directory)
     except ValueError as error:
-        raise SignatureError(f"Cannot make {path!r} anew: {str(error).rpartition('; ')[2]}.") from error
+        raise SignatureError(
+            f"Cannot make {path!r} anew: {str(error).rpartition('; ')[2]}."
+        ) from error
 
 
 def _read_fingerprint(path: str) -> Any:
@@ -284,7 +318,9 @@ def _read_fingerprint(path: str) -> Any:
         with tf.io.gfile.GFile(path, "rb") as file:
             return FingerprintDef.FromString(file.read())
     except DecodeError as error:
-        raise SignatureError(f"Cannot read {path!r}: it is damaged. Remove it, or export the model again.") from error
+        raise SignatureError(
+            f"Cannot read {path!r}: it is damaged. Remove it, or export the model again."
+        ) from error
 
 
 def _tidy(workspace: Workspace) -> None:
@@ -292,6 +328,8 @@ def _tidy(workspace: Workspace) -> None:
     if name_of(workspace.target) != _MODEL:
         return
     fingerprint = join(parent_of(workspace.target), _FINGERPRINT)
-    matching = join(workspace.content, _OLD_FINGERPRINT if exists(workspace.build) else _FINGERPRINT)
+    matching = join(
+        workspace.content, _OLD_FINGERPRINT if exists(workspace.build) else _FINGERPRINT
+    )
     if exists(matching) and not exists(fingerprint):
         replace_file(matching, fingerprint)

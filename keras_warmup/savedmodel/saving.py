@@ -20,8 +20,12 @@ import tensorflow as tf
 _lock = threading.RLock()
 
 
-def _export_to_saved_model_graph(variable: Any, object_map: Any, tensor_map: Any, options: Any, **kwargs: Any) -> Any:
-    resources = variable.value._export_to_saved_model_graph(object_map, tensor_map, options, **kwargs)
+def _export_to_saved_model_graph(
+    variable: Any, object_map: Any, tensor_map: Any, options: Any, **kwargs: Any
+) -> Any:
+    resources = variable.value._export_to_saved_model_graph(
+        object_map, tensor_map, options, **kwargs
+    )
     object_map[variable] = object_map[variable.value]
     return resources
 
@@ -50,7 +54,9 @@ def one_copy_of_each_variable() -> Iterator[None]:
                 cls._export_to_saved_model_graph = shadowed
 
 
-def save_saved_model(obj: Any, export_dir: str, signatures: Any = None, options: Any = None) -> None:
+def save_saved_model(
+    obj: Any, export_dir: str, signatures: Any = None, options: Any = None
+) -> None:
     """`tf.saved_model.save` whose result a Session can run.
 
     Args:

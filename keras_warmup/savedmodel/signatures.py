@@ -18,9 +18,8 @@ from keras_warmup._protos import (
     TensorShapeProto,
 )
 from keras_warmup.errors import SignatureError
-from keras_warmup.publishing.versions import as_path, reason_of
+from keras_warmup.paths import as_path, reason_of, why_not_a_file
 from keras_warmup.savedmodel.argument_structure import ArgumentStructures
-from keras_warmup.savedmodel.files import why_not_a_file
 from keras_warmup.savedmodel.graph_limits import check_graph
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
@@ -78,6 +77,16 @@ class Signature:
     tags: tuple[str, ...] = SERVE_TAGS
 
     @property
+    def fixed_batch_size(self) -> int | None:
+        """The batch size that the inputs fix, such as 1 for inputs of shape `[1]`; `None` where it is free."""
+        sizes = {
+            spec.shape[0]
+            for spec in self.inputs.values()
+            if spec.shape and spec.shape[0] is not None
+        }
+        return max(sizes) if sizes else None
+
+    @property
     def tensors(self) -> tuple[frozenset[str], frozenset[str]]:
         """Names of the tensors it feeds, and of those it fetches.
 
@@ -90,7 +99,9 @@ class Signature:
         )
 
 
-def read_meta_graph(export_dir: str | os.PathLike[str], tags: Sequence[str] | None = None) -> MetaGraphDef:
+def read_meta_graph(
+    export_dir: str | os.PathLike[str], tags: Sequence[str] | None = None
+) -> MetaGraphDef:
     """Reads the meta graph that a server would load.
 
     Args:
@@ -111,7 +122,10 @@ def read_meta_graph(export_dir: str | os.PathLike[str], tags: Sequence[str] | No
         if set(meta_graph.meta_info_def.tags) == wanted:
             check_graph(meta_graph.graph_def)
             return meta_graph
-    found = ", ".join(str(sorted(meta_graph.meta_info_def.tags)) for meta_graph in meta_graphs[:10]) or "none"
+    found = (
+        ", ".join(str(sorted(meta_graph.meta_info_def.tags)) for meta_graph in meta_graphs[:10])
+        or "none"
+    )
     found += ", ..." if len(meta_graphs) > 10 else ""
     raise SignatureError(
         f"SavedModel {where!r} has no meta graph with tags {sorted(wanted)}. Tags found: {found}. "
@@ -144,8 +158,14 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
         if key.startswith(RESERVED_PREFIX):
             continue
         definition = meta_graph.signature_def[key]
-        inputs = {name: _spec_of(key, "input", name, definition.inputs[name]) for name in sorted(definition.inputs)}
-        outputs = {name: _spec_of(key, "output", name, definition.outputs[name]) for name in sorted(definition.outputs)}
+        inputs = {
+            name: _spec_of(key, "input", name, definition.inputs[name])
+            for name in sorted(definition.inputs)
+        }
+        outputs = {
+            name: _spec_of(key, "output", name, definition.outputs[name])
+            for name in sorted(definition.outputs)
+        }
         signatures.append(
             Signature(
                 key=key,
@@ -169,14 +189,22 @@ def _read_saved_model(export_dir: str) -> SavedModel:
         raise SignatureError(f"No SavedModel at {export_dir!r}: the directory does not exist.")
     found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(export_dir))
     versions = [name for name in found if name.isdecimal()]
-    hint = f" Give a version directory, such as {os.path.join(export_dir, versions[-1])!r}." if versions else ""
-    raise SignatureError(f"No SavedModel at {export_dir!r}: it holds {found}, but no saved_model.pb.{hint}")
+    hint = (
+        f" Give a version directory, such as {os.path.join(export_dir, versions[-1])!r}."
+        if versions
+        else ""
+    )
+    raise SignatureError(
+        f"No SavedModel at {export_dir!r}: it holds {found}, but no saved_model.pb.{hint}"
+    )
 
 
 def _content_of(path: str) -> bytes:
     problem = why_not_a_file(path)
     if problem is not None:
-        raise SignatureError(f"Cannot read {path!r}: {problem}, expected a file. Export the model again.")
+        raise SignatureError(
+            f"Cannot read {path!r}: {problem}, expected a file. Export the model again."
+        )
     most = MAX_TEXT_BYTES if path.endswith(".pbtxt") else MAX_PROTO_BYTES
     try:
         size = tf.io.gfile.stat(path).length
@@ -188,7 +216,9 @@ def _content_of(path: str) -> bytes:
         with tf.io.gfile.GFile(path, "rb") as file:
             return bytes(file.read())
     except tf.errors.OpError as error:
-        raise SignatureError(f"Cannot read {path!r}: {reason_of(error)}. Make it readable for this user.") from error
+        raise SignatureError(
+            f"Cannot read {path!r}: {reason_of(error)}. Make it readable for this user."
+        ) from error
 
 
 def _parse(path: str, content: bytes) -> SavedModel:
@@ -199,8 +229,16 @@ def _parse(path: str, content: bytes) -> SavedModel:
             # The binary form is parsed to a depth of 100 messages, the text form to any.
             content = saved_model.SerializeToString()
         saved_model.ParseFromString(content)
-    except (DecodeError, EncodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        raise SignatureError(f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again.") from error
+    except (
+        DecodeError,
+        EncodeError,
+        text_format.ParseError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
+        raise SignatureError(
+            f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+        ) from error
     return saved_model
 
 
@@ -218,7 +256,9 @@ def _spec_of(key: str, kind: str, name: str, info: TensorInfo) -> TensorSpec:
 def _tensor_spec(name: str, info: TensorInfo) -> TensorSpec:
     if info.WhichOneof("encoding") == "composite_tensor":
         return TensorSpec(name, "", _composite_dtype(info), None)
-    return TensorSpec(name, info.name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape))
+    return TensorSpec(
+        name, info.name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape)
+    )
 
 
 def _composite_dtype(info: TensorInfo) -> str:
@@ -231,9 +271,15 @@ def _dtype_number(info: TensorInfo) -> int:
     if info.WhichOneof("encoding") != "composite_tensor":
         return int(info.dtype)
     state = info.composite_tensor.type_spec.type_state.tuple_value.values
-    found = [part.tensor_dtype_value for part in state if part.WhichOneof("kind") == "tensor_dtype_value"]
+    found = [
+        part.tensor_dtype_value for part in state if part.WhichOneof("kind") == "tensor_dtype_value"
+    ]
     return int(found[0] if found else tf.variant.as_datatype_enum)
 
 
 def _shape(proto: TensorShapeProto) -> tuple[int | None, ...] | None:
-    return None if proto.unknown_rank else tuple(None if dim.size < 0 else int(dim.size) for dim in proto.dim)
+    return (
+        None
+        if proto.unknown_rank
+        else tuple(None if dim.size < 0 else int(dim.size) for dim in proto.dim)
+    )

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-Kind = Literal["dense", "sparse", "ragged"]
+FeatureKind = Literal["dense", "sparse", "ragged"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FeatureSpec:
         row_splits: dtype of the row splits, ragged only: `int32` or `int64`.
     """
 
-    kind: Kind
+    kind: FeatureKind
     dtype: str
     shape: tuple[int | None, ...] | None = None
     default: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False)

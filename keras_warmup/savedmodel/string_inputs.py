@@ -15,7 +15,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.savedmodel.graph import LOOPS, SAME_VALUE, ModelGraph, SignatureLike
-from keras_warmup.savedmodel.graph_bodies import Body, Frame, attribute, input_of, output_index, source_of
+from keras_warmup.savedmodel.graph_bodies import (
+    Body,
+    Frame,
+    attribute,
+    input_of,
+    output_index,
+    source_of,
+)
 from keras_warmup.savedmodel.graph_limits import constant_value, text_of_bytes
 from keras_warmup.savedmodel.string_formats import (
     Base64,
@@ -36,15 +43,44 @@ from keras_warmup.savedmodel.string_formats import (
 _PASSES: Mapping[str, tuple[int, ...] | None] = {
     **dict.fromkeys(SAME_VALUE, (0,)),
     **dict.fromkeys(
-        ("Reshape", "ExpandDims", "Squeeze", "StridedSlice", "Slice", "Gather", "GatherV2", "GatherNd"), (0,)
+        (
+            "Reshape",
+            "ExpandDims",
+            "Squeeze",
+            "StridedSlice",
+            "Slice",
+            "Gather",
+            "GatherV2",
+            "GatherNd",
+        ),
+        (0,),
     ),
-    **dict.fromkeys(("Unpack", "SplitV", "Tile", "Transpose", "BroadcastTo", "ReverseV2", "RandomShuffle"), (0,)),
-    **dict.fromkeys(("TensorListFromTensor", "TensorListGetItem", "TensorListStack", "TensorListGather"), (0,)),
-    **dict.fromkeys(("TensorListConcatV2", "TensorListPopBack", "BooleanMask", "DynamicPartition"), (0,)),
-    **dict.fromkeys(("RaggedTensorToVariant", "RaggedTensorFromVariant", "RaggedTensorToTensor", "RaggedGather"), None),
-    **dict.fromkeys(("IdentityN", "Pack", "ConcatV2", "Merge", "RefMerge", "Select", "SelectV2"), None),
+    **dict.fromkeys(
+        ("Unpack", "SplitV", "Tile", "Transpose", "BroadcastTo", "ReverseV2", "RandomShuffle"), (0,)
+    ),
+    **dict.fromkeys(
+        ("TensorListFromTensor", "TensorListGetItem", "TensorListStack", "TensorListGather"), (0,)
+    ),
+    **dict.fromkeys(
+        ("TensorListConcatV2", "TensorListPopBack", "BooleanMask", "DynamicPartition"), (0,)
+    ),
+    **dict.fromkeys(
+        (
+            "RaggedTensorToVariant",
+            "RaggedTensorFromVariant",
+            "RaggedTensorToTensor",
+            "RaggedGather",
+        ),
+        None,
+    ),
+    **dict.fromkeys(
+        ("IdentityN", "Pack", "ConcatV2", "Merge", "RefMerge", "Select", "SelectV2"), None
+    ),
     **dict.fromkeys(("TensorListSetItem", "SparseToDense"), (2,)),
-    **dict.fromkeys(("TensorArrayReadV3", "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArrayWriteV3"), None),
+    **dict.fromkeys(
+        ("TensorArrayReadV3", "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArrayWriteV3"),
+        None,
+    ),
     **dict.fromkeys(("TensorListPushBack", "Split", "Concat", "PadV2"), None),
 }
 # Ops that return the splits of a ragged tensor before its values -> the attribute that counts the splits.
@@ -55,7 +91,20 @@ _RAGGED_RANKS: Mapping[str, str] = {
 # Output arguments that come second, behind one of a single tensor.
 _SECOND_OUTPUTS = frozenset({("TensorListPopBack", "tensor"), ("TensorListConcatV2", "lengths")})
 # Ops that look at shapes, print, or check: they tell nothing of the format.
-_BLIND = frozenset({"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "Print", "PrintV2", "Assert", "NoOp"})
+_BLIND = frozenset(
+    {
+        "Shape",
+        "ShapeN",
+        "Size",
+        "Rank",
+        "ZerosLike",
+        "OnesLike",
+        "Print",
+        "PrintV2",
+        "Assert",
+        "NoOp",
+    }
+)
 _IMAGE_FORMATS: Mapping[str, tuple[str, ...]] = {
     "DecodeJpeg": ("jpeg",),
     "DecodeAndCropJpeg": ("jpeg",),
@@ -68,14 +117,18 @@ _IMAGE_FORMATS: Mapping[str, tuple[str, ...]] = {
 }
 _FORMAT_ORDER = ("png", "jpeg", "gif", "bmp", "webp")
 _EXAMPLE_OPS = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
-_SEQUENCE_EXAMPLE_OPS = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
+_SEQUENCE_EXAMPLE_OPS = frozenset(
+    {"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"}
+)
 _CHANNELS = (0, 1, 3, 4)
 # Of a default value; more are odd, and may be a circle.
 _MAX_RESHAPES = 100
 # Base64 of base64: one level is common, two are odd.
 _MAX_BASE64 = 10
 _TEXT_PREFIXES = ("String", "Unicode", "Regex", "StaticRegex", "LookupTable", "HashTable", "Substr")
-_TEXT_OPS = frozenset({"Equal", "NotEqual", "AsString", "Unique", "UniqueV2", "UniqueWithCounts", "Fingerprint"})
+_TEXT_OPS = frozenset(
+    {"Equal", "NotEqual", "AsString", "Unique", "UniqueV2", "UniqueWithCounts", "Fingerprint"}
+)
 
 
 def find_consumers(meta_graph: Any, signature: SignatureLike) -> dict[str, Consumer]:
@@ -137,17 +190,24 @@ class _Trace:
                     for call in calls:
                         inner = self._graph.enter(frame, node, call)
                         if inner is None or call.offset is None:
-                            yield node.op, Unknown(f"{node.op} reads it, whose function cannot be followed")
+                            yield (
+                                node.op,
+                                Unknown(f"{node.op} reads it, whose function cannot be followed"),
+                            )
                         elif 0 <= position - call.offset < len(inner.body.args):
                             stack.append((inner, inner.body.args[position - call.offset], 0))
                 elif node.op in _PASSES:
                     values = _PASSES[node.op]
                     if values is None or position in values:
                         outputs = _outputs_for(node, position)
-                        self._graph.budget.spend(len(outputs), body.name)  # an attribute may claim 10^9
+                        self._graph.budget.spend(
+                            len(outputs), body.name
+                        )  # an attribute may claim 10^9
                         stack += [(frame, node.name, output) for output in outputs]
                 elif node.op not in _BLIND:
-                    self._graph.budget.spend(node.ByteSize() // 10, body.name)  # its attributes are read
+                    self._graph.budget.spend(
+                        node.ByteSize() // 10, body.name
+                    )  # its attributes are read
                     try:
                         found = self._read_by(frame, node, position)
                     except _Damaged as error:
@@ -159,7 +219,8 @@ class _Trace:
                 stack.append((frame.caller, frame.node.name, position))
                 if frame.node.op in LOOPS:  # what a loop's body returns is what its next turn reads
                     loops = (
-                        self._graph.enter(frame.caller, frame.node, call) for call in self._graph.calls(frame.node)
+                        self._graph.enter(frame.caller, frame.node, call)
+                        for call in self._graph.calls(frame.node)
                     )
                     stack += [
                         (loop, loop.body.args[position], 0)
@@ -170,7 +231,11 @@ class _Trace:
     def _read_by(self, frame: Frame, node: Any, position: int) -> Consumer:
         op = node.op
         if op in _EXAMPLE_OPS:
-            return _example_parser(self._graph, frame, node) if position == 0 else Unknown(f"it is no data of {op}")
+            return (
+                _example_parser(self._graph, frame, node)
+                if position == 0
+                else Unknown(f"it is no data of {op}")
+            )
         if op in _SEQUENCE_EXAMPLE_OPS:
             return SequenceExampleParser()
         if op in _IMAGE_FORMATS:
@@ -210,7 +275,9 @@ def _outputs_for(node: Any, position: int) -> range:
     if node.op in _RAGGED_RANKS:  # the splits first
         rank = int(attribute(node, _RAGGED_RANKS[node.op]).i)
         return range(rank, rank + 1)
-    count = next((name for name in ("num", "num_split", "num_partitions") if name in node.attr), None)
+    count = next(
+        (name for name in ("num", "num_split", "num_partitions") if name in node.attr), None
+    )
     return range(int(node.attr[count].i)) if count else range(1)
 
 
@@ -236,7 +303,9 @@ def _agree(found: list[tuple[str, Consumer]]) -> Consumer:
         unknown = [consumer for consumer in consumers if isinstance(consumer, Unknown)]
         return unknown[0] if unknown else PlainText()
     if len({type(consumer) for consumer in formats}) > 1:
-        ops = sorted({op for op, consumer in found if not isinstance(consumer, (PlainText, Unknown))})
+        ops = sorted(
+            {op for op, consumer in found if not isinstance(consumer, (PlainText, Unknown))}
+        )
         return Unknown(f"{' and '.join(ops)} read it, which want different formats")
     examples = [consumer for consumer in formats if isinstance(consumer, ExampleParser)]
     if examples:
@@ -275,14 +344,17 @@ def _example_parser(graph: ModelGraph, frame: Frame, node: Any) -> Consumer:
     if node.op == "ParseExampleV2":
         if len(inputs) < 5:
             raise _Damaged("with fewer inputs than it has")
-        sparse_keys, dense_keys, ragged_keys = (_strings(graph, frame, tensor) for tensor in inputs[2:5])
+        sparse_keys, dense_keys, ragged_keys = (
+            _strings(graph, frame, tensor) for tensor in inputs[2:5]
+        )
         defaults = inputs[5:]
     elif node.op == "ParseExample":
         # serialized, names, Nsparse scalar keys, Ndense scalar keys, defaults
         count = len(sparse_types)
         sparse_keys = _joined(_strings(graph, frame, tensor) for tensor in inputs[2 : 2 + count])
         dense_keys = _joined(
-            _strings(graph, frame, tensor) for tensor in inputs[2 + count : 2 + count + len(dense_types)]
+            _strings(graph, frame, tensor)
+            for tensor in inputs[2 + count : 2 + count + len(dense_types)]
         )
         defaults = inputs[2 + count + len(dense_types) :]
     else:
@@ -327,7 +399,9 @@ def _texts(values: Iterable[bytes]) -> list[str]:
 
 def _joined(parts: Iterator[list[str] | None]) -> list[str] | None:
     keys = list(parts)
-    return None if any(part is None for part in keys) else [key for part in keys for key in part or ()]
+    return (
+        None if any(part is None for part in keys) else [key for part in keys for key in part or ()]
+    )
 
 
 def _strings(graph: ModelGraph, frame: Frame, tensor: str) -> list[str] | None:

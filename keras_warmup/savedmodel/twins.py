@@ -35,13 +35,17 @@ def find_twins(meta_graph: Any, signatures: Sequence[Signature]) -> dict[str, st
         Signature key -> key of the twin whose tensors it can name; `serving_default` is kept where it is among them.
     """
     nodes = {node.name: node for node in meta_graph.graph_def.node}
-    functions = {function.signature.name: function for function in meta_graph.graph_def.library.function}
+    functions = {
+        function.signature.name: function for function in meta_graph.graph_def.library.function
+    }
     budget = VisitBudget.of(meta_graph.graph_def)
     # Many signatures may call one function.
     body_of = functools.cache(lambda name: _body(functions[name]) if name in functions else None)
     kept: dict[Hashable, Signature] = {}
     twins = {}
-    for signature in sorted(signatures, key=lambda one: (one.key != DEFAULT_SIGNATURE_KEY, one.key)):
+    for signature in sorted(
+        signatures, key=lambda one: (one.key != DEFAULT_SIGNATURE_KEY, one.key)
+    ):
         identity = _identity(signature, nodes, body_of, budget)
         if identity is None:
             continue
@@ -52,7 +56,10 @@ def find_twins(meta_graph: Any, signatures: Sequence[Signature]) -> dict[str, st
 
 
 def _identity(
-    signature: Signature, nodes: dict[str, Any], body_of: Callable[[str], bytes | None], budget: VisitBudget
+    signature: Signature,
+    nodes: dict[str, Any],
+    body_of: Callable[[str], bytes | None],
+    budget: VisitBudget,
 ) -> Hashable | None:
     """What a signature computes, without the names that tracing gave; `None` where that is not plain to see."""
     sources = {source_of(spec.tensor) for spec in signature.outputs.values()}
@@ -64,21 +71,29 @@ def _identity(
         return None
     alias_of = {source_of(spec.tensor): alias for alias, spec in signature.inputs.items()}
     fed = [nodes.get(name) for name in alias_of]
-    if any(one is None or one.op != "Placeholder" for one in fed) or len(alias_of) != len(signature.inputs):
+    if any(one is None or one.op != "Placeholder" for one in fed) or len(alias_of) != len(
+        signature.inputs
+    ):
         return None
     if not set(alias_of) <= {source_of(tensor) for tensor in node.input}:
         return None
-    budget.spend(len(node.input) + node.ByteSize() // 100, "")  # attributes are copied, and may be long
+    budget.spend(
+        len(node.input) + node.ByteSize() // 100, ""
+    )  # attributes are copied, and may be long
     # Feeds by alias, everything else by the tensor itself.
     inputs = tuple(
-        (alias_of.get(source_of(tensor)), None if source_of(tensor) in alias_of else tensor) for tensor in node.input
+        (alias_of.get(source_of(tensor)), None if source_of(tensor) in alias_of else tensor)
+        for tensor in node.input
     )
     attributes = tuple(
         (name, node.attr[name].SerializeToString(deterministic=True))
         for name in sorted(node.attr)
         if name != "f" and name not in _TRACE_ATTRIBUTES
     )
-    outputs = tuple((alias, spec.tensor.partition(":")[2] or "0") for alias, spec in sorted(signature.outputs.items()))
+    outputs = tuple(
+        (alias, spec.tensor.partition(":")[2] or "0")
+        for alias, spec in sorted(signature.outputs.items())
+    )
     specs = tuple((name, spec.dtype, spec.shape) for name, spec in sorted(signature.inputs.items()))
     return node.op, attributes, inputs, outputs, specs, body
 

@@ -10,15 +10,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from keras_warmup.errors import UnsafeOpsError
 from keras_warmup.savedmodel.files import is_inside_assets, read_assets
 from keras_warmup.savedmodel.graph import ModelGraph
-from keras_warmup.savedmodel.graph_bodies import Frame, attribute, canonical, identity_of, input_of, source_of
+from keras_warmup.savedmodel.graph_bodies import (
+    Frame,
+    attribute,
+    canonical,
+    identity_of,
+    input_of,
+    source_of,
+)
 from keras_warmup.savedmodel.graph_limits import constant_value, place_of, shown
 from keras_warmup.savedmodel.ops import PYTHON, is_core
-from keras_warmup.savedmodel.signatures import Signature
+from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 
 # Found by going through the op registry: all ops with an input or attribute whose name speaks of a file, path, address,
 # host, url, token, stream, reader or writer, and all stateful ones. A test repeats the first search, so that an op which a
@@ -36,7 +45,10 @@ _EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
             "|DeleteRpcFutureResource|WorkerHeartbeat|FileSystemSetConfiguration|Collective[A-Z].*"
         ),
     ),
-    ("writes files or network", re.compile("Debug(Identity(V[23])?|NanCount|NumericSummary)|DistributedSave")),
+    (
+        "writes files or network",
+        re.compile("Debug(Identity(V[23])?|NanCount|NumericSummary)|DistributedSave"),
+    ),
     (
         "writes files",
         re.compile(
@@ -105,7 +117,9 @@ def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple
         if is_inside_assets(asset.filename) and asset.tensor_info.name
     )
     saver = graph.meta_graph.saver_def
-    prefix = frozenset({canonical(saver.filename_tensor_name)} if saver.filename_tensor_name else ())
+    prefix = frozenset(
+        {canonical(saver.filename_tensor_name)} if saver.filename_tensor_name else ()
+    )
     search = _Search(graph)
     found: list[UnsafeOp] = []
     for signature in signatures:
@@ -115,7 +129,9 @@ def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple
         found += search.run(f"signature {shown(signature.key)}", starts, fed, own=frozenset())
     found += search.run("init op", graph.init_starts, assets, own=assets)
     if saver.restore_op_name:
-        found += search.run("restore op", [source_of(saver.restore_op_name)], assets | prefix, own=assets | prefix)
+        found += search.run(
+            "restore op", [source_of(saver.restore_op_name)], assets | prefix, own=assets | prefix
+        )
     return tuple(found)
 
 
@@ -142,7 +158,9 @@ class _Search:
         self._held: dict[str, frozenset[str]] = {}
         self._places: dict[str, tuple[tuple[str, str, str], ...]] = {}
 
-    def run(self, what: str, starts: Iterable[str], fed: frozenset[str], own: frozenset[str]) -> list[UnsafeOp]:
+    def run(
+        self, what: str, starts: Iterable[str], fed: frozenset[str], own: frozenset[str]
+    ) -> list[UnsafeOp]:
         """Finds the unsafe ops of one run.
 
         Args:
@@ -225,7 +243,11 @@ class _Search:
         if not effect:
             return ""
         if op == "PrintV2":
-            return "writes files" if attribute(node, "output_stream").s.startswith(b"file://") else effect
+            return (
+                "writes files"
+                if attribute(node, "output_stream").s.startswith(b"file://")
+                else effect
+            )
         if op in ("DecodeProtoV2", "EncodeProto"):
             source = attribute(node, "descriptor_source").s
             return "" if source in (b"", b"local://") or source.startswith(b"bytes://") else effect
@@ -248,7 +270,11 @@ class _Search:
 
     @staticmethod
     def _is_fed(at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
-        return at is not None and at[0].caller is None and any(source_of(name) == at[1].name for name in own)
+        return (
+            at is not None
+            and at[0].caller is None
+            and any(source_of(name) == at[1].name for name in own)
+        )
 
     @functools.cached_property
     def _patches_variables(self) -> bool:
@@ -261,3 +287,48 @@ class _Search:
             return False
         value = constant_value(node, self._graph.budget, frame.body.name)
         return value is not None and value.tolist() == b""
+
+
+def describe_unsafe_ops(
+    export_dir: str, graph: ModelGraph, signatures: Sequence[Signature], *, refuse: bool = False
+) -> str:
+    """Returns the warning about the unsafe ops of a SavedModel; empty where it has none.
+
+    Args:
+        export_dir: the SavedModel, for the text.
+        graph: its graph.
+        signatures: those that may be run.
+        refuse: raise instead.
+
+    Raises:
+        UnsafeOpsError: it has unsafe ops, and `refuse` is set.
+        SignatureError: the graph holds more calls than can be followed.
+    """
+    ops = find_unsafe_ops(graph, signatures)
+    if not ops:
+        return ""
+    if refuse:
+        raise UnsafeOpsError(
+            f"Refused to run SavedModel {export_dir!r}: nothing was run. {render_unsafe_ops(ops)} To run it all the same, "
+            "leave out refuse_unsafe_ops (--refuse-unsafe-ops)."
+        )
+    return f"SavedModel {export_dir!r} will be run. {render_unsafe_ops(ops)}"
+
+
+def check_saved_model(export_dir: str, *, refuse: bool) -> None:
+    """Warns of the unsafe ops of a SavedModel that is about to be run.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+        refuse: raise instead.
+
+    Raises:
+        UnsafeOpsError: it has unsafe ops, and `refuse` is set.
+        SignatureError: there is no SavedModel, or it is damaged.
+    """
+    meta_graph = read_meta_graph(export_dir)
+    text = describe_unsafe_ops(
+        export_dir, ModelGraph(meta_graph), read_signatures(meta_graph), refuse=refuse
+    )
+    if text:
+        warnings.warn(text, stacklevel=3)

@@ -28,7 +28,9 @@ _HANDLES = frozenset({"VarHandleOp", "HashTableV2", "MutableHashTableV2"})
 _HALVES = frozenset({tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum})
 
 
-def leave_unoptimized(meta_graph: Any, signature_keys: Collection[str], config: tf.compat.v1.ConfigProto) -> None:
+def leave_unoptimized(
+    meta_graph: Any, signature_keys: Collection[str], config: tf.compat.v1.ConfigProto
+) -> None:
     """Leaves Grappler out of the main graph, and of every function that only some signatures, or none, call.
 
     Functions that no signature calls are those that restore and save the variables. Nothing is changed where the other
@@ -46,7 +48,12 @@ def leave_unoptimized(meta_graph: Any, signature_keys: Collection[str], config: 
         for key, definition in meta_graph.signature_def.items()
         if key not in signature_keys
     }
-    served = {name for key, names in outputs.items() if not key.startswith(RESERVED_PREFIX) for name in names}
+    served = {
+        name
+        for key, names in outputs.items()
+        if not key.startswith(RESERVED_PREFIX)
+        for name in names
+    }
     if not all(_sees_no_more(graph, graph.main.nodes.get(name)) for name in served):
         return
     reached = list(_reached(graph, set().union(*outputs.values())))
@@ -56,7 +63,10 @@ def leave_unoptimized(meta_graph: Any, signature_keys: Collection[str], config: 
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     kept = {(body.name, name) for body, name in reached}
     graph_def = meta_graph.graph_def
-    bodies = [("", graph_def.node), *((one.signature.name, one.node_def) for one in graph_def.library.function)]
+    bodies = [
+        ("", graph_def.node),
+        *((one.signature.name, one.node_def) for one in graph_def.library.function),
+    ]
     for body_name, nodes in bodies:
         for node in nodes:
             if (body_name, node.name) not in kept:
@@ -87,7 +97,11 @@ def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[Body, st
 
 def _is_call(node: Any) -> bool:
     """Whether a node is a call with a `config_proto`; the `config` of old ones excludes it."""
-    return node is not None and node.op in _CALLS and not ("config" in node.attr and node.attr["config"].s)
+    return (
+        node is not None
+        and node.op in _CALLS
+        and not ("config" in node.attr and node.attr["config"].s)
+    )
 
 
 def _sees_no_more(graph: ModelGraph, node: Any) -> bool:
@@ -95,11 +109,15 @@ def _sees_no_more(graph: ModelGraph, node: Any) -> bool:
     if not _is_call(node):
         return False
     sources = [graph.main.nodes.get(name) for name in graph.main.sources(node.name)]
-    return all(one is not None and (one.op == "Placeholder" or one.op in _HANDLES) for one in sources)
+    return all(
+        one is not None and (one.op == "Placeholder" or one.op in _HANDLES) for one in sources
+    )
 
 
 def _is_half(node: Any) -> bool:
-    return any(not _HALVES.isdisjoint((value.type, *value.list.type)) for value in node.attr.values())
+    return any(
+        not _HALVES.isdisjoint((value.type, *value.list.type)) for value in node.attr.values()
+    )
 
 
 def _is_optimized_by_its_caller(graph: ModelGraph, node: Any) -> bool:

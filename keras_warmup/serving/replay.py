@@ -47,7 +47,14 @@ from keras_warmup.serving.rules import (
     to_array,
     to_examples,
 )
-from keras_warmup.serving.session import TENSORFLOW_ERRORS, lacks_variables, left_locks, load_session, named, never_free
+from keras_warmup.serving.session import (
+    TENSORFLOW_ERRORS,
+    lacks_variables,
+    left_locks,
+    load_session,
+    named,
+    never_free,
+)
 from keras_warmup.serving.tensorflow_log import no_status_log
 
 
@@ -78,13 +85,17 @@ class ServingSession:
         load_ms: time to import the graph, restore its variables and run its init op, milliseconds.
     """
 
-    def __init__(self, export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()) -> None:
+    def __init__(
+        self, export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()
+    ) -> None:
         started = time.perf_counter()
         self.export_dir = export_dir
         self.meta_graph = meta_graph
         # DirectSession keeps one executor for each set of feeds and fetches; so do we, or nothing would ever be warm.
         self._is_locked = False  # for good, by an exception of C++
-        self._executors: dict[tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]] = {}
+        self._executors: dict[
+            tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]
+        ] = {}
         with no_status_log():
             self._session: Any = load_session(export_dir, meta_graph, unoptimized)
         self.load_ms = (time.perf_counter() - started) * 1000
@@ -93,7 +104,10 @@ class ServingSession:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -125,9 +139,13 @@ class ServingSession:
         except Refusal as error:
             refusal = error
         except MemoryError:
-            refusal = Refusal("RESOURCE_EXHAUSTED", "MemoryError: its tensors do not fit into memory")
+            refusal = Refusal(
+                "RESOURCE_EXHAUSTED", "MemoryError: its tensors do not fit into memory"
+            )
         else:
-            return Replayed((time.perf_counter() - started) * 1000 if log_kind(log) != "none" else 0.0, outputs)
+            return Replayed(
+                (time.perf_counter() - started) * 1000 if log_kind(log) != "none" else 0.0, outputs
+            )
         # Out of the except block: a chained error would be printed with all that its message quotes.
         raise ReplayError(
             f"{_describe(log)} would keep TensorFlow Serving from loading the model: {refusal.status}: {refusal}",
@@ -160,7 +178,9 @@ class ServingSession:
             proto = request.inputs[name] if name in request.inputs else definition.defaults[name]
             feeds[name] = (definition.inputs[name].name, to_array(name, proto))
         aliases = output_aliases(definition, request)
-        return self._run(list(feeds.values()), {alias: definition.outputs[alias].name for alias in aliases})
+        return self._run(
+            list(feeds.values()), {alias: definition.outputs[alias].name for alias in aliases}
+        )
 
     def _classify(self, request: ClassificationRequest) -> Outputs:
         definition = self._definition(request.model_spec.signature_name)
@@ -191,7 +211,10 @@ class ServingSession:
             if not task.model_spec.name:
                 refuse("INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
             if model_name and task.model_spec.name != model_name:
-                refuse("INVALID_ARGUMENT", "All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+                refuse(
+                    "INVALID_ARGUMENT",
+                    "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
+                )
             model_name = task.model_spec.name
             key = task.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
             if key in tasks:
@@ -213,7 +236,11 @@ class ServingSession:
         examples = to_examples(request.input)
         outputs = self._run(
             [(feed, examples)],
-            {f"{key}/{alias}": tensor for key, (_, own) in tasks.items() for alias, tensor in own.items()},
+            {
+                f"{key}/{alias}": tensor
+                for key, (_, own) in tasks.items()
+                for alias, tensor in own.items()
+            },
         )
         for key, (check, own) in tasks.items():
             check({alias: outputs[f"{key}/{alias}"] for alias in own}, len(examples))
@@ -244,7 +271,10 @@ class ServingSession:
 
 
 def open_session(
-    export_dir: str | os.PathLike[str], tags: Sequence[str] = SERVE_TAGS, *, unoptimized: Collection[str] = ()
+    export_dir: str | os.PathLike[str],
+    tags: Sequence[str] = SERVE_TAGS,
+    *,
+    unoptimized: Collection[str] = (),
 ) -> ServingSession:
     """Loads a SavedModel as TensorFlow Serving does, on the CPU.
 

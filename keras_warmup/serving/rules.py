@@ -21,8 +21,6 @@ from keras_warmup.savedmodel.request_kinds import METHOD_NAMES
 PREDICT_METHOD = METHOD_NAMES["predict"]
 CLASSIFY_METHOD = METHOD_NAMES["classify"]
 REGRESS_METHOD = METHOD_NAMES["regress"]
-# A stock server has XLA compilation switched off (model_servers/main.cc).
-XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
 
 # A tensor that a record spells out may have any size: the record holds its bytes. One whose values are repeated to fill its
 # shape may take what a whole warmup file may have by default.
@@ -101,7 +99,10 @@ def check_feed_dtypes(graph: tf.Graph, feeds: Sequence[tuple[str, np.ndarray]]) 
         got = _dtype(array)
         if got != expected:
             wanted, given = _dtype_string(expected), _dtype_string(got)
-            refuse("INVALID_ARGUMENT", f"Expects arg[{index}] to be {wanted} but {given} is provided (feed {name})")
+            refuse(
+                "INVALID_ARGUMENT",
+                f"Expects arg[{index}] to be {wanted} but {given} is provided (feed {name})",
+            )
 
 
 def to_array(name: str, proto: TensorProto) -> np.ndarray:
@@ -115,7 +116,9 @@ def to_array(name: str, proto: TensorProto) -> np.ndarray:
         # TensorFlow's own text quotes the bytes.
         raise Refusal("INVALID_ARGUMENT", f"tensor parsing error: {name}") from None
     array = host_array(value)
-    return array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array  # numpy would take qint8 for int8
+    return (
+        array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array
+    )  # numpy would take qint8 for int8
 
 
 def _check_expansion(name: str, proto: TensorProto) -> None:
@@ -163,11 +166,21 @@ def classify_tensors(definition: SignatureDef) -> tuple[str, dict[str, str]]:
     if len(definition.inputs) != 1:
         refuse("INVALID_ARGUMENT", "Expected one input Tensor.")
     if len(definition.outputs) not in (1, 2):
-        refuse("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {len(definition.outputs)}")
+        refuse(
+            "INVALID_ARGUMENT",
+            f"Expected one or two output Tensors, found {len(definition.outputs)}",
+        )
     if "inputs" not in definition.inputs:
         found = render_set(definition.inputs)
-        refuse("INVALID_ARGUMENT", f"No classification inputs found in SignatureDef: expected 'inputs', got {found}")
-    fetches = {alias: definition.outputs[alias].name for alias in ("classes", "scores") if alias in definition.outputs}
+        refuse(
+            "INVALID_ARGUMENT",
+            f"No classification inputs found in SignatureDef: expected 'inputs', got {found}",
+        )
+    fetches = {
+        alias: definition.outputs[alias].name
+        for alias in ("classes", "scores")
+        if alias in definition.outputs
+    }
     if not fetches:
         refuse(
             "INVALID_ARGUMENT",
@@ -185,10 +198,16 @@ def regress_tensors(definition: SignatureDef) -> tuple[str, dict[str, str]]:
         refuse("INVALID_ARGUMENT", "Expected one output Tensor.")
     if "inputs" not in definition.inputs:
         found = render_set(definition.inputs)
-        refuse("INVALID_ARGUMENT", f"No regression inputs found in SignatureDef: expected 'inputs', got {found}")
+        refuse(
+            "INVALID_ARGUMENT",
+            f"No regression inputs found in SignatureDef: expected 'inputs', got {found}",
+        )
     if "outputs" not in definition.outputs:
         found = render_set(definition.outputs)
-        refuse("INVALID_ARGUMENT", f"No regression outputs found in SignatureDef: expected 'outputs', got {found}")
+        refuse(
+            "INVALID_ARGUMENT",
+            f"No regression outputs found in SignatureDef: expected 'outputs', got {found}",
+        )
     return definition.inputs["inputs"].name, {"outputs": definition.outputs["outputs"].name}
 
 
@@ -200,16 +219,27 @@ def check_classification(outputs: Outputs, examples: int) -> None:
             continue
         if array.ndim != 2:
             got = _shape(array)
-            refuse("INVALID_ARGUMENT", f"Expected Tensor shape: [batch_size num_classes] but got {got}")
+            refuse(
+                "INVALID_ARGUMENT", f"Expected Tensor shape: [batch_size num_classes] but got {got}"
+            )
         if array.dtype != dtype:
             expected = "DT_STRING" if dtype == "O" else "DT_FLOAT"
-            refuse("INVALID_ARGUMENT", f"Expected {alias} Tensor of {expected}. Got: {_data_type(array)}")
+            refuse(
+                "INVALID_ARGUMENT",
+                f"Expected {alias} Tensor of {expected}. Got: {_data_type(array)}",
+            )
         if len(array) != examples:
-            refuse("INVALID_ARGUMENT", f"Expected {alias} output batch size of {examples}. Got: {len(array)}")
+            refuse(
+                "INVALID_ARGUMENT",
+                f"Expected {alias} output batch size of {examples}. Got: {len(array)}",
+            )
     widths = [array.shape[1] for array in outputs.values()]
     if len(set(widths)) > 1:
         classes, scores = outputs["classes"].shape[1], outputs["scores"].shape[1]
-        refuse("INVALID_ARGUMENT", f"Tensors class and score should match in dim_size(1). Got {classes} vs. {scores}")
+        refuse(
+            "INVALID_ARGUMENT",
+            f"Tensors class and score should match in dim_size(1). Got {classes} vs. {scores}",
+        )
 
 
 def check_regression(outputs: Outputs, examples: int) -> None:
@@ -221,7 +251,10 @@ def check_regression(outputs: Outputs, examples: int) -> None:
             f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {_shape(array)}",
         )
     if len(array) != examples:
-        refuse("INVALID_ARGUMENT", f"Input batch size did not match output batch size: {examples} vs. {len(array)}")
+        refuse(
+            "INVALID_ARGUMENT",
+            f"Input batch size did not match output batch size: {examples} vs. {len(array)}",
+        )
     if array.dtype != np.float32:
         refuse("INVALID_ARGUMENT", f"Expected output Tensor of DT_FLOAT.  Got: {_data_type(array)}")
 

@@ -17,8 +17,8 @@ from google.protobuf.message import Error as ProtobufError
 from keras_warmup._protos import MetaGraphDef
 from keras_warmup.errors import ReplayError
 from keras_warmup.op_errors import describe_op_error, message_of, status_of, text_of
+from keras_warmup.paths import reason_of
 from keras_warmup.publishing.filesystem import exists
-from keras_warmup.publishing.versions import reason_of
 from keras_warmup.savedmodel.files import check_load_files, read_assets
 from keras_warmup.serving.grappler import leave_unoptimized
 
@@ -41,7 +41,9 @@ _TELLING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
-def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()) -> Any:
+def load_session(
+    export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()
+) -> Any:
     """A Session over the imported graph, its variables restored and its init op run.
 
     Args:
@@ -65,7 +67,9 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
     problem = _import(graph, meta_graph)
     if problem is not None:
         raise _load_error(
-            f"Cannot import the graph of SavedModel {export_dir!r}", problem, named(problem, text_of(problem))
+            f"Cannot import the graph of SavedModel {export_dir!r}",
+            problem,
+            named(problem, text_of(problem)),
         )
     session = tf.compat.v1.Session(graph=graph, config=config)
     stage = "restore the variables"
@@ -95,8 +99,14 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collect
         # Out of the except block: a chained error would be printed with all that its message quotes.
         # The init op quotes vocabularies; the restore op sees nothing but the files.
         quotes = stage == "run the init op"
-        said = describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...") if quotes else text_of(problem)
-        raise _load_error(f"Cannot {stage} of SavedModel {export_dir!r}", problem, named(problem, said))
+        said = (
+            describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...")
+            if quotes
+            else text_of(problem)
+        )
+        raise _load_error(
+            f"Cannot {stage} of SavedModel {export_dir!r}", problem, named(problem, said)
+        )
     return session
 
 

@@ -56,7 +56,9 @@ def _log_level() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     header = os.path.join(tf.sysconfig.get_include(), "absl", "base", "options.h")
     try:
         with open(header, encoding="utf-8") as file:
-            release = re.search(r"^#define ABSL_OPTION_INLINE_NAMESPACE_NAME (\w+)$", file.read(), re.MULTILINE)
+            release = re.search(
+                r"^#define ABSL_OPTION_INLINE_NAMESPACE_NAME (\w+)$", file.read(), re.MULTILINE
+            )
         library = ctypes.CDLL(os.path.join(tf.sysconfig.get_lib(), "libtensorflow_framework.so.2"))
     except OSError:
         return None

@@ -49,8 +49,14 @@ _FATAL_CHECK = re.compile(rb"^F\d{4} [^\n\]]*?([\w./-]+:\d+)\] Check failed", re
 _PYTHON_ERROR = re.compile(rb"^([A-Za-z_.]+Error)\b", re.MULTILINE)
 _TENSORFLOW_LIBRARY = b"libtensorflow_framework.so"
 # What ends a process that runs the model's own code badly.
-_CRASHES = frozenset({signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", None)})
-_ERRORS = {name: one for name, one in vars(errors).items() if isinstance(one, type) and issubclass(one, Exception)}
+_CRASHES = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", None)}
+)
+_ERRORS = {
+    name: one
+    for name, one in vars(errors).items()
+    if isinstance(one, type) and issubclass(one, Exception)
+}
 
 
 class WorkerEndedError(Exception):
@@ -67,7 +73,9 @@ class WorkerEndedError(Exception):
         self.so = so
 
 
-def run_in_worker(job: Mapping[str, Any], *, timeout_s: float, on_message: Callable[[Message], None]) -> Message:
+def run_in_worker(
+    job: Mapping[str, Any], *, timeout_s: float, on_message: Callable[[Message], None]
+) -> Message:
     """Runs a job in the worker process of this process; starts one where there is none.
 
     Args:
@@ -161,7 +169,9 @@ class _Worker:
 
     def _read_messages(self) -> None:
         rest = b""
-        with contextlib.suppress(OSError, ValueError):  # closed, or a line that the worker did not write
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # closed, or a line that the worker did not write
             while chunk := self.process.stdout.read(64 * 1024):  # type: ignore[union-attr]
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
@@ -186,7 +196,9 @@ class _Worker:
             ) from None
         self._is_ready = True
 
-    def run(self, job: Mapping[str, Any], timeout_s: float, on_message: Callable[[Message], None]) -> Message:
+    def run(
+        self, job: Mapping[str, Any], timeout_s: float, on_message: Callable[[Message], None]
+    ) -> Message:
         """Sends a job and receives messages until it is finished."""
         self._send(job)
         while True:
@@ -208,13 +220,15 @@ class _Worker:
             message = self._messages.get(timeout=timeout_s)
         except queue.Empty:
             raise WorkerEndedError(
-                f"was ended after {timeout_s:g} s", "Raise timeout_s (--timeout) if the model is that slow."
+                f"was ended after {timeout_s:g} s",
+                "Raise timeout_s (--timeout) if the model is that slow.",
             ) from None
         if message is None:
             raise self._ended()
         if "out_of_memory" in message:
             raise WorkerEndedError(
-                "ran out of memory", "Raise memory_limit_bytes (--memory-limit) if the model needs more."
+                "ran out of memory",
+                "Raise memory_limit_bytes (--memory-limit) if the model needs more.",
             )
         return message
 
@@ -225,7 +239,11 @@ class _Worker:
             return WorkerEndedError("closed its pipe", "A model must not do that.")
         self._threads[1].join(timeout=5)
         crashed = -code in _CRASHES
-        advice = "A server would end too." if crashed else "Verify again; if it ends so every time, so may a server."
+        advice = (
+            "A server would end too."
+            if crashed
+            else "Verify again; if it ends so every time, so may a server."
+        )
         return WorkerEndedError(describe_exit(code, self._said), advice)
 
     def close(self) -> None:
@@ -355,7 +373,10 @@ def _links_tensorflow(path: str) -> bool:
     if ".so" not in os.path.basename(path):
         return False
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             return content.find(_TENSORFLOW_LIBRARY) >= 0
     except (OSError, ValueError):  # gone since, or empty
         return False
@@ -436,7 +457,12 @@ def _serve() -> None:
 
 
 def _run(
-    caller: _Caller, *, export_dir: str, directory: str | None, refuse_unsafe_ops: bool, op_libraries: list[str]
+    caller: _Caller,
+    *,
+    export_dir: str,
+    directory: str | None,
+    refuse_unsafe_ops: bool,
+    op_libraries: list[str],
 ) -> Message:
     """Verifies one SavedModel; `directory` is the one that relative paths start from."""
     import tensorflow as tf
@@ -460,7 +486,10 @@ def _forbid_core_dumps() -> None:
 
 def _data_bytes() -> int:
     """Memory of this process that RLIMIT_DATA counts; 0 where there is no /proc."""
-    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/status", encoding="ascii", errors="replace") as file,
+    ):
         for line in file:
             if line.startswith("VmData:"):
                 return int(line.split()[1]) * 1024

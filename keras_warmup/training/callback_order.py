@@ -31,6 +31,8 @@ def _callback_list_of(callback: keras.callbacks.Callback) -> Any:
         if frame is None:
             return None
         caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and any(other is callback for other in caller.callbacks):
+        if isinstance(caller, keras.callbacks.CallbackList) and any(
+            other is callback for other in caller.callbacks
+        ):
             return caller
     return None

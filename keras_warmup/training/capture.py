@@ -27,7 +27,9 @@ from keras_warmup.errors import DataError
 FIXED_SHAPE_BATCHES = 2
 _NEVER = sys.maxsize
 
-_captured: weakref.WeakKeyDictionary[Any, tuple[tuple[Batch, ...], int]] = weakref.WeakKeyDictionary()
+_captured: weakref.WeakKeyDictionary[Any, tuple[tuple[Batch, ...], int]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def remember(model: Any, batches: list[Batch], shapes_seen: int = 0) -> None:
@@ -163,7 +165,9 @@ class BatchTap:
                 cover_shapes=free,
             )
         sample = self._sample
-        xs = [map_leaves(lambda _, leaf: _unwrap(leaf), x_of(element, where)) for element in elements]
+        xs = [
+            map_leaves(lambda _, leaf: _unwrap(leaf), x_of(element, where)) for element in elements
+        ]
         sizes = [count_rows(x, where) for x in xs]
         shapes = [shape_of(x) for x in xs]
         for shape in shapes:
@@ -227,11 +231,15 @@ class _StandIn:
             # JAX: (state, iterator).
             return self._run_python(source, args, kwargs)
         # train_on_batch passes a generator; it can come here only after an interrupted fit, and is no part of one.
-        if isinstance(source, tf.distribute.DistributedIterator) or not isinstance(source, Iterator):
+        if isinstance(source, tf.distribute.DistributedIterator) or not isinstance(
+            source, Iterator
+        ):
             self._tap._stop(f"fit reads from {type(source).__name__}, which cannot be looked into")
         return self.original(*args, **kwargs)
 
-    def _run_dataset(self, source: tf.data.Iterator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_dataset(
+        self, source: tf.data.Iterator, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         elements, error = _pull(source, _steps_per_execution(self._model))
         if not elements:
             if error is not None:
@@ -245,7 +253,9 @@ class _StandIn:
         except Exception as error_of_ours:
             self._tap._stop(f"{type(error_of_ours).__name__} while handing an element back")
             substitute = iter(
-                tf.data.Dataset.from_generator(lambda: iter(elements), output_signature=source.element_spec)
+                tf.data.Dataset.from_generator(
+                    lambda: iter(elements), output_signature=source.element_spec
+                )
             )
         result = self.original(*args[:-1], substitute, **kwargs)
         if error is not None:
@@ -253,7 +263,9 @@ class _StandIn:
             raise error
         return result
 
-    def _run_python(self, source: Iterator[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_python(
+        self, source: Iterator[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         elements, error = _pull(source, _steps_per_execution(self._model))
         if elements:
             self._tap._look(elements, None)

@@ -54,7 +54,12 @@ def newest_version(base_path):
         versions = [int(name) for name in os.listdir(base_path) if name.isdecimal()]
         if versions:
             return max(versions)
-        print("W no versions of the servable found under base path", base_path, file=sys.stderr, flush=True)
+        print(
+            "W no versions of the servable found under base path",
+            base_path,
+            file=sys.stderr,
+            flush=True,
+        )
         time.sleep(1)
 
 
@@ -72,7 +77,9 @@ def warm(session, export_dir):
             if log is None:
                 raise ValueError("Invalid argument: Failed to parse warmup record")
             if count == MAX_RECORDS:
-                raise ValueError(f"Invalid argument: Number of warmup records exceeds the maximum ({MAX_RECORDS})")
+                raise ValueError(
+                    f"Invalid argument: Number of warmup records exceeds the maximum ({MAX_RECORDS})"
+                )
             try:
                 session.replay(log)
             except ReplayError as error:
@@ -84,7 +91,11 @@ def warm(session, export_dir):
 def status_of(error):
     """The server's status and text inside a ReplayError."""
     found = re.search(r": ([A-Z_]+): (.*)$", str(error), re.DOTALL)
-    return (found.group(1), f"{found.group(1)}: {found.group(2)}") if found else ("UNKNOWN", str(error))
+    return (
+        (found.group(1), f"{found.group(1)}: {found.group(2)}")
+        if found
+        else ("UNKNOWN", str(error))
+    )
 
 
 class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -95,7 +106,9 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
     def _run(self, log, names, context):
         for name in names:
             if name != self._model_name:
-                context.abort(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({name})")
+                context.abort(
+                    grpc.StatusCode.NOT_FOUND, f"Servable not found for request: Latest({name})"
+                )
         try:
             return self._session.replay(log).outputs
         except ReplayError as error:
@@ -129,7 +142,11 @@ class Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         response = inference_pb2.MultiInferenceResponse()
         for task in request.tasks:
             key = task.model_spec.signature_name or "serving_default"
-            own = {name.rpartition("/")[2]: array for name, array in outputs.items() if name.startswith(f"{key}/")}
+            own = {
+                name.rpartition("/")[2]: array
+                for name, array in outputs.items()
+                if name.startswith(f"{key}/")
+            }
             result = response.results.add(model_spec=task.model_spec)
             if task.method_name == "tensorflow/serving/classify":
                 result.classification_result.CopyFrom(classifications(own))
@@ -165,7 +182,10 @@ class Model(model_service_pb2_grpc.ModelServiceServicer):
 
     def GetModelStatus(self, request, context):
         if request.model_spec.name != self._model_name:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {request.model_spec.name}")
+            context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"Could not find any versions of model {request.model_spec.name}",
+            )
         response = get_model_status_pb2.GetModelStatusResponse()
         response.model_version_status.add(
             version=self._version, state=get_model_status_pb2.ModelVersionStatus.State.AVAILABLE
@@ -189,11 +209,23 @@ def main(arguments):
             flush=True,
         )
         return 255
-    print(f"I Finished reading warmup data. Number of warmup records read: {count}.", file=sys.stderr, flush=True)
-    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    print(
+        f"I Finished reading warmup data. Number of warmup records read: {count}.",
+        file=sys.stderr,
+        flush=True,
+    )
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+    ]
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=2), options=options)
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Prediction(session, flags.model_name), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Model(flags.model_name, version), server)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        Prediction(session, flags.model_name), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+        Model(flags.model_name, version), server
+    )
     server.add_insecure_port(f"127.0.0.1:{flags.port}")
     server.start()
     signal.signal(signal.SIGTERM, lambda *_: server.stop(0))

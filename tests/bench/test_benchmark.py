@@ -15,7 +15,14 @@ from keras_warmup._protos import PredictionLog
 from keras_warmup.bench.benchmark import benchmark, measure_probes
 from keras_warmup.bench.probes import Probe, plan_probes
 from keras_warmup.bench.processes import Figures, ProcessEngine, Sample
-from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, describe_noise, notes_of, render_gain, render_ms
+from keras_warmup.bench.report import (
+    BenchmarkEntry,
+    BenchmarkReport,
+    describe_noise,
+    notes_of,
+    render_gain,
+    render_ms,
+)
 from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, OptionsError, ReplayError, SignatureError
 from keras_warmup.records.build import fill_tensor
@@ -52,7 +59,9 @@ def rows_of(log):
 def cold_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("bench") / "cold" / "1")
     module = Two()
-    tf.saved_model.save(module, path, signatures={"serving_default": module.call, "other": module.other})
+    tf.saved_model.save(
+        module, path, signatures={"serving_default": module.call, "other": module.other}
+    )
     return path
 
 
@@ -60,7 +69,9 @@ def cold_dir(tmp_path_factory):
 def warm_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("bench") / "warm" / "1")
     module = Two()
-    tf.saved_model.save(module, path, signatures={"serving_default": module.call, "other": module.other})
+    tf.saved_model.save(
+        module, path, signatures={"serving_default": module.call, "other": module.other}
+    )
     write_records(warmup_path(path), [predict_log(WARMED)], max_records=10, max_bytes=2**20)
     return path
 
@@ -96,7 +107,9 @@ def test_rows_of_the_data_other_than_the_warmed_ones_are_sent(warm_dir):
     probes, notes = plan_probes(read_meta_graph(warm_dir), records, batches=[data])
     assert notes == []
     by_key = {probe.signature_key: probe for probe in probes}
-    assert {key: (probe.in_file, probe.rows, probe.batch_size) for key, probe in by_key.items()} == {
+    assert {
+        key: (probe.in_file, probe.rows, probe.batch_size) for key, probe in by_key.items()
+    } == {
         "serving_default": (True, "data", 2),
         "other": (False, "data", 2),
     }
@@ -114,7 +127,9 @@ def test_without_data_the_rows_of_the_file_are_sent_in_another_order(warm_dir):
 
 def test_where_the_rows_have_no_other_order_another_batch_size_is_sent_too(warm_dir):
     probes, _ = plan_probes(read_meta_graph(warm_dir), [predict_log([[1, 2, 3]])])
-    assert [(probe.signature_key, probe.rows, probe.batch_size, probe.in_file) for probe in probes] == [
+    assert [
+        (probe.signature_key, probe.rows, probe.batch_size, probe.in_file) for probe in probes
+    ] == [
         ("serving_default", "warmed", 1, True),
         ("other", "warmed", 1, False),
         ("serving_default", "reordered", 2, False),
@@ -131,7 +146,10 @@ def test_each_output_set_and_batch_size_is_sent_once(warm_dir):
         predict_log(WARMED * 2),
     ]
     probes, _ = plan_probes(read_meta_graph(warm_dir), records, batch_sizes=[4, 5])
-    asked = [(probe.signature_key, probe.output_filter, probe.batch_size, probe.in_file) for probe in probes]
+    asked = [
+        (probe.signature_key, probe.output_filter, probe.batch_size, probe.in_file)
+        for probe in probes
+    ]
     assert asked == [
         ("serving_default", (), 2, True),
         ("serving_default", ("a",), 2, True),
@@ -170,7 +188,9 @@ def test_examples_are_sent_in_another_order(cold_dir):
     for value in (1, 2):
         example = log.classify_log.request.input.example_list.examples.add()
         example.features.feature["x"].int64_list.value.append(value)
-    probe = next(one for one in plan_probes(read_meta_graph(cold_dir), [log])[0] if one.kind == "classify")
+    probe = next(
+        one for one in plan_probes(read_meta_graph(cold_dir), [log])[0] if one.kind == "classify"
+    )
     sent = probe.logs[0].classify_log.request.input.example_list.examples
     assert [one.features.feature["x"].int64_list.value[0] for one in sent] == [2, 1]
     assert (probe.batch_size, probe.in_file, probe.rows) == (2, True, "reordered")
@@ -227,7 +247,9 @@ def test_only_a_request_without_a_record_may_fail():
     )
     assert [run.problem for run in runs] == ["", "no"]
     with pytest.raises(ReplayError, match="no"):
-        measure_probes(FakeEngine(fails=("a",)), [probe_named("a")], {"cold": None}, processes=1, requests=1)
+        measure_probes(
+            FakeEngine(fails=("a",)), [probe_named("a")], {"cold": None}, processes=1, requests=1
+        )
 
 
 # Fresh processes.
@@ -242,14 +264,19 @@ def test_a_process_replays_the_file_and_then_times_the_requests(warm_dir):
 def test_what_fails_in_the_process_is_raised_here(warm_dir, tmp_path):
     with pytest.raises(ReplayError) as caught:
         ProcessEngine(warm_dir).sample([predict_log(WARMED, "nope")], 1, None)
-    assert str(caught.value).endswith('FAILED_PRECONDITION: Serving signature key "nope" not found.')
+    assert str(caught.value).endswith(
+        'FAILED_PRECONDITION: Serving signature key "nope" not found.'
+    )
 
 
 @pytest.mark.parametrize(
     ("script", "how"),
     [
         ("exit 3", "ended with exit code 3 before it had measured anything."),
-        ("kill -9 $$", "died (SIGKILL; the machine may be short of memory) before it had measured anything."),
+        (
+            "kill -9 $$",
+            "died (SIGKILL; the machine may be short of memory) before it had measured anything.",
+        ),
         (
             "echo 'F0000 00:00:17.1 479 tensor.cc:904] Check failed: 1 == 7 (1 vs. 7)' >&2; kill -6 $$",
             "died (SIGABRT, a CHECK of TensorFlow failed at tensor.cc:904) before it had measured anything.",
@@ -261,7 +288,9 @@ def test_what_fails_in_the_process_is_raised_here(warm_dir, tmp_path):
     ],
     ids=["exit", "killed", "check", "error"],
 )
-def test_a_process_that_dies_is_described_without_what_the_model_printed(script, how, warm_dir, tmp_path, monkeypatch):
+def test_a_process_that_dies_is_described_without_what_the_model_printed(
+    script, how, warm_dir, tmp_path, monkeypatch
+):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
@@ -275,7 +304,11 @@ def test_the_measuring_process_leaves_keras_alone():
     """Importing Keras takes as long as all the rest."""
     code = "import sys, keras_warmup._measure; print('keras' in sys.modules)"
     told = subprocess.run(
-        [sys.executable, "-c", code], env=child_environment(), capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert told.stdout == "False\n"
 
@@ -294,7 +327,12 @@ def test_benchmark_reports_each_signature_cold_and_warm(warm_dir):
         assert entry.cold_ms > 0 and entry.warm_ms > 0 and entry.steady_p50_ms > 0
         assert entry.ratio == entry.cold_ms / entry.warm_ms
         assert entry.faster is None
-    assert (report.records, report.processes, report.requests, report.engine) == (1, 1, 2, "process")
+    assert (report.records, report.processes, report.requests, report.engine) == (
+        1,
+        1,
+        2,
+        "process",
+    )
     assert report.bytes > 0 and report.load_ms > 0 and report.load_added_ms > 0
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["entries"][0]["signature_key"] == "serving_default"
@@ -303,7 +341,10 @@ def test_benchmark_reports_each_signature_cold_and_warm(warm_dir):
 
 def test_a_model_without_a_warmup_file_is_measured_cold(cold_dir):
     report = benchmark(cold_dir, processes=1, requests=1)
-    assert all(entry.warm_ms is None and entry.ratio is None and entry.cold_ms > 0 for entry in report.entries)
+    assert all(
+        entry.warm_ms is None and entry.ratio is None and entry.cold_ms > 0
+        for entry in report.entries
+    )
     assert report.load_added_ms is None and report.records == 0 and report.bytes == 0
     assert report.notes == (
         "There is no warmup file: only the cold start was measured. Write one with keras_warmup.add_warmup.",
@@ -398,9 +439,20 @@ def test_the_table_can_be_read_by_a_newcomer():
 def test_kinds_and_output_sets_have_columns_where_they_differ():
     lines = text_of(report_of(entry(), entry(kind="classify", output_filter=("scores", "classes"))))
     assert (
-        lines[1] == "  signature         kind       outputs           batch   cold, ms   warm, ms   faster   steady, ms"
+        lines[1]
+        == "  signature         kind       outputs           batch   cold, ms   warm, ms   faster   steady, ms"
     )
-    assert lines[4].split() == ["serving_default", "classify", "scores,", "classes", "2", "120", "1.50", "80x", "0.80"]
+    assert lines[4].split() == [
+        "serving_default",
+        "classify",
+        "scores,",
+        "classes",
+        "2",
+        "120",
+        "1.50",
+        "80x",
+        "0.80",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -418,7 +470,13 @@ def test_a_gain_reads(changes, text):
 
 
 def test_milliseconds_keep_three_digits():
-    assert [render_ms(value) for value in (None, 1234.5, 99.94, 12.34, 0.567)] == ["-", "1234", "99.9", "12.3", "0.57"]
+    assert [render_ms(value) for value in (None, 1234.5, 99.94, 12.34, 0.567)] == [
+        "-",
+        "1234",
+        "99.9",
+        "12.3",
+        "0.57",
+    ]
 
 
 def test_noise_is_said():

@@ -36,8 +36,14 @@ class LazyModel:
     def sample(self, requests, count, warmup_file):
         self.starts += 1
         warm = set()
-        replay = tuple(self._cost(log, warm) for log in (read_records(warmup_file) if warmup_file else ()))
-        return Sample(10.0, replay, tuple(self._cost(requests[index % len(requests)], warm) for index in range(count)))
+        replay = tuple(
+            self._cost(log, warm) for log in (read_records(warmup_file) if warmup_file else ())
+        )
+        return Sample(
+            10.0,
+            replay,
+            tuple(self._cost(requests[index % len(requests)], warm) for index in range(count)),
+        )
 
     def _cost(self, log, warm):
         about = describe_log(log)
@@ -66,7 +72,12 @@ def test_a_batch_of_one_is_redundant_beside_a_larger_one_in_either_order():
 
 
 def test_other_signatures_output_sets_and_branches_are_needed():
-    logs = [predict_log(2), predict_log(2, "serve"), predict_log(2, output_filter=["a"]), predict_log(2, value=-1.0)]
+    logs = [
+        predict_log(2),
+        predict_log(2, "serve"),
+        predict_log(2, output_filter=["a"]),
+        predict_log(2, value=-1.0),
+    ]
     assert redundant(logs) == []
 
 
@@ -78,7 +89,12 @@ def test_in_doubt_a_record_is_kept():
     # A slow turn falls on the replay as on what follows: half a millisecond is the most that noise may hide.
     assert redundant([predict_log(2), predict_log(2)], noise=lambda start: 0.3 * start) == [1]
     jumps = iter(range(10_000))
-    assert redundant([predict_log(2), predict_log(2)], noise=lambda _: 40.0 if next(jumps) % 4 == 1 else 0.0) == []
+    assert (
+        redundant(
+            [predict_log(2), predict_log(2)], noise=lambda _: 40.0 if next(jumps) % 4 == 1 else 0.0
+        )
+        == []
+    )
 
 
 def test_a_candidate_that_proves_to_be_needed_comes_back():
@@ -89,16 +105,22 @@ def test_a_candidate_that_proves_to_be_needed_comes_back():
             cost = super()._cost(log, warm)
             return STEADY_MS if self.starts <= 3 else cost
 
-    found, _ = find_redundant(Lucky(), [predict_log(2), predict_log(2), predict_log(2, "serve")], processes=3)
+    found, _ = find_redundant(
+        Lucky(), [predict_log(2), predict_log(2), predict_log(2, "serve")], processes=3
+    )
     assert sorted(found) == [1]
     # Of two that are equal in shape either may be the one needed.
-    found, _ = find_redundant(Lucky(), [predict_log(2, "serve"), predict_log(2), predict_log(2)], processes=3)
+    found, _ = find_redundant(
+        Lucky(), [predict_log(2, "serve"), predict_log(2), predict_log(2)], processes=3
+    )
     assert sorted(found) == []
 
 
 def test_progress_ends_at_its_total():
     seen = []
-    find_redundant(LazyModel(), [predict_log(2)] * 2, processes=3, progress=lambda *told: seen.append(told[:2]))
+    find_redundant(
+        LazyModel(), [predict_log(2)] * 2, processes=3, progress=lambda *told: seen.append(told[:2])
+    )
     assert seen[-1] == (9, 9)
 
 

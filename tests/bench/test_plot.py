@@ -32,7 +32,9 @@ def report_of(count, **changes):
         for index in range(count)
         for changed in [changes.get("warm", (1.5, (1.0, 2.0)))]
     )
-    return BenchmarkReport("./m/1", entries, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), 1, 1, 3, 1, 0, "process", "", ())
+    return BenchmarkReport(
+        "./m/1", entries, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), 1, 1, 3, 1, 0, "process", "", ()
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,9 @@ def test_the_slowest_are_drawn_where_there_are_many(tmp_path):
 
 def test_the_scale_is_logarithmic():
     _, axes = new_figure(1)
-    draw_groups(axes, ["a"], [("cold", "blue", [(100.0, (90.0, 120.0))]), ("warm", "red", [(None, None)])])
+    draw_groups(
+        axes, ["a"], [("cold", "blue", [(100.0, (90.0, 120.0))]), ("warm", "red", [(None, None)])]
+    )
     assert axes.get_xscale() == "log"
     assert [round(bar.get_width()) for bar in axes.patches] == [100, 0]
 

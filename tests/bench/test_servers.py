@@ -23,7 +23,10 @@ from keras_warmup.errors import OptionsError, ReplayError, ServerError
 from keras_warmup.records.build import fill_tensor
 from keras_warmup.records.warmup_file import warmup_path, write_records
 
-DOUBLE = (sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), "serving_double.py"))
+DOUBLE = (
+    sys.executable,
+    os.path.join(os.path.dirname(os.path.abspath(__file__)), "serving_double.py"),
+)
 # The double imports the package it stands in for a server of.
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -42,7 +45,10 @@ class Counting(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
     def classify(self, inputs):
         x = tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([2], tf.float32)})["x"]
-        return {"scores": tf.nn.softmax(x), "classes": tf.tile([["no", "yes"]], [tf.shape(x)[0], 1])}
+        return {
+            "scores": tf.nn.softmax(x),
+            "classes": tf.tile([["no", "yes"]], [tf.shape(x)[0], 1]),
+        }
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
     def regress(self, inputs):
@@ -89,7 +95,11 @@ def multi_inference_log(rows):
 def export_dir(tmp_path_factory):
     base = tmp_path_factory.mktemp("servers") / "counting"
     module = Counting()
-    signatures = {"serving_default": module.predict, "classify": module.classify, "regress": module.regress}
+    signatures = {
+        "serving_default": module.predict,
+        "classify": module.classify,
+        "regress": module.regress,
+    }
     # A higher version beside it: the server must get the one that was asked for.
     for version in ("3", "7"):
         tf.saved_model.save(module, str(base / version), signatures=signatures)
@@ -104,7 +114,9 @@ def warmup_file(tmp_path_factory):
 
 
 def add_to_pythonpath(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")])))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
+    )
     # Spares the double the import of Keras.
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
 
@@ -171,7 +183,9 @@ def test_a_failing_request_says_what_the_server_said_without_values(command, exp
         )
         streamed = PredictionLog()
         streamed.session_run_log.request.SetInParent()
-        with pytest.raises(ReplayError, match="cannot be sent to a server: expected one of predict_log, "):
+        with pytest.raises(
+            ReplayError, match="cannot be sent to a server: expected one of predict_log, "
+        ):
             client.prepare(streamed)
 
 
@@ -182,7 +196,9 @@ def test_a_server_that_refuses_the_model_shows_its_own_error(command, export_dir
     with pytest.raises(ReplayError) as caught, server.started(bad):
         pass
     message = str(caught.value)
-    assert message.startswith(f"{command.name} did not load {export_dir!r}: it ended with exit code ")
+    assert message.startswith(
+        f"{command.name} did not load {export_dir!r}: it ended with exit code "
+    )
     assert 'Serving signature key "nope" not found.' in message
 
 
@@ -195,41 +211,65 @@ def test_the_server_is_stopped_however_the_block_ends(double, export_dir):
         assert probe.connect_ex(("127.0.0.1", int(address.rpartition(":")[2]))) != 0
 
 
-def test_the_version_served_is_the_one_given_and_a_name_that_is_no_number_becomes_one(double, export_dir, tmp_path):
+def test_the_version_served_is_the_one_given_and_a_name_that_is_no_number_becomes_one(
+    double, export_dir, tmp_path
+):
     named = tmp_path / "candidate"
     tf.saved_model.save(Counting(), str(named))
     (named / "assets.extra").mkdir()
     (named / "assets.extra" / "notes.txt").write_text("mine")
-    write_records(warmup_path(named), [predict_log(np.ones((2, 2)), "nope")], max_records=1, max_bytes=2**20)
+    write_records(
+        warmup_path(named), [predict_log(np.ones((2, 2)), "nope")], max_records=1, max_bytes=2**20
+    )
     before = sorted(path.name for path in (named / "assets.extra").iterdir())
     asked = ServerCommand(
-        (sys.executable, "-c", "import os, sys; sys.exit(print(os.listdir(sys.argv[1])))", "{base_path}"), "ls"
+        (
+            sys.executable,
+            "-c",
+            "import os, sys; sys.exit(print(os.listdir(sys.argv[1])))",
+            "{base_path}",
+        ),
+        "ls",
     )
     for directory, version in ((export_dir, "3"), (str(named), "1")):
-        with pytest.raises(ReplayError) as caught, LaunchedServer(directory, asked, model_name="m").started(None):
+        with (
+            pytest.raises(ReplayError) as caught,
+            LaunchedServer(directory, asked, model_name="m").started(None),
+        ):
             pass
-        assert str(caught.value) == f"ls did not load {directory!r}: it ended with exit code 0. It said:\n['{version}']"
+        assert (
+            str(caught.value)
+            == f"ls did not load {directory!r}: it ended with exit code 0. It said:\n['{version}']"
+        )
     assert sorted(path.name for path in (named / "assets.extra").iterdir()) == before
 
 
 def test_a_server_that_never_gets_ready_is_stopped_and_its_output_shown(export_dir):
-    idle = ServerCommand((sys.executable, "-c", "import time; print('thinking', flush=True); time.sleep(60)"), "idle")
+    idle = ServerCommand(
+        (sys.executable, "-c", "import time; print('thinking', flush=True); time.sleep(60)"), "idle"
+    )
     server = LaunchedServer(export_dir, idle, model_name="counting", timeout_s=2)
     with pytest.raises(ServerError) as caught, server.started(None):
         pass
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("Model 'counting' did not get AVAILABLE at 127.0.0.1:")
-    assert lines[0].endswith(" Check the address (the gRPC port), the model name and the server's own output.")
+    assert lines[0].endswith(
+        " Check the address (the gRPC port), the model name and the server's own output."
+    )
     assert lines[1:] == ["idle said:", "thinking"]
 
 
 def test_a_running_server_is_asked_and_not_stopped(double, export_dir):
     with LaunchedServer(export_dir, double, model_name="counting").started(None) as (client, _):
-        sample = RunningServer(client.address, "counting").sample([predict_log(np.ones((2, 2)))], 3, None)
+        sample = RunningServer(client.address, "counting").sample(
+            [predict_log(np.ones((2, 2)))], 3, None
+        )
         assert len(sample.request_ms) == 3
         assert count_of(client.prepare(predict_log(np.ones((2, 2))))()) == 4
         with pytest.raises(ServerError) as caught:
-            RunningServer(client.address, "other", timeout_s=0.5).sample([predict_log(np.ones((2, 2)))], 1, None)
+            RunningServer(client.address, "other", timeout_s=0.5).sample(
+                [predict_log(np.ones((2, 2)))], 1, None
+            )
         assert str(caught.value) == (
             f"Model 'other' did not get AVAILABLE at {client.address} within 0.5 s; the server last said: NOT_FOUND: Could not "
             "find any versions of model other. Check the address (the gRPC port), the model name and the server's own output."
@@ -241,7 +281,10 @@ def test_a_running_server_is_asked_and_not_stopped(double, export_dir):
         ("classify", "classify"),
         ("regress", "regress"),
     }
-    assert all(entry.cold_ms is None and entry.warm_ms > 0 and entry.faster is None for entry in report.entries)
+    assert all(
+        entry.cold_ms is None and entry.warm_ms > 0 and entry.faster is None
+        for entry in report.entries
+    )
     assert report.load_ms is None and report.load_added_ms is None and report.processes == 1
     assert report.noise == "Noise: one figure each, so no spread is known and no gain is claimed."
 
@@ -249,12 +292,18 @@ def test_a_running_server_is_asked_and_not_stopped(double, export_dir):
 def test_benchmark_starts_servers_cold_and_warm(command, export_dir, tmp_path):
     warm = tmp_path / "counting" / "1"
     module = Counting()
-    tf.saved_model.save(module, str(warm), signatures={"serving_default": module.predict, "classify": module.classify})
+    tf.saved_model.save(
+        module,
+        str(warm),
+        signatures={"serving_default": module.predict, "classify": module.classify},
+    )
     logs = [predict_log([[1, 2], [3, 4]]), classify_log([[1, 2], [3, 4]])]
     write_records(warmup_path(warm), logs, max_records=10, max_bytes=2**20)
     report = benchmark(warm, model_server=command.argv, processes=1, requests=2)
     assert report.engine == "model_server"
-    assert [(entry.signature_key, entry.kind, entry.batch_size, entry.rows) for entry in report.entries] == [
+    assert [
+        (entry.signature_key, entry.kind, entry.batch_size, entry.rows) for entry in report.entries
+    ] == [
         ("serving_default", "predict", 2, "reordered"),
         ("classify", "classify", 2, "reordered"),
     ]
@@ -265,7 +314,10 @@ def test_benchmark_starts_servers_cold_and_warm(command, export_dir, tmp_path):
 def test_an_address_is_host_and_port():
     with pytest.raises(OptionsError) as caught:
         PredictionClient("localhost", "m")
-    assert str(caught.value) == "A server is given as HOST:PORT (its gRPC port, usually 8500), got 'localhost'."
+    assert (
+        str(caught.value)
+        == "A server is given as HOST:PORT (its gRPC port, usually 8500), got 'localhost'."
+    )
 
 
 def test_two_kinds_of_server_are_refused(export_dir):
@@ -298,7 +350,10 @@ def test_docker_is_only_another_argv(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ServerError) as caught:
         docker_command()
-    assert str(caught.value) == "No docker on PATH. Install it, or give the path of a tensorflow_model_server."
+    assert (
+        str(caught.value)
+        == "No docker on PATH. Install it, or give the path of a tensorflow_model_server."
+    )
     docker = tmp_path / "docker"
     docker.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/said\n')
     docker.chmod(0o755)
@@ -318,7 +373,9 @@ def test_a_container_is_removed_after_the_server_was_stopped(monkeypatch, tmp_pa
     )
     docker.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    server = LaunchedServer(export_dir, docker_command("an/image"), model_name="m", server_args=["--flag=1"])
+    server = LaunchedServer(
+        export_dir, docker_command("an/image"), model_name="m", server_args=["--flag=1"]
+    )
     with pytest.raises(ReplayError) as caught, server.started(None):
         pass
     assert str(caught.value) == (

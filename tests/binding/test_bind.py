@@ -15,14 +15,23 @@ from keras_warmup.data.batch import Batch, walk
 from keras_warmup.errors import BindingError
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.signatures import (
+    Signature,
+    TensorSpec,
+    read_meta_graph,
+    read_signatures,
+)
 from keras_warmup.serving.replay import open_session
 
 
 def signature(inputs, *, structure=None, defaults=(), key="serving_default"):
-    specs = {name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()}
+    specs = {
+        name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()
+    }
     outputs = {"output_0": TensorSpec("output_0", "out:0", "float32", (None, 1))}
-    return Signature(key, "tensorflow/serving/predict", specs, outputs, frozenset(defaults), structure)
+    return Signature(
+        key, "tensorflow/serving/predict", specs, outputs, frozenset(defaults), structure
+    )
 
 
 def batch(x, size=3):
@@ -41,10 +50,17 @@ F4 = ("float32", (None, 4))
     [
         pytest.param(rows(1, 4), ("a",), {"a": ()}, id="tensor"),
         pytest.param(
-            {"q": rows(1, 4), "p": rows(2, 4)}, ({"q": "aa", "p": "zz"},), {"aa": ("q",), "zz": ("p",)}, id="dict"
+            {"q": rows(1, 4), "p": rows(2, 4)},
+            ({"q": "aa", "p": "zz"},),
+            {"aa": ("q",), "zz": ("p",)},
+            id="dict",
         ),
-        pytest.param([rows(1, 4), rows(2, 4)], (["zz", "aa"],), {"zz": (0,), "aa": (1,)}, id="list"),
-        pytest.param((rows(1, 4), rows(2, 4)), ("zz", "aa"), {"zz": (0,), "aa": (1,)}, id="two arguments"),
+        pytest.param(
+            [rows(1, 4), rows(2, 4)], (["zz", "aa"],), {"zz": (0,), "aa": (1,)}, id="list"
+        ),
+        pytest.param(
+            (rows(1, 4), rows(2, 4)), ("zz", "aa"), {"zz": (0,), "aa": (1,)}, id="two arguments"
+        ),
         pytest.param(
             {"p": [rows(1, 4), rows(2, 4)], "q": {"r": rows(3, 4)}},
             ({"p": ["args_0", "args_0_1"], "q": {"r": "args_0_2"}},),
@@ -52,14 +68,25 @@ F4 = ("float32", (None, 4))
             id="nested",
         ),
         pytest.param(
-            {"aa": rows(1, 4), "zz": rows(2, 4)}, (["zz", "aa"],), {"zz": ("zz",), "aa": ("aa",)}, id="dict for list"
+            {"aa": rows(1, 4), "zz": rows(2, 4)},
+            (["zz", "aa"],),
+            {"zz": ("zz",), "aa": ("aa",)},
+            id="dict for list",
         ),
-        pytest.param({"user-id": rows(1, 4)}, ("user_id",), {"user_id": ("user-id",)}, id="sanitized name"),
         pytest.param(
-            {"1a": rows(1, 4), "b": rows(1, 4)}, (["arg_1a", "b"],), {"arg_1a": ("1a",), "b": ("b",)}, id="digit"
+            {"user-id": rows(1, 4)}, ("user_id",), {"user_id": ("user-id",)}, id="sanitized name"
         ),
         pytest.param(
-            {"a": rows(1, 4), "b": rows(1, 4)}, None, {"a": ("a",), "b": ("b",)}, id="names without structure"
+            {"1a": rows(1, 4), "b": rows(1, 4)},
+            (["arg_1a", "b"],),
+            {"arg_1a": ("1a",), "b": ("b",)},
+            id="digit",
+        ),
+        pytest.param(
+            {"a": rows(1, 4), "b": rows(1, 4)},
+            None,
+            {"a": ("a",), "b": ("b",)},
+            id="names without structure",
         ),
         pytest.param(rows(1, 4), None, {"a": ()}, id="one leaf, one input"),
     ],
@@ -80,7 +107,10 @@ def test_match_never_guesses_the_order_of_unnamed_leaves():
 
 def test_match_never_pairs_a_list_with_a_dict_by_position():
     with pytest.raises(BindingError, match="does not tell their order"):
-        match_inputs([rows(1, 4), rows(2, 4)], signature({"a": F4, "b": F4}, structure=({"p": "b", "q": "a"},)))
+        match_inputs(
+            [rows(1, 4), rows(2, 4)],
+            signature({"a": F4, "b": F4}, structure=({"p": "b", "q": "a"},)),
+        )
 
 
 CURE_BY_NAME = "Pass transform= to name the inputs."
@@ -94,7 +124,9 @@ def test_match_refuses_a_name_that_two_leaves_have():
         "Cannot bind batch to signature 'serving_default': input 'id' may be x['item']['id'] (int64 [3]) or x['user']['id'] "
         f"(int64 [3]), and the SavedModel does not tell which. {CURE_BY_NAME}"
     )
-    found, _ = match_inputs(x, signature({"id": ("int64", (None,))}, structure=({"user": {"id": "id"}},)))
+    found, _ = match_inputs(
+        x, signature({"id": ("int64", (None,))}, structure=({"user": {"id": "id"}},))
+    )
     assert found == {"id": ("user", "id")}
 
 
@@ -114,7 +146,12 @@ def test_match_refuses_keys_that_may_be_numbers_in_another_order():
         f"that TensorFlow gave in another order, and the SavedModel does not tell which. {CURE_BY_NAME}"
     )
     assert (
-        len(match_inputs({name: rows(1, 4) for name in names[:10]}, signature(dict.fromkeys(names[:10], F4)))[0]) == 10
+        len(
+            match_inputs(
+                {name: rows(1, 4) for name in names[:10]}, signature(dict.fromkeys(names[:10], F4))
+            )[0]
+        )
+        == 10
     )
 
 
@@ -136,7 +173,8 @@ def test_match_names_every_missing_input():
 
 def test_inputs_with_a_default_may_be_absent_and_extra_features_are_told():
     found, ignored = match_inputs(
-        {"a": rows(1, 4), "note": rows(1)}, signature({"a": F4, "t": ("float32", ())}, defaults=["t"])
+        {"a": rows(1, 4), "note": rows(1)},
+        signature({"a": F4, "t": ("float32", ())}, defaults=["t"]),
     )
     assert found == {"a": ("a",)}
     assert ignored == ("x['note']",)
@@ -144,7 +182,11 @@ def test_inputs_with_a_default_may_be_absent_and_extra_features_are_told():
 
 def test_bind_collects_all_mismatches_in_one_error():
     wanted = signature(
-        {"image": ("float32", (None, 224, 224, 3)), "ids": ("int64", (None, 7)), "text": ("string", (None,))}
+        {
+            "image": ("float32", (None, 224, 224, 3)),
+            "ids": ("int64", (None, 7)),
+            "text": ("string", (None,)),
+        }
     )
     x = {"image": rows(1, 224, 3), "ids": rows(0.5, 7), "text": rows(1)}
     with pytest.raises(BindingError) as error:
@@ -159,18 +201,26 @@ def test_bind_collects_all_mismatches_in_one_error():
 
 
 def test_bind_rejects_another_shape():
-    with pytest.raises(BindingError, match=r"got float32 \[3, 5\] from x \(shape differs in dimension 1\)"):
+    with pytest.raises(
+        BindingError, match=r"got float32 \[3, 5\] from x \(shape differs in dimension 1\)"
+    ):
         bind_batch(batch(rows(1, 5)), signature({"a": F4}))
 
 
 @pytest.mark.parametrize(
     ("array", "dtype", "cast"),
     [
-        pytest.param(rows(1.5, 4, dtype="float64"), "float32", "float64 -> float32", id="as fit casts"),
+        pytest.param(
+            rows(1.5, 4, dtype="float64"), "float32", "float64 -> float32", id="as fit casts"
+        ),
         pytest.param(rows(7, 4, dtype="int32"), "float32", "int32 -> float32", id="ids survive"),
-        pytest.param(rows(200, 4, dtype="uint8"), "float32", "uint8 -> float32", id="bytes survive"),
+        pytest.param(
+            rows(200, 4, dtype="uint8"), "float32", "uint8 -> float32", id="bytes survive"
+        ),
         pytest.param(rows(7, 4, dtype="int64"), "int32", "int64 -> int32", id="narrower survives"),
-        pytest.param(rows(1.5, 4, dtype="float32"), "bfloat16", "float32 -> bfloat16", id="mixed precision"),
+        pytest.param(
+            rows(1.5, 4, dtype="float32"), "bfloat16", "float32 -> bfloat16", id="mixed precision"
+        ),
         pytest.param(rows(np.nan, 4), "float32", None, id="nan is a value"),
     ],
 )
@@ -228,7 +278,9 @@ def test_bind_makes_bytes_of_strings_and_native_order_of_big_endian():
 
 def test_bind_groups_ragged_rows_by_shape_and_pads_nothing():
     ragged = tf.ragged.constant([[1.0, 2.0], [3.0], [4.0, 5.0]])
-    bound = bind_batch(batch({"r": ragged, "d": rows(1, 4)}), signature({"r": ("float32", (None, None)), "d": F4}))
+    bound = bind_batch(
+        batch({"r": ragged, "d": rows(1, 4)}), signature({"r": ("float32", (None, None)), "d": F4})
+    )
     assert [one.arrays["r"].tolist() for one in bound] == [[[1.0, 2.0], [4.0, 5.0]], [[3.0]]]
     assert [one.arrays["d"].shape for one in bound] == [(2, 4), (1, 4)]
     assert [one.size for one in bound] == [2, 1]
@@ -246,7 +298,11 @@ def test_ragged_leaves_that_no_input_takes_neither_split_nor_refuse():
         "s": sparse,
     }
     (whole,) = bind_batch(batch(x), signature({"a": F4}))
-    assert (whole.size, whole.x, whole.ignored) == (3, None, ("x['l']", "x['no']", "x['r']", "x['s']"))
+    assert (whole.size, whole.x, whole.ignored) == (
+        3,
+        None,
+        ("x['l']", "x['no']", "x['r']", "x['s']"),
+    )
     del x["no"]
     first, second = bind_batch(batch(x), signature({"a": F4, "r": ("float32", (None, None))}))
     assert first.x["r"].tolist() == [[1.0], [4.0]]
@@ -263,7 +319,9 @@ def test_bind_makes_sparse_dense():
 
 def test_transform_replaces_matching_but_not_the_checks():
     wanted = signature({"bytes": ("string", (None,))})
-    (bound,) = bind_batch(batch(rows(1, 4)), wanted, lambda x: {"bytes": [str(row[0]) for row in x]})
+    (bound,) = bind_batch(
+        batch(rows(1, 4)), wanted, lambda x: {"bytes": [str(row[0]) for row in x]}
+    )
     assert bound.arrays["bytes"].tolist() == [b"1.0"] * 3
     with pytest.raises(BindingError) as error:
         bind_batch(batch(rows(1, 4)), wanted, lambda x: {"other": x})
@@ -275,7 +333,9 @@ def test_transform_replaces_matching_but_not_the_checks():
 
 
 def test_what_transform_returns_is_checked_at_once():
-    wanted = signature({"a": F4, "b": ("string", (None,)), "c": ("int64", (None,)), "d": ("float32", (None,))})
+    wanted = signature(
+        {"a": F4, "b": ("string", (None,)), "c": ("int64", (None,)), "d": ("float32", (None,))}
+    )
     made = {
         "a": np.zeros((2, 4), "float32"),
         "b": [1, None, "x"],
@@ -299,7 +359,10 @@ def test_what_transform_returns_is_checked_at_once():
             {"a": np.zeros((2, 4), "float32"), "b": np.zeros((3, 4), "float32")},
             "the inputs differ in rows ('a' has 2, 'b' has 3)",
         ),
-        ({"a": np.zeros((0, 4), "float32"), "b": np.zeros((0, 4), "float32")}, "no rows in 'a', 'b'"),
+        (
+            {"a": np.zeros((0, 4), "float32"), "b": np.zeros((0, 4), "float32")},
+            "no rows in 'a', 'b'",
+        ),
     ],
     ids=["differ", "none"],
 )
@@ -313,9 +376,17 @@ def test_rows_of_a_transform_must_be_some_and_equal(made, problem):
 
 def test_objects_in_a_numeric_input_are_refused():
     with pytest.raises(BindingError, match="objects that are neither bytes nor str: int"):
-        bind_batch(batch(rows(1, 4)), signature({"a": ("int64", (None,))}), lambda x: {"a": np.array([1, 2], object)})
+        bind_batch(
+            batch(rows(1, 4)),
+            signature({"a": ("int64", (None,))}),
+            lambda x: {"a": np.array([1, 2], object)},
+        )
     with pytest.raises(BindingError, match="a ragged tensor for a dense input"):
-        bind_batch(batch(rows(1, 4)), signature({"a": F4}), lambda x: {"a": tf.ragged.constant([[1.0], []])})
+        bind_batch(
+            batch(rows(1, 4)),
+            signature({"a": F4}),
+            lambda x: {"a": tf.ragged.constant([[1.0], []])},
+        )
 
 
 def test_an_error_inside_transform_names_transform_and_no_value():
@@ -354,7 +425,12 @@ def nested(leaves):
         leaves,
         lambda inner: st.one_of(
             st.lists(inner, min_size=1, max_size=4),
-            st.dictionaries(st.sampled_from(["x", "x_1", "x_10", "x_2", "b", "a"]), inner, min_size=1, max_size=4),
+            st.dictionaries(
+                st.sampled_from(["x", "x_1", "x_10", "x_2", "b", "a"]),
+                inner,
+                min_size=1,
+                max_size=4,
+            ),
         ),
         max_leaves=14,
     )
@@ -376,7 +452,9 @@ def test_bind_never_swaps_equal_shapes_in_any_nesting(shape_of_x):
     x = build(shape_of_x, (), lambda path: rows(number[path], 4))
     names = {path: "args_0" if index == 0 else f"args_0_{index}" for path, index in number.items()}
     structure = (build(shape_of_x, (), lambda path: names[path]),)
-    (bound,) = bind_batch(batch(x), signature(dict.fromkeys(names.values(), F4), structure=structure))
+    (bound,) = bind_batch(
+        batch(x), signature(dict.fromkeys(names.values(), F4), structure=structure)
+    )
     assert {name: array[0, 0] for name, array in bound.arrays.items()} == {
         names[path]: index for path, index in number.items()
     }
@@ -409,7 +487,9 @@ def test_bind_never_swaps_where_only_names_tell(shape_of_x, numbered):
         return rows(paths.index(path), 4)
 
     try:
-        (bound,) = bind_batch(batch(build(shape_of_x, ())), signature(dict.fromkeys(names.values(), F4)))
+        (bound,) = bind_batch(
+            batch(build(shape_of_x, ())), signature(dict.fromkeys(names.values(), F4))
+        )
     except BindingError as error:
         assert "transform=" in str(error)
         return
@@ -429,7 +509,9 @@ class Composites(tf.Module):
     def twice_ragged(self, x):
         return {"y": x.to_tensor()}
 
-    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.string, row_splits_dtype=tf.int32)])
+    @tf.function(
+        input_signature=[tf.RaggedTensorSpec([None, None], tf.string, row_splits_dtype=tf.int32)]
+    )
     def words(self, x):
         return {"y": x.to_tensor()}
 
@@ -438,7 +520,10 @@ class Composites(tf.Module):
         return {"y": tf.sparse.to_dense(x)}
 
     @tf.function(
-        input_signature=[tf.RaggedTensorSpec([None, None], tf.float32), tf.TensorSpec([None, 4], tf.float32, name="b")]
+        input_signature=[
+            tf.RaggedTensorSpec([None, None], tf.float32),
+            tf.TensorSpec([None, 4], tf.float32, name="b"),
+        ]
     )
     def both(self, a, b):
         return {"y": a.to_tensor(), "z": b}
@@ -449,7 +534,9 @@ COMPOSITES = {
     "ragged": RAGGED,
     "twice_ragged": tf.ragged.constant([[[1, 2], []], [], [[3]]], dtype=tf.int64),
     "words": tf.ragged.constant([["a"], ["b", "c"]]),
-    "sparse": tf.sparse.from_dense([[0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]),
+    "sparse": tf.sparse.from_dense(
+        [[0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]
+    ),
 }
 
 
@@ -464,12 +551,15 @@ def composites(tmp_path_factory):
 
 def replay(session, key, bound: BoundBatch):
     assert bound.row_inputs == frozenset() and bound.x is None and bound.size == 1
-    return session.replay(build_log(PlannedRequest(key, "predict", (bound,), None, (), (key,)))).outputs
+    return session.replay(
+        build_log(PlannedRequest(key, "predict", (bound,), None, (), (key,)))
+    ).outputs
 
 
 @pytest.mark.parametrize("key", COMPOSITES)
 @pytest.mark.parametrize(
-    "wrap", [lambda leaf: leaf, lambda leaf: {"any": leaf}, lambda leaf: {"x": leaf, "note": rows(1)}]
+    "wrap",
+    [lambda leaf: leaf, lambda leaf: {"any": leaf}, lambda leaf: {"x": leaf, "note": rows(1)}],
 )
 def test_a_ragged_or_sparse_leaf_is_served_by_its_components(composites, key, wrap):
     module, signatures, session = composites
@@ -491,9 +581,13 @@ def test_transform_may_return_the_components(composites):
     (bound,) = bind_batch(Batch(x, 4), signatures["both"], parts)
     outputs = replay(session, "both", bound)
     np.testing.assert_array_equal(outputs["y"], RAGGED.to_tensor().numpy())
-    with pytest.raises(BindingError, match=r"the inputs differ in rows \('a' has 4, 'a_1' has 4, 'b' has 2\)"):
+    with pytest.raises(
+        BindingError, match=r"the inputs differ in rows \('a' has 4, 'a_1' has 4, 'b' has 2\)"
+    ):
         bind_batch(Batch(x, 4), signatures["both"], lambda x: {**parts(x), "b": x["d"][:2]})
-    with pytest.raises(BindingError, match=r"the inputs differ in rows \('a' has 6, 'a_1' has 4, 'b' has 4\)"):
+    with pytest.raises(
+        BindingError, match=r"the inputs differ in rows \('a' has 6, 'a_1' has 4, 'b' has 4\)"
+    ):
         bind_batch(Batch(x, 4), signatures["both"], lambda x: {**parts(x), "a_1": [0, 2, 3, 5]})
 
 
@@ -516,7 +610,11 @@ def test_components_that_are_not_the_one_leaf_are_refused_with_the_cure(composit
 def test_a_function_of_ragged_rows_is_warm_end_to_end(tmp_path):
     module = Composites()
     report = kw.save(module, tmp_path / "1", signatures=module.ragged, data=RAGGED)
-    assert [(record.signature_key, record.source) for record in report.records] == [("serving_default", "data")]
-    assert report.records[0].shapes["x_1"] == (3,)  # the splits of the two rows that warm a matrix product
+    assert [(record.signature_key, record.source) for record in report.records] == [
+        ("serving_default", "data")
+    ]
+    assert report.records[0].shapes["x_1"] == (
+        3,
+    )  # the splits of the two rows that warm a matrix product
     assert not report.skipped
     assert kw.verify(tmp_path / "1").ok

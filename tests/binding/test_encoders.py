@@ -21,7 +21,12 @@ NUMBERS = np.array([[1, -2, 3], [4, 5, 6]], np.int16)
 
 def test_strings_pass_through_as_bytes():
     rows = np.array(["ß", b"\x00\xff\x00"], dtype=object)
-    for consumer in (PlainText(), Base64(ImageDecoder(("png",))), TensorParser("int16"), Unknown("")):
+    for consumer in (
+        PlainText(),
+        Base64(ImageDecoder(("png",))),
+        TensorParser("int16"),
+        Unknown(""),
+    ):
         assert encode_rows(rows, consumer).tolist() == ["ß".encode(), b"\x00\xff\x00"]
     assert encode_rows(np.array([["a"], ["b"]]), PlainText()).tolist() == [[b"a"], [b"b"]]
 
@@ -47,7 +52,9 @@ def test_bfloat16_rows_are_serialized():
 
 def test_base64_wraps_what_the_inner_decoder_reads():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
-    rows = tf.io.decode_base64(tf.constant(encode_rows(pixels, Base64(ImageDecoder(("png",), 3))).tolist()))
+    rows = tf.io.decode_base64(
+        tf.constant(encode_rows(pixels, Base64(ImageDecoder(("png",), 3))).tolist())
+    )
     np.testing.assert_array_equal(np.stack([tf.io.decode_png(row).numpy() for row in rows]), pixels)
 
 

@@ -59,9 +59,21 @@ ROUND_TRIPS = {
     "uint64": (dense("int64"), np.array([2**63 - 1, 0], np.uint64), np.array([2**63 - 1, 0])),
     "bool": (dense("int64"), np.array([True, False]), np.array([1, 0])),
     "float64": (dense("float32"), np.array([0.1, np.nan]), np.array([0.1, np.nan], np.float32)),
-    "float16": (dense("float32"), np.array([0.1, 2], np.float16), np.array([0.1, 2], np.float16).astype(np.float32)),
-    "bfloat16": (dense("float32"), tf.constant([0.1, 2], tf.bfloat16).numpy(), tf.constant([0.1, 2], tf.bfloat16)),
-    "int_to_float": (dense("float32"), np.array([1, -(2**24)]), np.array([1, -(2.0**24)], np.float32)),
+    "float16": (
+        dense("float32"),
+        np.array([0.1, 2], np.float16),
+        np.array([0.1, 2], np.float16).astype(np.float32),
+    ),
+    "bfloat16": (
+        dense("float32"),
+        tf.constant([0.1, 2], tf.bfloat16).numpy(),
+        tf.constant([0.1, 2], tf.bfloat16),
+    ),
+    "int_to_float": (
+        dense("float32"),
+        np.array([1, -(2**24)]),
+        np.array([1, -(2.0**24)], np.float32),
+    ),
     "big_endian": (dense("int64"), np.array([1, 2], ">i4"), np.array([1, 2])),
     "binary": (dense("string"), objects(b"\x00\xff\x00", b""), None),
     "unicode": (dense("string"), np.array(["ß", "日本"]), objects("ß".encode(), "日本".encode())),
@@ -90,8 +102,12 @@ ROUND_TRIPS = {
 @pytest.mark.parametrize(("feature", "leaf", "expected"), ROUND_TRIPS.values(), ids=ROUND_TRIPS)
 def test_parsing_gives_the_rows_back(feature, leaf, expected):
     rows = build_examples({"x": leaf}, {"x": feature})
-    assert rows.shape == (2,) and rows.dtype == object and all(isinstance(row, bytes) for row in rows)
-    np.testing.assert_array_equal(parse(rows, {"x": feature})["x"].numpy(), leaf if expected is None else expected)
+    assert (
+        rows.shape == (2,) and rows.dtype == object and all(isinstance(row, bytes) for row in rows)
+    )
+    np.testing.assert_array_equal(
+        parse(rows, {"x": feature})["x"].numpy(), leaf if expected is None else expected
+    )
     check_examples(rows, {"x": feature})
 
 
@@ -120,8 +136,16 @@ def test_a_column_is_one_value_a_row_for_a_sparse_feature():
 
 
 def test_several_features_with_unicode_keys_share_rows_and_bytes_are_deterministic():
-    spec = {"größe": dense("float32"), "名": dense("string", 1), "opt": FeatureSpec("sparse", "int64")}
-    features = {"größe": np.array([1.0, 2.0], np.float32), "名": np.array([["a"], ["b"]]), "unused": np.zeros((2, 3))}
+    spec = {
+        "größe": dense("float32"),
+        "名": dense("string", 1),
+        "opt": FeatureSpec("sparse", "int64"),
+    }
+    features = {
+        "größe": np.array([1.0, 2.0], np.float32),
+        "名": np.array([["a"], ["b"]]),
+        "unused": np.zeros((2, 3)),
+    }
     rows = build_examples(features, spec)
     backwards = build_examples(dict(reversed(features.items())), dict(reversed(spec.items())))
     assert rows.tolist() == backwards.tolist()
@@ -137,7 +161,13 @@ def test_casts_are_named():
         "d": dense("int64"),
         "e": dense("float32"),
     }
-    features = {"a": np.zeros(1), "b": np.zeros(1, bool), "c": np.array(["x"]), "d": np.zeros(1, np.int64), "e": None}
+    features = {
+        "a": np.zeros(1),
+        "b": np.zeros(1, bool),
+        "c": np.array(["x"]),
+        "d": np.zeros(1, np.int64),
+        "e": None,
+    }
     assert feature_casts(features, spec) == {"a": "float64 -> float32", "b": "bool -> int64"}
 
 
@@ -299,9 +329,15 @@ def test_data_with_none_of_the_features_is_refused():
     )
 
 
-@pytest.mark.parametrize("leaf", [tf.ragged.constant([[[1], []]]), tf.SparseTensor([[0, 7]], [1.0], [1, 10])])
+@pytest.mark.parametrize(
+    "leaf", [tf.ragged.constant([[[1], []]]), tf.SparseTensor([[0, 7]], [1.0], [1, 10])]
+)
 def test_a_composite_feature_that_shows_as_raw_keys_is_refused(leaf):
-    spec = {"id": dense("int64"), "index": FeatureSpec("sparse", "int64"), "value": FeatureSpec("sparse", "float32")}
+    spec = {
+        "id": dense("int64"),
+        "index": FeatureSpec("sparse", "int64"),
+        "value": FeatureSpec("sparse", "float32"),
+    }
     with pytest.raises(BindingError) as error:
         build_examples({"id": np.array([1]), "s": leaf}, spec)
     assert str(error.value) == (
@@ -313,7 +349,9 @@ def test_a_composite_feature_that_shows_as_raw_keys_is_refused(leaf):
 
 def test_raw_keys_given_as_such_are_built():
     spec = {"index": FeatureSpec("sparse", "int64"), "value": FeatureSpec("sparse", "float32")}
-    rows = build_examples({"index": np.array([7, 8]), "value": np.array([1.0, 2.0], np.float32)}, spec)
+    rows = build_examples(
+        {"index": np.array([7, 8]), "value": np.array([1.0, 2.0], np.float32)}, spec
+    )
     features = {"s": tf.io.SparseFeature("index", "value", tf.float32, 10)}
     parsed = tf.io.parse_example(rows, features)["s"]
     assert parsed.indices.numpy().tolist() == [[0, 7], [1, 8]]
@@ -326,8 +364,14 @@ def test_raw_keys_given_as_such_are_built():
             SequenceExampleParser(),
             "it takes serialized tf.SequenceExamples, which cannot be built from a batch of features",
         ),
-        (Compressed("GZIP"), "it takes compressed bytes, and what they hold cannot be seen in the graph"),
-        (Base64(Compressed("GZIP")), "it takes compressed bytes, and what they hold cannot be seen in the graph"),
+        (
+            Compressed("GZIP"),
+            "it takes compressed bytes, and what they hold cannot be seen in the graph",
+        ),
+        (
+            Base64(Compressed("GZIP")),
+            "it takes compressed bytes, and what they hold cannot be seen in the graph",
+        ),
     ],
 )
 def test_inputs_that_nothing_can_be_built_for_are_refused(consumer, reason):
@@ -353,13 +397,21 @@ def example(**features):
 INTS = tf.train.Feature(int64_list=tf.train.Int64List(value=[1, 2]))
 FLOATS = tf.train.Feature(float_list=tf.train.FloatList(value=[1.0]))
 MISFITS = {
-    "missing": (dense("int64", 2), example(y=INTS), "feature 'x' (dense int64 [2]) is required, but missing"),
+    "missing": (
+        dense("int64", 2),
+        example(y=INTS),
+        "feature 'x' (dense int64 [2]) is required, but missing",
+    ),
     "wrong_type": (
         dense("int64", 2),
         example(x=FLOATS),
         "feature 'x' (dense int64 [2]) expects int64_list, got float_list",
     ),
-    "wrong_count": (dense("int64"), example(x=INTS), "feature 'x' (dense int64 []) expects 1 value, got 2"),
+    "wrong_count": (
+        dense("int64"),
+        example(x=INTS),
+        "feature 'x' (dense int64 []) expects 1 value, got 2",
+    ),
     "wrong_count_of_default": (
         dense("int64", 3, default=(0,)),
         example(x=INTS),
@@ -420,7 +472,11 @@ def test_rows_that_are_no_examples_are_refused(row, text):
 
 
 def test_examples_with_missing_optional_and_extra_features_pass():
-    spec = {"x": dense("int64", 2), "d": dense("int64", default=(1,)), "s": FeatureSpec("sparse", "string")}
+    spec = {
+        "x": dense("int64", 2),
+        "d": dense("int64", default=(1,)),
+        "s": FeatureSpec("sparse", "string"),
+    }
     check_examples(objects(example(x=INTS, other=FLOATS), example(x=INTS)), spec)
 
 
@@ -443,7 +499,11 @@ def columns(draw, rows):
         flat = draw(st.lists(values, min_size=rows * size, max_size=rows * size))
         leaf = np.empty(rows * size, numpy_dtype)
         leaf[:] = flat
-        default = tuple(draw(st.lists(values, min_size=size, max_size=size))) if kind == "default" else None
+        default = (
+            tuple(draw(st.lists(values, min_size=size, max_size=size)))
+            if kind == "default"
+            else None
+        )
         spec = FeatureSpec("dense", dtype, shape, default)
         if kind == "default" and draw(st.booleans()):
             return spec, None, None
@@ -457,14 +517,26 @@ def columns(draw, rows):
     if kind == "sequence":
         return FeatureSpec("dense", dtype, (None,), None), leaf, leaf.to_tensor().numpy()
     if kind == "sparse":
-        return FeatureSpec("sparse", dtype), leaf.to_sparse() if draw(st.booleans()) else leaf, expected
-    return FeatureSpec("ragged", dtype, row_splits=draw(st.sampled_from(["int32", "int64"]))), leaf, expected
+        return (
+            FeatureSpec("sparse", dtype),
+            leaf.to_sparse() if draw(st.booleans()) else leaf,
+            expected,
+        )
+    return (
+        FeatureSpec("ragged", dtype, row_splits=draw(st.sampled_from(["int32", "int64"]))),
+        leaf,
+        expected,
+    )
 
 
 @st.composite
 def tables(draw):
     rows = draw(st.integers(1, 4))
-    keys = draw(st.lists(st.text(st.characters(codec="utf-8"), max_size=4), min_size=1, max_size=4, unique=True))
+    keys = draw(
+        st.lists(
+            st.text(st.characters(codec="utf-8"), max_size=4), min_size=1, max_size=4, unique=True
+        )
+    )
     return {key: draw(columns(rows)) for key in keys}
 
 
@@ -515,9 +587,13 @@ def test_rows_given_under_another_spec_parse_back_or_are_refused(table, data):
 @pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
 def test_the_taxi_models_own_examples_fit_the_spec_found_in_its_graph():
     meta_graph = read_meta_graph(SAVEDMODELS / "chicago_taxi_estimator" / "1")
-    signature = next(found for found in read_signatures(meta_graph) if found.key == "classification")
+    signature = next(
+        found for found in read_signatures(meta_graph) if found.key == "classification"
+    )
     spec = find_consumers(meta_graph, signature)["inputs"].spec
-    dataset = tf.data.TFRecordDataset(str(SAVEDMODELS / "chicago_taxi_examples.tfrecord.gz"), "GZIP")
+    dataset = tf.data.TFRecordDataset(
+        str(SAVEDMODELS / "chicago_taxi_examples.tfrecord.gz"), "GZIP"
+    )
     rows = list(dataset.as_numpy_iterator())
     assert len(rows) == 424
     check_examples(rows, spec)
@@ -535,5 +611,7 @@ def test_rows_that_hold_examples_are_told_from_text():
     assert hold_examples([b"", examples[0]])
     assert hold_examples([gzip.compress(b"x")])
     assert hold_examples([sequence.SerializeToString()])
-    assert not hold_examples([b"", b"good", b"not so bad", b"\xff", "\u00e9t\u00e9".encode(), b"H\x01"])
+    assert not hold_examples(
+        [b"", b"good", b"not so bad", b"\xff", "\u00e9t\u00e9".encode(), b"H\x01"]
+    )
     assert not hold_examples(["text"])

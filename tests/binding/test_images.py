@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_warmup.binding.images import encode_images
+from keras_warmup.binding.encoders import encode_images
 from keras_warmup.errors import BindingError
 from keras_warmup.savedmodel.string_formats import ImageDecoder
 
@@ -20,7 +20,9 @@ def pixels():
 def test_png_is_lossless(formats, pixels):
     files = encode_images(pixels, ImageDecoder(formats, 3))
     assert files.shape == (2,) and files.dtype == object
-    np.testing.assert_array_equal(np.stack([tf.io.decode_png(file).numpy() for file in files]), pixels)
+    np.testing.assert_array_equal(
+        np.stack([tf.io.decode_png(file).numpy() for file in files]), pixels
+    )
 
 
 def test_sixteen_bits_stay_sixteen_bits():

@@ -8,18 +8,28 @@ import tensorflow as tf
 
 from keras_warmup.binding.synthesize import FREE_DIM, synthesize_rows
 from keras_warmup.errors import SignatureError
-from keras_warmup.planning.plan import DEFAULT_BATCH_SIZE
+from keras_warmup.options import DEFAULT_BATCH_SIZE
 from keras_warmup.records.build import fill_tensor
 from keras_warmup.savedmodel.signatures import Signature, TensorSpec
-from keras_warmup.savedmodel.string_formats import Base64, ExampleParser, FeatureSpec, ImageDecoder, PlainText
+from keras_warmup.savedmodel.string_formats import (
+    Base64,
+    ExampleParser,
+    FeatureSpec,
+    ImageDecoder,
+    PlainText,
+)
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool", "string"]
 DTYPES += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
 def signature(inputs, defaults=()):
-    specs = {name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()}
-    return Signature("serving_default", "tensorflow/serving/predict", specs, {}, frozenset(defaults))
+    specs = {
+        name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()
+    }
+    return Signature(
+        "serving_default", "tensorflow/serving/predict", specs, {}, frozenset(defaults)
+    )
 
 
 def make(inputs, consumers=None, seed=0, defaults=()):
@@ -41,7 +51,12 @@ def test_every_dtype_a_request_carries_is_made_and_survives_the_wire(dtype):
 
 def test_floats_are_in_the_unit_interval_and_integers_the_index_every_table_has():
     bound = make(
-        {"f": ("float32", (None, 50)), "i": ("int64", (None, 5)), "b": ("bool", (None,)), "s": ("string", (None,))}
+        {
+            "f": ("float32", (None, 50)),
+            "i": ("int64", (None, 5)),
+            "b": ("bool", (None,)),
+            "s": ("string", (None,)),
+        }
     )
     assert 0 <= bound.arrays["f"].min() < bound.arrays["f"].max() < 1
     assert not bound.arrays["i"].any() and not bound.arrays["b"].any()
@@ -51,7 +66,9 @@ def test_floats_are_in_the_unit_interval_and_integers_the_index_every_table_has(
 
 def test_the_seed_decides_the_floats():
     inputs = {"f": ("float32", (None, 4))}
-    np.testing.assert_array_equal(make(inputs, seed=3).arrays["f"], make(inputs, seed=3).arrays["f"])
+    np.testing.assert_array_equal(
+        make(inputs, seed=3).arrays["f"], make(inputs, seed=3).arrays["f"]
+    )
     assert not np.array_equal(make(inputs, seed=3).arrays["f"], make(inputs, seed=4).arrays["f"])
 
 
@@ -67,7 +84,11 @@ def test_free_dimensions_that_are_no_batch_are_large_enough_for_convolutions():
 @pytest.mark.parametrize("rows", [1, 5])
 def test_a_batch_that_one_input_fixes_holds_for_all(rows):
     bound = make({"a": ("float32", (rows, 4)), "b": ("int64", (None,)), "t": ("float32", ())})
-    assert {name: array.shape for name, array in bound.arrays.items()} == {"a": (rows, 4), "b": (rows,), "t": ()}
+    assert {name: array.shape for name, array in bound.arrays.items()} == {
+        "a": (rows, 4),
+        "b": (rows,),
+        "t": (),
+    }
     assert (bound.size, bound.row_inputs) == (rows, {"a", "b"})
 
 
@@ -94,7 +115,9 @@ def test_examples_hold_every_feature_of_the_parser(shape):
 
 def test_images_are_files_that_decode():
     bound = make({"image": ("string", (None,))}, {"image": ImageDecoder(("png", "jpeg"), 3)})
-    assert [tf.io.decode_image(row).shape for row in bound.arrays["image"]] == [(FREE_DIM, FREE_DIM, 3)] * 2
+    assert [tf.io.decode_image(row).shape for row in bound.arrays["image"]] == [
+        (FREE_DIM, FREE_DIM, 3)
+    ] * 2
 
 
 def test_base64_holds_what_the_graph_decodes_first():
@@ -104,7 +127,10 @@ def test_base64_holds_what_the_graph_decodes_first():
 
 
 def test_other_strings_are_empty():
-    assert make({"text": ("string", (None,))}, {"text": PlainText()}).arrays["text"].tolist() == [b"", b""]
+    assert make({"text": ("string", (None,))}, {"text": PlainText()}).arrays["text"].tolist() == [
+        b"",
+        b"",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,8 +140,14 @@ def test_other_strings_are_empty():
             ("float32", None),
             "Cannot make up rows for signature 'serving_default': input 'a' (float32) has an unknown rank. Pass data=.",
         ),
-        (("resource", (None,)), "Signature 'serving_default' takes a resource as 'a'; no request carries one."),
-        (("variant", ()), "Signature 'serving_default' takes a variant as 'a'; no request carries one."),
+        (
+            ("resource", (None,)),
+            "Signature 'serving_default' takes a resource as 'a'; no request carries one.",
+        ),
+        (
+            ("variant", ()),
+            "Signature 'serving_default' takes a variant as 'a'; no request carries one.",
+        ),
     ],
 )
 def test_what_cannot_be_made_up_is_refused(spec, text):

@@ -44,7 +44,10 @@ def test_add_from_npz_then_verify_and_records(capsys, export_dir, npz):
     code, out, err = run(capsys, "add", export_dir, "--data", npz, "--json", "--batch-size", "3")
     report = json.loads(out)
     assert (code, err) == (EXIT_OK, "")
-    assert [(record["signature_key"], record["shapes"], record["source"]) for record in report["records"]] == [
+    assert [
+        (record["signature_key"], record["shapes"], record["source"])
+        for record in report["records"]
+    ] == [
         ("serving_default", {"x": [3, 4]}, "data"),
         ("serve", {"x": [3, 4]}, "data"),
     ]
@@ -75,19 +78,28 @@ def test_inspect_tells_which_sizes_of_a_convolution_are_free(side, sizes, capsys
     x = keras.Input((side, side, 3), name="x")
     keras.Model(x, keras.layers.Conv2D(2, 3)(x)).export(tmp_path / "1", verbose=False)
     out = " ".join(run(capsys, "inspect", str(tmp_path / "1"))[1].split())
-    assert f"convolves: the first request of a size is slower; records of the {sizes} that clients send" in out
+    assert (
+        f"convolves: the first request of a size is slower; records of the {sizes} that clients send"
+        in out
+    )
 
 
-def test_verify_tells_of_a_directory_that_no_server_takes_for_a_version(capsys, export_dir, npz, tmp_path):
+def test_verify_tells_of_a_directory_that_no_server_takes_for_a_version(
+    capsys, export_dir, npz, tmp_path
+):
     run(capsys, "add", export_dir, "--data", npz)
     assert (
-        run(capsys, "verify", export_dir)[2] == "keras-warmup: starting TensorFlow and replaying the warmup file ...\n"
+        run(capsys, "verify", export_dir)[2]
+        == "keras-warmup: starting TensorFlow and replaying the warmup file ...\n"
     )
     latest = tmp_path / "latest"
     latest.symlink_to(export_dir)
     code, _, err = run(capsys, "verify", str(latest))
     assert code == EXIT_OK
-    assert f"No TensorFlow Serving server loads {str(latest)!r}: its last component is not an integer." in err
+    assert (
+        f"No TensorFlow Serving server loads {str(latest)!r}: its last component is not an integer."
+        in err
+    )
 
 
 def test_inspect_prints_inputs_and_outputs(capsys, export_dir):
@@ -105,13 +117,20 @@ def test_errors_are_one_line_on_stderr(capsys, tmp_path, export_dir, npz):
     assert err.startswith("keras-warmup: error: No SavedModel at ")
     assert err.count("\n") == 1
     code, out, err = run(capsys, "add", export_dir, "--data", str(tmp_path / "none.npz"))
-    assert err == f"keras-warmup: error: Cannot read data from {str(tmp_path / 'none.npz')!r}: there is no such file.\n"
+    assert (
+        err
+        == f"keras-warmup: error: Cannot read data from {str(tmp_path / 'none.npz')!r}: there is no such file.\n"
+    )
     assert code == EXIT_USAGE
     code, out, err = run(capsys, "add", export_dir, "--data", npz, "--batch-size", "0")
-    assert err == ("keras-warmup: error: Bad warmup options: batch_sizes must hold integers >= 1, got [0].\n")
+    assert err == (
+        "keras-warmup: error: Bad warmup options: batch_sizes must hold integers >= 1, got [0].\n"
+    )
     assert code == EXIT_USAGE
     code, out, err = run(capsys, "add", export_dir, "--data", npz, "--signature", "nope")
-    assert err.endswith("error: Unknown signature ['nope']. The SavedModel has ['serve', 'serving_default'].\n")
+    assert err.endswith(
+        "error: Unknown signature ['nope']. The SavedModel has ['serve', 'serving_default'].\n"
+    )
 
 
 def test_npz_must_hold_plain_arrays(capsys, tmp_path, export_dir):
@@ -146,31 +165,53 @@ def test_usage_exits_with_2_and_help_has_an_example(capsys):
 
 def test_the_module_runs_and_prints_its_version():
     done = subprocess.run(
-        [sys.executable, "-m", "keras_warmup", "--version"], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-m", "keras_warmup", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert done.stdout == f"keras-warmup {kw.__version__}\n"
 
 
 def test_bench_measures_and_minimize_keeps_what_warms(capsys, export_dir, npz):
-    run(capsys, "add", export_dir, "--data", npz, "--share-twins", "--batch-size", "2", "--batch-size", "3")
-    code, out, err = run(capsys, "bench", export_dir, "--processes", "1", "--requests", "2", "--json")
+    run(
+        capsys,
+        "add",
+        export_dir,
+        "--data",
+        npz,
+        "--share-twins",
+        "--batch-size",
+        "2",
+        "--batch-size",
+        "3",
+    )
+    code, out, err = run(
+        capsys, "bench", export_dir, "--processes", "1", "--requests", "2", "--json"
+    )
     assert (code, err) == (EXIT_OK, "")
-    assert {(entry["signature_key"], entry["batch_size"]) for entry in json.loads(out)["entries"]} >= {
-        ("serving_default", 2)
-    }
+    assert {
+        (entry["signature_key"], entry["batch_size"]) for entry in json.loads(out)["entries"]
+    } >= {("serving_default", 2)}
     code, out, err = run(capsys, "bench", export_dir, "--plot", "/nowhere/bench.png")
     assert (code, err) == (
         EXIT_USAGE,
         "keras-warmup: error: A plot cannot be written to '/nowhere/bench.png': its directory does not exist.\n",
     )
-    code, out, err = run(capsys, "bench", export_dir, "--minimize", "--plot", "bench.png", "--requests", "4")
+    code, out, err = run(
+        capsys, "bench", export_dir, "--minimize", "--plot", "bench.png", "--requests", "4"
+    )
     assert (code, err) == (
         EXIT_USAGE,
         "keras-warmup: error: --minimize takes only --processes and --json, got --requests, --plot: it replays the file's own "
         "records in fresh processes. Leave the others out.\n",
     )
     code, out, err = run(capsys, "bench", export_dir, "--processes", "1", "--minimize")
-    assert (code, err) == (EXIT_USAGE, "keras-warmup: error: processes must be an integer >= 3, got 1.\n")
+    assert (code, err) == (
+        EXIT_USAGE,
+        "keras-warmup: error: processes must be an integer >= 3, got 1.\n",
+    )
 
 
 def test_method_names_are_written_in_place(capsys, saved_models, tmp_path):
@@ -199,14 +240,18 @@ def test_interrupted_work_ends_without_a_traceback(capsys, monkeypatch, export_d
     assert (code, out, err) == (130, "", "keras-warmup: interrupted\n")
 
 
-def test_add_minimize_tells_what_was_written_and_what_was_dropped(capsys, monkeypatch, export_dir, npz):
+def test_add_minimize_tells_what_was_written_and_what_was_dropped(
+    capsys, monkeypatch, export_dir, npz
+):
     from keras_warmup.bench import minimize as minimizing
 
     def minimize(path, **_):
         return minimizing.MinimizeReport(path, 1, (0,), (), 1.0, 0.0, 3)
 
     monkeypatch.setattr(minimizing, "minimize", minimize)
-    code, out, _ = run(capsys, "add", export_dir, "--data", npz, "--share-twins", "--minimize", "--json")
+    code, out, _ = run(
+        capsys, "add", export_dir, "--data", npz, "--share-twins", "--minimize", "--json"
+    )
     assert code == EXIT_OK
     told = json.loads(out)
     assert [record["batch_size"] for record in told["records"]] == [2]
@@ -240,7 +285,9 @@ def writing_dir(tmp_path):
     return str(tmp_path / "1")
 
 
-@pytest.mark.parametrize("arguments", [("verify",), ("add",), ("bench",), ("bench", "--minimize")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("verify",), ("add",), ("bench",), ("bench", "--minimize")], ids=" ".join
+)
 def test_unsafe_ops_are_refused_before_anything_runs(capsys, writing_dir, tmp_path, arguments):
     verb, *options = arguments
     code, out, err = run(capsys, verb, writing_dir, *options, "--json", "--refuse-unsafe-ops")
@@ -285,7 +332,9 @@ def test_verify_tells_of_a_model_that_ends_tensorflow(capsys, tmp_path):
 
 def test_verify_takes_limits(capsys, export_dir, npz):
     run(capsys, "add", export_dir, "--data", npz)
-    code, out, _ = run(capsys, "verify", export_dir, "--timeout", "60", "--memory-limit", "1024", "--json")
+    code, out, _ = run(
+        capsys, "verify", export_dir, "--timeout", "60", "--memory-limit", "1024", "--json"
+    )
     assert (code, json.loads(out)["ok"]) == (EXIT_OK, True)
     for options, message in (
         (("--timeout", "0"), "timeout_s must be a number > 0 and <= 604800, got 0.0."),
@@ -302,7 +351,13 @@ def test_control_characters_in_names_are_escaped(capsys, tmp_path):
     m = _module_that(lambda x: x)
     path = str(tmp_path / f"model {evil}")
     tf.saved_model.save(m, path, signatures={"serving_default": m.call, f"key{evil}": m.call})
-    for arguments in (("inspect", path), ("add", path), ("verify", path), ("records", path), ("verify", path + "/no")):
+    for arguments in (
+        ("inspect", path),
+        ("add", path),
+        ("verify", path),
+        ("records", path),
+        ("verify", path + "/no"),
+    ):
         _, out, err = run(capsys, *arguments)
         assert all(one.isprintable() or one == "\n" for one in out + err), (arguments, out, err)
         assert "owned" in out + err

@@ -25,7 +25,9 @@ def test_npz_gives_its_arrays_by_name(tmp_path):
 
 def test_bytes_that_numpy_may_have_cut_are_refused(tmp_path):
     path = tmp_path / "rows.npz"
-    np.savez(path, examples=np.array([b"ab\x00", b"abc"]), more=np.array([b"abc", b"abc"]), x=np.zeros(2))
+    np.savez(
+        path, examples=np.array([b"ab\x00", b"abc"]), more=np.array([b"abc", b"abc"]), x=np.zeros(2)
+    )
     with pytest.raises(DataError) as error:
         read_npz(path)
     assert str(error.value) == (
@@ -104,19 +106,29 @@ def npy(shape, dtype="<f4", content=b"", header=None) -> bytes:
 
 
 CLAIMS = {
-    "elements": (npy((2**40,)), "'x.npy' claims [1099511627776] of float32, but its entry is too small for it"),
+    "elements": (
+        npy((2**40,)),
+        "'x.npy' claims [1099511627776] of float32, but its entry is too small for it",
+    ),
     "overflow": (
         npy((2**62, 2**62)),
         f"'x.npy' claims [{2**62}, {2**62}] of float32, but its entry is too small for it",
     ),
-    "width": (npy((1,), "|V2147483647"), "'x.npy' claims [1] of |V2147483647, but its entry is too small for it"),
+    "width": (
+        npy((1,), "|V2147483647"),
+        "'x.npy' claims [1] of |V2147483647, but its entry is too small for it",
+    ),
     "negative": (npy((-5,)), "'x.npy' claims [-5] of float32, but its entry is too small for it"),
 }
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
+@pytest.mark.parametrize(
+    "compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"]
+)
 @pytest.mark.parametrize(("content", "problem"), CLAIMS.values(), ids=CLAIMS)
-def test_an_array_that_claims_more_than_its_entry_holds_is_refused(content, problem, compression, tmp_path):
+def test_an_array_that_claims_more_than_its_entry_holds_is_refused(
+    content, problem, compression, tmp_path
+):
     path = tmp_path / "rows.npz"
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("x.npy", content)
@@ -130,7 +142,9 @@ def test_a_size_that_the_directory_of_the_zip_only_claims_is_not_believed(tmp_pa
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", npy((2**29,)))
         archive.infolist()[0].file_size = 2**31 - 1  # what the directory at the end is written from
-    with pytest.raises(DataError, match="claims \\[536870912\\] of float32, but its entry is too small for it"):
+    with pytest.raises(
+        DataError, match="claims \\[536870912\\] of float32, but its entry is too small for it"
+    ):
         read_npz(path)
 
 
@@ -164,7 +178,11 @@ def test_a_bare_array_that_claims_too_much_is_refused(tmp_path):
 def test_compressed_arrays_are_read(tmp_path):
     path = tmp_path / "rows.npz"
     np.savez_compressed(
-        path, x=np.zeros([1000, 1000]), empty=np.zeros([0, 3]), scalar=np.float32(1), text=np.array(["ü"])
+        path,
+        x=np.zeros([1000, 1000]),
+        empty=np.zeros([0, 3]),
+        scalar=np.float32(1),
+        text=np.array(["ü"]),
     )
     assert {name: array.shape for name, array in read_npz(path).items()} == {
         "x": (1000, 1000),

@@ -128,7 +128,9 @@ def test_select_batches_covers_shapes_the_sample_lacks():
 
 
 def test_shapes_kept_besides_the_sample_are_bounded():
-    kept = select_batches(batches(200, length=lambda index: index + 1), num_batches=3, rows=2, seed=0)
+    kept = select_batches(
+        batches(200, length=lambda index: index + 1), num_batches=3, rows=2, seed=0
+    )
     assert len(kept) == 6
     assert len({batch.x.shape for batch in kept}) == 6
 
@@ -175,6 +177,10 @@ def test_shape_of_names_every_leaf_without_rows():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_composite_rows_are_kept(seed):
-    x = {"r": tf.ragged.constant([[1], [2, 3], [4]]), "s": tf.sparse.from_dense(np.eye(3)), "n": None}
+    x = {
+        "r": tf.ragged.constant([[1], [2, 3], [4]]),
+        "s": tf.sparse.from_dense(np.eye(3)),
+        "n": None,
+    }
     (batch,) = select_batches(iter([Batch(x, 3)]), num_batches=1, rows=2, seed=seed)
     assert (batch.x["r"].nrows(), tuple(batch.x["s"].shape), batch.x["n"]) == (2, (2, 3), None)

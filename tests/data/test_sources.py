@@ -88,7 +88,9 @@ def test_arrays_are_cut_into_batches_in_order():
 def test_structures_keep_their_shape(x):
     read = only(x)
     assert type(read.x) is type(x)
-    assert [(path, describe(leaf)) for path, leaf in walk(read.x)] == [(path, describe(leaf)) for path, leaf in walk(x)]
+    assert [(path, describe(leaf)) for path, leaf in walk(read.x)] == [
+        (path, describe(leaf)) for path, leaf in walk(x)
+    ]
 
 
 class ArrayLike:
@@ -113,7 +115,9 @@ def test_a_mapping_such_as_an_npz_file_is_a_dict(tmp_path):
         assert sorted(only(file).x) == ["a", "b"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "uint8", "int64", "bool", "complex64", "uint32"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float64", "uint8", "int64", "bool", "complex64", "uint32"]
+)
 def test_dtypes_are_kept(dtype):
     array = np.zeros((3, 2), tf.as_dtype(dtype).as_numpy_dtype)
     assert only(array).x.dtype == array.dtype
@@ -189,7 +193,10 @@ def test_a_data_frame_of_mixed_columns_is_a_dict_of_them():
 
 def test_a_dict_of_series_has_columns_of_one_as_in_fit():
     frame = pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]})
-    assert {name: array.shape for name, array in only(dict(frame)).x.items()} == {"a": (2, 1), "b": (2, 1)}
+    assert {name: array.shape for name, array in only(dict(frame)).x.items()} == {
+        "a": (2, 1),
+        "b": (2, 1),
+    }
 
 
 @pytest.mark.parametrize(
@@ -360,7 +367,10 @@ def two_arguments(first, second):
             keras.KerasTensor((None, 3), name="k"),
             f"Cannot read x of data: expected an array, got KerasTensor. {ACCEPTED}",
         ),
-        (np.zeros((0, 3)), "Cannot read data: it has no rows: x is float64 [0, 3]. Pass data with at least one row."),
+        (
+            np.zeros((0, 3)),
+            "Cannot read data: it has no rows: x is float64 [0, 3]. Pass data with at least one row.",
+        ),
         (
             {"a": X, "b": [Y[:4]]},
             "Cannot read data: its arrays differ in rows: x['a'] has 5, x['b'][0] has 4. Pass arrays of the same rows.",
@@ -499,7 +509,9 @@ class BrokenPyDataset(keras.utils.PyDataset):
 
 
 def printed(error) -> str:
-    return "".join(traceback.format_exception(error)) + repr((error.args, error.__cause__, error.__context__))
+    return "".join(traceback.format_exception(error)) + repr(
+        (error.args, error.__cause__, error.__context__)
+    )
 
 
 CHECK = "Check that it can be read to its end without keras_warmup."
@@ -511,7 +523,9 @@ CHECK = "Check that it can be read to its end without keras_warmup."
         (broken_generator, "what the function 'broken_generator' returns", "it raised OSError at "),
         (BrokenPyDataset, "the PyDataset", "it raised KeyError at "),
         (
-            lambda: tf.data.Dataset.from_tensor_slices([["1.5"], [SECRET]]).map(tf.strings.to_number),
+            lambda: tf.data.Dataset.from_tensor_slices([["1.5"], [SECRET]]).map(
+                tf.strings.to_number
+            ),
             "the tf.data.Dataset",
             "INVALID_ARGUMENT: StringToNumberOp could not correctly convert string ...",
         ),

@@ -24,7 +24,9 @@ X = np.random.default_rng(0).random((4, 3), "float32")
 
 
 def prove(model, outputs, *, x=X, own_call=True, again=None):
-    return prove_signature(model, "serve", x, outputs, replay_again=lambda: again or outputs, own_call=own_call)
+    return prove_signature(
+        model, "serve", x, outputs, replay_again=lambda: again or outputs, own_call=own_call
+    )
 
 
 def test_equal_outputs_prove(model):
@@ -52,7 +54,9 @@ def test_a_model_of_half_precision_is_proved_within_its_rounding(policy, tmp_pat
         h = keras.layers.GlobalAveragePooling2D(dtype=policy)(h)
         h = keras.layers.Dense(64, activation="gelu", dtype=policy)(h)
         half = keras.Sequential([keras.Model(x, h), keras.layers.Dense(10, dtype="float32")])
-        report = kw.export_with_warmup(half, tmp_path / str(seed), data=rows, warmup={"batch_sizes": [8]})
+        report = kw.export_with_warmup(
+            half, tmp_path / str(seed), data=rows, warmup={"batch_sizes": [8]}
+        )
         assert report.proofs == {"serving_default": "proved", "serve": "proved"}
     with pytest.raises(ProofError):
         prove(half, {"output_0": call_model(half, rows)[::-1]}, x=rows)
@@ -62,7 +66,9 @@ def test_a_custom_endpoint_is_told_and_not_refused(model):
     assert prove(model, {"output_0": call_model(model, X) + 1}, own_call=False).startswith(
         "unproved: bound by name (a custom"
     )
-    assert prove(model, {"a": X, "b": X}).startswith("unproved: bound by name (the signature's outputs are not those")
+    assert prove(model, {"a": X, "b": X}).startswith(
+        "unproved: bound by name (the signature's outputs are not those"
+    )
 
 
 def test_a_replay_that_differs_from_itself_is_not_deterministic(model):
@@ -82,7 +88,10 @@ def test_nan_equals_nan():
 def test_calling_the_model_leaves_weights_seeds_and_metrics_as_they_were(model):
     x = keras.Input((3,))
     noisy = keras.Model(
-        x, keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(x, training=True), training=True)
+        x,
+        keras.layers.Dropout(0.5)(
+            keras.layers.BatchNormalization()(x, training=True), training=True
+        ),
     )
     noisy.compile("sgd", "mse")
     before = [keras.ops.convert_to_numpy(variable) for variable in noisy.variables]
@@ -112,28 +121,50 @@ OTHERS = np.array([0, 1, 1])
 def test_nothing_compared_is_not_proved(says):
     assert prove(says(), {}).startswith("unproved: ")
     assert prove(says(y={"nested": FLOATS}), {"y": FLOATS}) == PROVED
-    assert prove(says(y=None, z=FLOATS), {"y": FLOATS, "z": FLOATS}).startswith("unproved: bound by name")
+    assert prove(says(y=None, z=FLOATS), {"y": FLOATS, "z": FLOATS}).startswith(
+        "unproved: bound by name"
+    )
 
 
 def test_ties_beside_equal_floats_are_told_and_not_refused(says):
     model = says(p=FLOATS, c=CLASSES)
-    assert prove(model, {"p": FLOATS, "c": ONE_TIE}) == "unproved: output 'c' differs in 1 of 3 rows (ties?)"
+    assert (
+        prove(model, {"p": FLOATS, "c": ONE_TIE})
+        == "unproved: output 'c' differs in 1 of 3 rows (ties?)"
+    )
     assert prove(says(p=FLOATS[1:2], c=CLASSES[1:2]), {"p": FLOATS[1:2], "c": ONE_TIE[1:2]}) == (
         "unproved: output 'c' differs in 1 of 1 rows (ties?)"
     )
     strings = np.array([b"a", b"b", b"b"], object)
-    assert prove(says(p=FLOATS, s=strings), {"p": FLOATS, "s": strings[[0, 0, 1]]}).endswith("1 of 3 rows (ties?)")
+    assert prove(says(p=FLOATS, s=strings), {"p": FLOATS, "s": strings[[0, 0, 1]]}).endswith(
+        "1 of 3 rows (ties?)"
+    )
 
 
 @pytest.mark.parametrize(
     ("mine", "outputs", "named"),
     [
         pytest.param(
-            {"p": FLOATS, "c": CLASSES}, {"p": FLOATS[::-1], "c": ONE_TIE}, "outputs 'c', 'p' differ", id="floats too"
+            {"p": FLOATS, "c": CLASSES},
+            {"p": FLOATS[::-1], "c": ONE_TIE},
+            "outputs 'c', 'p' differ",
+            id="floats too",
         ),
-        pytest.param({"p": FLOATS, "c": CLASSES}, {"p": FLOATS, "c": OTHERS}, "output 'c' differs", id="every row"),
-        pytest.param({"c": CLASSES}, {"c": OTHERS}, "output 'c' differs", id="every row, integers only"),
-        pytest.param({"c": CLASSES[:1]}, {"c": OTHERS[:1]}, "output 'c' differs", id="the one row, integers only"),
+        pytest.param(
+            {"p": FLOATS, "c": CLASSES},
+            {"p": FLOATS, "c": OTHERS},
+            "output 'c' differs",
+            id="every row",
+        ),
+        pytest.param(
+            {"c": CLASSES}, {"c": OTHERS}, "output 'c' differs", id="every row, integers only"
+        ),
+        pytest.param(
+            {"c": CLASSES[:1]},
+            {"c": OTHERS[:1]},
+            "output 'c' differs",
+            id="the one row, integers only",
+        ),
         pytest.param({"c": CLASSES}, {"c": CLASSES[:2]}, "output 'c' differs", id="shape"),
     ],
 )

@@ -29,7 +29,9 @@ def written(tmp_path, text):
 
 def test_reads_the_servers_text_proto(tmp_path):
     assert read_batching_parameters(written(tmp_path, GOOD)) == BatchingParameters(32, (8, 32))
-    assert read_batching_parameters(written(tmp_path, "max_batch_size { value: 4 }")) == BatchingParameters(4, ())
+    assert read_batching_parameters(
+        written(tmp_path, "max_batch_size { value: 4 }")
+    ) == BatchingParameters(4, ())
     assert read_batching_parameters(written(tmp_path, "")) == BatchingParameters(1000, ())
 
 
@@ -65,7 +67,9 @@ X = np.ones((3, 4), "float32")
 
 def sizes(model, tmp_path, text, **options):
     path = written(tmp_path, text)
-    report = kw.export_with_warmup(model, tmp_path / "1", data=X, warmup={"batching_parameters": path, **options})
+    report = kw.export_with_warmup(
+        model, tmp_path / "1", data=X, warmup={"batching_parameters": path, **options}
+    )
     return [record.batch_size for record in report.records]
 
 
@@ -82,20 +86,28 @@ def test_never_over_the_maximum(model, tmp_path):
 
 
 def test_asking_over_the_maximum_is_refused(model, tmp_path):
-    with pytest.raises(OptionsError, match=r"batch sizes \[64\] are over the server's max_batch_size=32"):
+    with pytest.raises(
+        OptionsError, match=r"batch sizes \[64\] are over the server's max_batch_size=32"
+    ):
         sizes(model, tmp_path, GOOD, batch_sizes=[64])
 
 
 def test_inputs_without_a_batch_are_refused(tmp_path):
     class Scaled(tf.Module):
         @tf.function(
-            input_signature=[tf.TensorSpec([None], tf.float32, name="x"), tf.TensorSpec([], tf.float32, name="t")]
+            input_signature=[
+                tf.TensorSpec([None], tf.float32, name="x"),
+                tf.TensorSpec([], tf.float32, name="t"),
+            ]
         )
         def scale(self, x, t):
             return {"y": x * t}
 
     module = Scaled()
-    with pytest.raises(OptionsError, match="cannot be served with --enable_batching: input 't' has no batch dimension"):
+    with pytest.raises(
+        OptionsError,
+        match="cannot be served with --enable_batching: input 't' has no batch dimension",
+    ):
         kw.save(
             module,
             tmp_path / "1",

@@ -28,13 +28,28 @@ def facts(**changes):
     return GraphFacts(**{**plain, **changes})
 
 
-def candidate(key="serving_default", *, size=8, shapes=((4,),), feed="x:0", fetches=("y",), dim0=None, **changes):
+def candidate(
+    key="serving_default",
+    *,
+    size=8,
+    shapes=((4,),),
+    feed="x:0",
+    fetches=("y",),
+    dim0=None,
+    **changes,
+):
     inputs = {"x": TensorSpec("x", feed, "float32", (dim0, *(None for _ in shapes[0])))}
-    outputs = {name: TensorSpec(name, f"{key if feed == 'x:0' else feed}/{name}", "float32", None) for name in fetches}
+    outputs = {
+        name: TensorSpec(name, f"{key if feed == 'x:0' else feed}/{name}", "float32", None)
+        for name in fetches
+    }
     signature = Signature(key, "tensorflow/serving/predict", inputs, outputs, frozenset())
     bound = []
     for index, shape in enumerate(shapes):
-        array = np.arange(size * int(np.prod(shape))).reshape(size, *shape).astype("float32") + 1000 * index
+        array = (
+            np.arange(size * int(np.prod(shape))).reshape(size, *shape).astype("float32")
+            + 1000 * index
+        )
         bound.append(BoundBatch({"x": array}, array, size, frozenset({"x"}), "data"))
     return Candidate(signature, facts(**changes), bound)
 
@@ -63,7 +78,10 @@ def test_batch_of_one_is_written_only_when_asked_for():
 
 
 def test_asked_batch_sizes_are_exact_and_written_once():
-    assert sizes(plan(candidate(), batch_sizes=[5, 3, 5])) == [("serving_default", 5), ("serving_default", 3)]
+    assert sizes(plan(candidate(), batch_sizes=[5, 3, 5])) == [
+        ("serving_default", 5),
+        ("serving_default", 3),
+    ]
 
 
 def test_too_few_rows_are_repeated():
@@ -90,9 +108,13 @@ def test_a_fixed_batch_wins_over_the_default():
 
 
 def test_batch_sizes_that_a_signature_cannot_take_are_told():
-    made = plan(candidate("fixed", feed="f:0", dim0=1), candidate("free", feed="r:0"), batch_sizes=[8])
+    made = plan(
+        candidate("fixed", feed="f:0", dim0=1), candidate("free", feed="r:0"), batch_sizes=[8]
+    )
     assert sizes(made) == [("fixed", 1), ("free", 8)]
-    assert made.notes == ("Signature 'fixed' cannot take batch_sizes [8], which stay cold: it fixes its batch at 1.",)
+    assert made.notes == (
+        "Signature 'fixed' cannot take batch_sizes [8], which stay cold: it fixes its batch at 1.",
+    )
     scalar = candidate()
     bound = BoundBatch({"x": np.float32(3)[...]}, None, 1, frozenset(), "data")
     made = plan(Candidate(scalar.signature, scalar.facts, [bound]), batch_sizes=[8])
@@ -130,7 +152,9 @@ def test_output_sets_by_signature_restrict_to_it():
     ]
 
 
-@pytest.mark.parametrize(("change", "count"), [({"convolves": True}, 3), ({"compiles": True}, 3), ({}, 1)])
+@pytest.mark.parametrize(
+    ("change", "count"), [({"convolves": True}, 3), ({"compiles": True}, 3), ({}, 1)]
+)
 def test_free_shapes_need_requests_only_where_the_graph_keeps_something_for_a_shape(change, count):
     made = plan(candidate(shapes=((4,), (6,), (8,)), **change), xla=True, batch_sizes=[2])
     assert len(made.requests) == count
@@ -138,12 +162,16 @@ def test_free_shapes_need_requests_only_where_the_graph_keeps_something_for_a_sh
 
 
 def test_coverage_counts_shapes_that_were_seen_and_not_kept():
-    made = plan_requests([candidate(shapes=((4,), (6,)), convolves=True)], WarmupOptions(), shapes_seen=8)
+    made = plan_requests(
+        [candidate(shapes=((4,), (6,)), convolves=True)], WarmupOptions(), shapes_seen=8
+    )
     assert made.shape_coverage == {"serving_default": 0.25}
 
 
 def test_shapes_beyond_the_cap_stay_cold_and_are_told():
-    made = plan(candidate(shapes=tuple((size,) for size in range(1, 2 * MAX_SHAPES + 1)), convolves=True))
+    made = plan(
+        candidate(shapes=tuple((size,) for size in range(1, 2 * MAX_SHAPES + 1)), convolves=True)
+    )
     assert len(made.requests) == MAX_SHAPES
     assert made.shape_coverage == {"serving_default": 0.5}
 
@@ -157,7 +185,9 @@ def test_the_most_frequent_shape_is_the_one_that_is_warmed():
 def test_xla_signatures_are_left_out_unless_asked_for_and_single_rows_come_with_them():
     made = plan(candidate(compiles=True))
     assert made.requests == ()
-    assert made.skipped["serving_default"].startswith("it compiles with XLA, which a stock server has switched off")
+    assert made.skipped["serving_default"].startswith(
+        "it compiles with XLA, which a stock server has switched off"
+    )
     made = plan(candidate(compiles=True), xla=True)
     assert sizes(made) == [("serving_default", 1), ("serving_default", 2)]
     assert "--xla_cpu_compilation_enabled" in made.notes[0]
@@ -199,7 +229,9 @@ def test_what_no_signature_can_give_is_refused_and_not_ignored():
     assert str(error.value) == (
         "output_filters [['nope']] fit no signature. Outputs by signature: {'serving_default': ['a', 'b']}."
     )
-    with pytest.raises(OptionsError, match=r"output_filters name signatures \['other'\], which are not warmed"):
+    with pytest.raises(
+        OptionsError, match=r"output_filters name signatures \['other'\], which are not warmed"
+    ):
         plan(candidate(), output_filters={"other": [["y"]]})
     with pytest.raises(OptionsError, match=r"No signature can serve the kinds \['regress'\]"):
         plan(candidate(), kinds=["predict", "regress"])

@@ -114,9 +114,14 @@ def test_staged_removes_the_hidden_directory_on_a_flat_store_too(base):
 
 
 def test_staged_refuses_to_publish_nothing(tmp_path):
-    with pytest.raises(PublishError) as caught, publish.staged(tmp_path / "m" / "1", overwrite=False):
+    with (
+        pytest.raises(PublishError) as caught,
+        publish.staged(tmp_path / "m" / "1", overwrite=False),
+    ):
         pass
-    assert str(caught.value) == (f"Nothing to publish to '{tmp_path}/m/1': no file was written to the directory given.")
+    assert str(caught.value) == (
+        f"Nothing to publish to '{tmp_path}/m/1': no file was written to the directory given."
+    )
     assert tree(tmp_path) == []
 
 
@@ -134,7 +139,11 @@ def test_saved_model_pb_arrives_last_and_leaves_first_on_a_flat_store(tmp_path, 
     base = f"ram://{tmp_path.name}"
     renamed = []
     rename = gfile.rename
-    monkeypatch.setattr(gfile, "rename", lambda src, dst, overwrite=False: (renamed.append(dst), rename(src, dst))[1])
+    monkeypatch.setattr(
+        gfile,
+        "rename",
+        lambda src, dst, overwrite=False: (renamed.append(dst), rename(src, dst))[1],
+    )
     publish_to(f"{base}/1", "old")
     assert renamed == [
         f"{base}/1/assets.extra/tf_serving_warmup_requests",
@@ -231,7 +240,9 @@ def test_without_exchange_the_old_version_is_moved_aside_and_removed(tmp_path, w
 
 
 @pytest.mark.parametrize("kind", ["error", "interrupt before", "interrupt after"])
-def test_old_model_is_put_back_when_the_new_one_cannot_be_moved_in(tmp_path, monkeypatch, without_exchange, kind):
+def test_old_model_is_put_back_when_the_new_one_cannot_be_moved_in(
+    tmp_path, monkeypatch, without_exchange, kind
+):
     publish_to(tmp_path / "1", "old")
     rename_new = publish.rename_new
 
@@ -268,7 +279,9 @@ def test_old_model_that_cannot_be_put_back_is_named_and_put_back_by_the_next_exp
     monkeypatch.setattr(workspace, "rename_new", failing)
     with (
         pytest.raises(PublishError, match="Input/output error"),
-        pytest.warns(UserWarning, match=r"The old version of .*/1' is at .*/\.1\.kw-[0-9a-f]{16}/old'"),
+        pytest.warns(
+            UserWarning, match=r"The old version of .*/1' is at .*/\.1\.kw-[0-9a-f]{16}/old'"
+        ),
     ):
         publish_to(tmp_path / "1", "new", overwrite=True)
     broken = False
@@ -295,7 +308,9 @@ def test_savers_of_one_path_leave_one_whole_version_and_no_copies(tmp_path, with
         assert file.read() == text
 
 
-def test_replaced_directory_that_turns_out_to_be_no_saved_model_is_given_back(tmp_path, monkeypatch):
+def test_replaced_directory_that_turns_out_to_be_no_saved_model_is_given_back(
+    tmp_path, monkeypatch
+):
     if not can_exchange(tmp_path):
         pytest.skip("this file system cannot exchange directories")
     publish_to(tmp_path / "1", "old")
@@ -344,7 +359,9 @@ def disk(monkeypatch):
     return calls
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="reads names of descriptors from /proc")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="reads names of descriptors from /proc"
+)
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_tree_is_flushed_before_the_rename_and_the_parent_after(tmp_path, disk, overwrite):
     if overwrite:
@@ -365,7 +382,9 @@ def test_tree_is_flushed_before_the_rename_and_the_parent_after(tmp_path, disk, 
     assert disk[renamed + 1] == ("fsync", str(tmp_path))
 
 
-def test_directory_that_cannot_be_flushed_after_the_rename_takes_the_version_back(tmp_path, monkeypatch):
+def test_directory_that_cannot_be_flushed_after_the_rename_takes_the_version_back(
+    tmp_path, monkeypatch
+):
     fsync = os.fsync
 
     def failing(descriptor):
@@ -374,7 +393,9 @@ def test_directory_that_cannot_be_flushed_after_the_rename_takes_the_version_bac
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(PublishError, match=f"Cannot publish to '{tmp_path}/1': Input/output error."):
+    with pytest.raises(
+        PublishError, match=f"Cannot publish to '{tmp_path}/1': Input/output error."
+    ):
         publish_to(tmp_path / "1")
     assert os.listdir(tmp_path) == []
 
@@ -400,7 +421,10 @@ def test_link_in_a_version_that_is_replaced_leads_to_what_it_led(tmp_path, vocab
 
 
 def test_link_in_a_failed_export_leads_to_what_it_led(tmp_path, vocabulary):
-    with pytest.raises(BuildError), publish.staged(tmp_path / "m" / "1", overwrite=False) as staging:
+    with (
+        pytest.raises(BuildError),
+        publish.staged(tmp_path / "m" / "1", overwrite=False) as staging,
+    ):
         pathlib.Path(staging, "assets").symlink_to(vocabulary)
         raise BuildError
 
@@ -511,7 +535,9 @@ def test_path_below_a_file_is_refused(tmp_path):
     )
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a directory that not even root can write to")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="needs a directory that not even root can write to"
+)
 def test_unwritable_parent_is_refused():
     with pytest.raises(PublishError) as caught:
         publish.check_publishable("/proc/m/{version}", overwrite=False)
@@ -541,7 +567,10 @@ def test_path_without_a_new_name_is_refused(path):
 def test_nothing_is_published_inside_a_saved_model(base, name, overwrite):
     publish_to(f"{base}/1")
     before = sorted(gfile.listdir(f"{base}/1"))
-    with pytest.raises(PublishError) as caught, publish.staged(f"{base}/1/{name}", overwrite=overwrite):
+    with (
+        pytest.raises(PublishError) as caught,
+        publish.staged(f"{base}/1/{name}", overwrite=overwrite),
+    ):
         pass
     assert str(caught.value) == (
         f"Cannot publish to '{base}/1/{name}': it would publish inside the SavedModel '{base}/1'. Publish beside it."
@@ -593,7 +622,9 @@ def test_next_version_ignores_models_under_construction(tmp_path):
 
 
 def test_version_counts_up(base):
-    assert [publish_to(f"{base}/{{version}}") for _ in range(3)] == [f"{base}/{version}" for version in (1, 2, 3)]
+    assert [publish_to(f"{base}/{{version}}") for _ in range(3)] == [
+        f"{base}/{version}" for version in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -670,7 +701,9 @@ def test_hint_for_a_name_no_server_loads(path):
     )
 
 
-@pytest.mark.parametrize("path", ["m/1", "m/00000123", "m/{version}", "m/{epoch:03d}/", pathlib.Path("m/7"), "5"])
+@pytest.mark.parametrize(
+    "path", ["m/1", "m/00000123", "m/{version}", "m/{epoch:03d}/", pathlib.Path("m/7"), "5"]
+)
 def test_no_hint_for_a_version(path):
     assert versions.version_hint(path) is None
 
@@ -680,13 +713,18 @@ def test_no_hint_for_a_version(path):
 
 def test_format_filepath_fills_in_all_but_the_version():
     logs = {"val_loss": 0.12345, "accuracy": 0.5}
-    assert versions.format_filepath("m-{epoch:02d}/{val_loss:.2f}/{version:04d}", 3, logs) == "m-03/0.12/{version:04d}"
+    assert (
+        versions.format_filepath("m-{epoch:02d}/{val_loss:.2f}/{version:04d}", 3, logs)
+        == "m-03/0.12/{version:04d}"
+    )
     assert versions.format_filepath("m/{{a}}/{epoch}", 12) == "m/{a}/12"
 
 
 def test_unknown_field_names_the_known_ones():
     with pytest.raises(OptionsError) as caught:
-        versions.format_filepath("m/{vall_loss}/{acc:.1f}/{version}", 1, {"val_loss": 0.1, "loss": 0.2})
+        versions.format_filepath(
+            "m/{vall_loss}/{acc:.1f}/{version}", 1, {"val_loss": 0.1, "loss": 0.2}
+        )
     assert str(caught.value) == (
         "Cannot fill in filepath 'm/{vall_loss}/{acc:.1f}/{version}': unknown fields {vall_loss}, {acc}. Known fields: "
         "{version}, {epoch}, {loss}, {val_loss}."
@@ -801,9 +839,9 @@ def test_nothing_is_published_deep_inside_a_saved_model(tmp_path, monkeypatch, i
 
 def test_error_of_a_file_system_without_words_has_its_kind(tmp_path):
     assert versions.reason_of(tf.errors.NotFoundError(None, None, "")) == "not found"
-    assert versions.reason_of(tf.errors.ResourceExhaustedError(None, None, "a; No space left on device")) == (
-        "No space left on device"
-    )
+    assert versions.reason_of(
+        tf.errors.ResourceExhaustedError(None, None, "a; No space left on device")
+    ) == ("No space left on device")
 
 
 # -- removing ----------------------------------------------------------------------------------------------------------
@@ -849,7 +887,9 @@ def test_only_the_version_asked_for_is_replaced(tmp_path, monkeypatch, can):
     with publish.staged(tmp_path / "1", overwrite=True, replaces=first.published) as second:
         build(second, "newer")
     with (
-        pytest.raises(PublishError, match="somebody has replaced the version that was published there"),
+        pytest.raises(
+            PublishError, match="somebody has replaced the version that was published there"
+        ),
         publish.staged(tmp_path / "1", overwrite=True, replaces=second.published) as third,
     ):
         build(third, "newest")
@@ -881,13 +921,18 @@ def test_directory_of_a_lower_layer_is_moved_file_by_file(tmp_path, monkeypatch)
 def test_savers_of_one_remote_path_end(tmp_path):
     base = f"ram://{tmp_path.name}"
     publish_to(f"{base}/1", "old")
-    with publish.staged(f"{base}/1", overwrite=True) as one, publish.staged(f"{base}/1", overwrite=True) as two:
+    with (
+        publish.staged(f"{base}/1", overwrite=True) as one,
+        publish.staged(f"{base}/1", overwrite=True) as two,
+    ):
         build(one, "one")
         build(two, "two")
     assert read(f"{base}/1") == "one"
 
 
-def test_clean_up_that_fails_does_not_mask_the_error_where_warnings_are_errors(tmp_path, monkeypatch, capsys):
+def test_clean_up_that_fails_does_not_mask_the_error_where_warnings_are_errors(
+    tmp_path, monkeypatch, capsys
+):
     def failing(path):
         raise PermissionError(errno.EACCES, "Permission denied", path)
 

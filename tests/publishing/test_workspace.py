@@ -50,7 +50,9 @@ def test_sweep_leaves_the_workspace_of_a_living_process(tmp_path):
     assert os.path.isdir(mine.path)
     script = "import sys; from keras_warmup.publishing.workspace import sweep; sweep(sys.argv[1])"
     subprocess.run(
-        [sys.executable, "-c", script, tmp_path], check=True, cwd=pathlib.Path(workspace.__file__).parents[2]
+        [sys.executable, "-c", script, tmp_path],
+        check=True,
+        cwd=pathlib.Path(workspace.__file__).parents[2],
     )
     assert os.path.isdir(mine.path)
     mine.close()
@@ -70,7 +72,9 @@ def test_version_that_is_only_partly_moved_aside_is_left_and_named(tmp_path):
     dead = dead_workspace(tmp_path)
     (dead / "old.partial").mkdir()
     (tmp_path / "1").mkdir()
-    with pytest.warns(UserWarning, match=r"The old version of .*/1' is at .*parts of it are at both places"):
+    with pytest.warns(
+        UserWarning, match=r"The old version of .*/1' is at .*parts of it are at both places"
+    ):
         sweep(str(tmp_path))
     assert (dead / "old.partial").exists()
 
@@ -176,6 +180,11 @@ for turn in range(300):
 """
     start = time.monotonic()
     root = pathlib.Path(workspace.__file__).parents[2]
-    processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", script, tmp_path], cwd=root) for _ in range(3)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0], time.monotonic() - start
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", script, tmp_path], cwd=root)
+        for _ in range(3)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0, 0], (
+        time.monotonic() - start
+    )
     assert os.listdir(tmp_path) == []

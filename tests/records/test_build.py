@@ -50,11 +50,16 @@ def test_strings_keep_every_byte(values):
     assert tf.io.parse_tensor(proto.SerializeToString(), tf.string).numpy().tolist() == values
 
 
-@given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4), elements=st.floats(width=32)))
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=4), elements=st.floats(width=32))
+)
 def test_floats_keep_nan_infinity_and_signed_zero(array):
     proto = TensorProto()
     fill_tensor(proto, np.asarray(array))
-    assert tf.io.parse_tensor(proto.SerializeToString(), tf.float32).numpy().tobytes() == array.tobytes()
+    assert (
+        tf.io.parse_tensor(proto.SerializeToString(), tf.float32).numpy().tobytes()
+        == array.tobytes()
+    )
 
 
 def planned(arrays, **changes):
@@ -65,11 +70,16 @@ def planned(arrays, **changes):
 
 
 def test_a_predict_log_names_signature_inputs_and_filter_and_describes_itself():
-    log = build_log(planned({"a": np.zeros((2, 3), "f"), "b": np.ones((2,), "i")}, output_filter=("y",)))
+    log = build_log(
+        planned({"a": np.zeros((2, 3), "f"), "b": np.ones((2,), "i")}, output_filter=("y",))
+    )
     request = log.predict_log.request
     assert request.model_spec.signature_name == "serve"
     assert list(request.output_filter) == ["y"]
-    assert {name: tf.make_ndarray(proto).shape for name, proto in request.inputs.items()} == {"a": (2, 3), "b": (2,)}
+    assert {name: tf.make_ndarray(proto).shape for name, proto in request.inputs.items()} == {
+        "a": (2, 3),
+        "b": (2,),
+    }
     assert describe_log(log) == {
         "signature_key": "serve",
         "kind": "predict",
@@ -89,7 +99,9 @@ def test_logs_the_server_does_not_run_are_described_by_their_own_name():
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (0, 3)], ids=str)
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_dtype_is_encoded_as_protobuf_encodes_it(name, shape):
-    array = (np.arange(int(np.prod(shape))) % 3).astype("int8").reshape(shape).astype(numpy_dtype(name))
+    array = (
+        (np.arange(int(np.prod(shape))) % 3).astype("int8").reshape(shape).astype(numpy_dtype(name))
+    )
     request = planned({"x": array}, picks=None)
     assert encode_log(request) == build_log(request).SerializeToString(deterministic=True)
 
@@ -97,17 +109,25 @@ def test_every_dtype_is_encoded_as_protobuf_encodes_it(name, shape):
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200)
 ARRAYS = st.one_of(
     # From bytes: a NaN is equal to itself as the bytes of a proto.
-    hnp.arrays(np.uint32, hnp.array_shapes(min_dims=0, max_dims=4, max_side=9)).map(lambda bits: bits.view(np.float32)),
+    hnp.arrays(np.uint32, hnp.array_shapes(min_dims=0, max_dims=4, max_side=9)).map(
+        lambda bits: bits.view(np.float32)
+    ),
     hnp.arrays(np.int8, st.sampled_from([(1,), (127,), (128,), (16383,), (16384,), (3, 0)])),
-    st.lists(st.binary(max_size=200), max_size=4).map(lambda values: np.array([*values, None], dtype=object)[:-1]),
+    st.lists(st.binary(max_size=200), max_size=4).map(
+        lambda values: np.array([*values, None], dtype=object)[:-1]
+    ),
 )
 
 
 @given(st.dictionaries(NAMES, ARRAYS, max_size=4), st.lists(NAMES, max_size=2), st.text(max_size=3))
 def test_any_request_is_encoded_as_the_message_it_is(arrays, output_filter, model_name):
-    request = planned({"first": np.zeros(1), **arrays}, picks=None, output_filter=tuple(output_filter))
+    request = planned(
+        {"first": np.zeros(1), **arrays}, picks=None, output_filter=tuple(output_filter)
+    )
     # Not the bytes: protobuf has an order of its own for names of which one begins with the other.
-    assert PredictionLog.FromString(encode_log(request, model_name)) == build_log(request, model_name)
+    assert PredictionLog.FromString(encode_log(request, model_name)) == build_log(
+        request, model_name
+    )
 
 
 def test_the_same_request_gives_the_same_bytes_whatever_the_order_of_its_inputs():
@@ -124,9 +144,17 @@ def test_rows_of_several_batches_are_encoded_in_their_order(picks):
     def batch(start):
         turned = np.arange(start, start + 24, dtype="f").reshape(2, 3, 4).transpose(0, 2, 1)
         words = np.array([b"one\0", b"%d" % start], dtype=object)
-        return {"a": turned, "b": np.arange(start, start + 2), "words": words, "scalar": np.float64(start)[...]}
+        return {
+            "a": turned,
+            "b": np.arange(start, start + 2),
+            "words": words,
+            "scalar": np.float64(start)[...],
+        }
 
-    pool = tuple(BoundBatch(batch(start), None, 2, frozenset({"a", "b", "words"}), "data") for start in (0, 100))
+    pool = tuple(
+        BoundBatch(batch(start), None, 2, frozenset({"a", "b", "words"}), "data")
+        for start in (0, 100)
+    )
     request = PlannedRequest("serve", "predict", pool, picks, (), ("serve",))
     log = PredictionLog.FromString(encode_log(request))
     assert log == build_log(request)

@@ -48,7 +48,9 @@ def test_written_records_read_back_from_file_and_export_dir(tmp_path, path):
     assert sizes == [log.ByteSize() for log in logs]
     assert os.path.getsize(path) == sum(sizes) + FRAME_BYTES * 2
     # The bytes TensorFlow's own writer and reader agree on.
-    assert [record.numpy() for record in tf.data.TFRecordDataset(path)] == [data for _, data in scan_records(path)]
+    assert [record.numpy() for record in tf.data.TFRecordDataset(path)] == [
+        data for _, data in scan_records(path)
+    ]
     assert os.listdir(os.path.dirname(path)) == ["tf_serving_warmup_requests"]
 
 
@@ -109,7 +111,10 @@ def test_a_record_that_protobuf_does_not_serialize_is_named(path):
 
     with pytest.raises(RecordsError) as caught:
         write(path, [predict_log(1), TooLarge()])
-    assert str(caught.value) == "Record 1 cannot be serialized: Failed to serialize proto. Use smaller batches."
+    assert (
+        str(caught.value)
+        == "Record 1 cannot be serialized: Failed to serialize proto. Use smaller batches."
+    )
     assert not os.path.exists(os.path.dirname(path))
 
 
@@ -132,7 +137,9 @@ def test_a_directory_in_place_of_the_file_is_named(tmp_path, of):
     )
     with pytest.raises(RecordsError) as caught:
         write(place, [predict_log(1)])
-    assert str(caught.value) == f"Cannot write warmup file {place!r}: a directory is there. Remove it."
+    assert (
+        str(caught.value) == f"Cannot write warmup file {place!r}: a directory is there. Remove it."
+    )
     assert os.listdir(os.path.dirname(place)) == [os.path.basename(place)]
 
 
@@ -169,7 +176,12 @@ def tensorflow_reads(path) -> int | str:
 
 WHOLE = 16 + 6  # bytes of a frame around six bytes
 PROBLEMS = {
-    "empty": (lambda data: b"", 0, "empty", "the file is empty: the server loads the model cold, without a word"),
+    "empty": (
+        lambda data: b"",
+        0,
+        "empty",
+        "the file is empty: the server loads the model cold, without a word",
+    ),
     "five-bytes": (
         lambda data: b"abcde",
         0,
@@ -194,7 +206,12 @@ PROBLEMS = {
         "truncated",
         "truncated record at byte 22: 7 bytes are missing",
     ),
-    "cut-in-checksum": (lambda data: data[:-1], 1, "truncated", "truncated record at byte 22: 1 bytes are missing"),
+    "cut-in-checksum": (
+        lambda data: data[:-1],
+        1,
+        "truncated",
+        "truncated record at byte 22: 1 bytes are missing",
+    ),
     "text": (
         lambda data: b"not a record at all, just text",
         0,
@@ -242,7 +259,9 @@ def test_a_record_that_claims_more_than_protobuf_parses_is_not_read(tmp_path, le
     header = struct.pack("<Q", length)
     content = frames(path, b"abcdef")
     path.write_bytes(content + header + struct.pack("<I", _masked_crc32c(header)))
-    os.truncate(path, min(len(content) + 16 + length, 2**33))  # sparse: the bytes may be there or not
+    os.truncate(
+        path, min(len(content) + 16 + length, 2**33)
+    )  # sparse: the bytes may be there or not
     _, (index, problem) = scan_records(path)
     assert (index, problem.kind, problem.loads) == (1, "too_large", False)
     assert problem.detail == (
@@ -273,7 +292,9 @@ def test_a_listing_stops_and_says_so(path, count):
     console = rich.console.Console(width=100)
     with console.capture() as captured:
         console.print(listed)
-    assert ("only the first 2000 records are listed; the file holds more" in captured.get()) == listed.truncated
+    assert (
+        "only the first 2000 records are listed; the file holds more" in captured.get()
+    ) == listed.truncated
 
 
 def test_a_fifo_in_place_of_the_file_is_named(path):
@@ -299,7 +320,10 @@ def test_a_record_of_another_kind_is_named(tmp_path):
     assert next(records) == predict_log(1)
     with pytest.raises(RecordsError) as caught:
         next(records)
-    assert str(caught.value) == f"Record 1 of warmup file {str(path)!r} is not a PredictionLog (6 bytes)."
+    assert (
+        str(caught.value)
+        == f"Record 1 of warmup file {str(path)!r} is not a PredictionLog (6 bytes)."
+    )
     assert parse_log(b"abcdef") is None
 
 
@@ -307,4 +331,6 @@ def test_a_missing_file_is_named_at_the_call(tmp_path):
     path = warmup_path(tmp_path)
     with pytest.raises(RecordsError) as caught:
         read_records(tmp_path)
-    assert str(caught.value) == f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup."
+    assert (
+        str(caught.value) == f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup."
+    )

@@ -8,9 +8,10 @@ import pytest
 
 from keras_warmup.data.files import read_file
 from keras_warmup.errors import DataError, OptionsError, SignatureError
+from keras_warmup.paths import why_not_a_file
 from keras_warmup.planning.batching_parameters import read_batching_parameters
 from keras_warmup.records.warmup_file import read_records
-from keras_warmup.savedmodel.files import check_load_files, why_not_a_file
+from keras_warmup.savedmodel.files import check_load_files
 from keras_warmup.savedmodel.signatures import read_meta_graph
 from tests.trust.hostile_models import HOSTILE, tiny, write
 
@@ -61,7 +62,9 @@ def test_names_that_cannot_be_opened_are_told(path, reason):
     assert why_not_a_file(path) == reason
 
 
-@pytest.mark.parametrize("read", [read_meta_graph, read_records, read_file], ids=lambda read: read.__name__)
+@pytest.mark.parametrize(
+    "read", [read_meta_graph, read_records, read_file], ids=lambda read: read.__name__
+)
 def test_path_that_is_not_utf8_is_refused(read):
     with pytest.raises(OptionsError, match="is not UTF-8"):
         read("a\udcff")
@@ -73,7 +76,9 @@ def test_data_is_not_read_from_a_fifo(name, tmp_path):
     os.mkfifo(path)
     with pytest.raises(DataError) as caught:
         read_file(path)
-    assert str(caught.value) == f"Cannot read data from {str(path)!r}: it is a fifo, expected a file."
+    assert (
+        str(caught.value) == f"Cannot read data from {str(path)!r}: it is a fifo, expected a file."
+    )
 
 
 def test_batching_parameters_are_not_read_from_a_fifo(tmp_path):
@@ -81,7 +86,10 @@ def test_batching_parameters_are_not_read_from_a_fifo(tmp_path):
     os.mkfifo(path)
     with pytest.raises(OptionsError) as caught:
         read_batching_parameters(path)
-    assert str(caught.value) == f"batching_parameters: cannot read {str(path)!r}: it is a fifo, expected a file."
+    assert (
+        str(caught.value)
+        == f"batching_parameters: cannot read {str(path)!r}: it is a fifo, expected a file."
+    )
 
 
 def load_error(export_dir) -> str:
@@ -113,5 +121,8 @@ def test_an_asset_stays_in_assets(name, tmp_path):
 
 def test_good_models_are_loaded(tmp_path, saved_models):
     write(tmp_path / "1", tiny())
-    for export_dir in (tmp_path / "1", *(path.parent for path in saved_models.glob("*/1/saved_model.pb"))):
+    for export_dir in (
+        tmp_path / "1",
+        *(path.parent for path in saved_models.glob("*/1/saved_model.pb")),
+    ):
         check_load_files(str(export_dir), read_meta_graph(export_dir))

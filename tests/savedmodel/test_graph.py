@@ -20,8 +20,12 @@ X3 = tf.TensorSpec([None, 3], tf.float32, "x")
 def signature_of(meta_graph, key="serving_default"):
     definition = meta_graph.signature_def[key]
     return SimpleNamespace(
-        inputs={name: SimpleNamespace(tensor=info.name) for name, info in definition.inputs.items()},
-        outputs={name: SimpleNamespace(tensor=info.name) for name, info in definition.outputs.items()},
+        inputs={
+            name: SimpleNamespace(tensor=info.name) for name, info in definition.inputs.items()
+        },
+        outputs={
+            name: SimpleNamespace(tensor=info.name) for name, info in definition.outputs.items()
+        },
     )
 
 
@@ -31,7 +35,9 @@ def facts_of(export_dir, key="serving_default"):
 
 
 def mlp():
-    return keras.Sequential([keras.Input((3,), name="x"), keras.layers.Dense(4), keras.layers.Dense(2)])
+    return keras.Sequential(
+        [keras.Input((3,), name="x"), keras.layers.Dense(4), keras.layers.Dense(2)]
+    )
 
 
 class Holder(tf.Module):
@@ -72,7 +78,9 @@ def runs_in_session(export_dir, key="serving_default"):
 GOOD_EXPORTS = {
     "model.export": lambda model, path: model.export(path, verbose=False),
     "export_archive": lambda model, path: export_archive(model, path),
-    "module_tracking_values": lambda model, path: save_module(Holder(model, [v.value for v in model.variables]), path),
+    "module_tracking_values": lambda model, path: save_module(
+        Holder(model, [v.value for v in model.variables]), path
+    ),
     "plain_module": lambda model, path: save_plain_module(path),
 }
 BAD_EXPORTS = {
@@ -108,7 +116,9 @@ def test_finds_nothing_unrestored_in_exports_a_session_can_run(export, tmp_path)
 def test_names_the_variables_that_a_session_cannot_find(export, tmp_path):
     model = mlp()
     export(model, str(tmp_path / "m"))
-    assert facts_of(tmp_path / "m").unrestored_variables == tuple(sorted(v.path for v in model.variables))
+    assert facts_of(tmp_path / "m").unrestored_variables == tuple(
+        sorted(v.path for v in model.variables)
+    )
     assert not runs_in_session(tmp_path / "m")
 
 
@@ -140,7 +150,11 @@ def branch_on(x, weight):
 
 
 def loop_over(x, weight):
-    return {"y": tf.while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y + tf.matmul(x, weight)), (0, x[:, :2]))[1]}
+    return {
+        "y": tf.while_loop(
+            lambda i, y: i < 3, lambda i, y: (i + 1, y + tf.matmul(x, weight)), (0, x[:, :2])
+        )[1]
+    }
 
 
 def case_over(x, weight):
@@ -185,7 +199,10 @@ def test_v1_variables_count_as_assigned_by_restore_and_by_main_op(resource, rest
     meta_graph = read_meta_graph(tmp_path / "m")
     meta_graph.collection_def.clear()
     meta_graph.saver_def.restore_op_name = ""
-    assert graph_facts(meta_graph, signature_of(meta_graph)).unrestored_variables == ("other", "weight")
+    assert graph_facts(meta_graph, signature_of(meta_graph)).unrestored_variables == (
+        "other",
+        "weight",
+    )
 
 
 def test_jit_compile_is_found_on_the_function_and_not_without_it(tmp_path):
@@ -202,7 +219,9 @@ CONVOLUTIONS = {
     "depthwise": lambda x: keras.layers.DepthwiseConv2D(3)(x[..., None]),
     "separable": lambda x: keras.layers.SeparableConv2D(2, 3)(x[..., None]),
     "conv2d_transpose": lambda x: keras.layers.Conv2DTranspose(2, 3)(x[..., None]),
-    "conv3d": lambda x: tf.nn.conv3d(x[..., None, None], tf.ones([2, 2, 1, 1, 1]), [1] * 5, "VALID"),
+    "conv3d": lambda x: tf.nn.conv3d(
+        x[..., None, None], tf.ones([2, 2, 1, 1, 1]), [1] * 5, "VALID"
+    ),
 }
 
 
@@ -213,12 +232,16 @@ def test_convolutions_and_their_transposes_are_seen(layer):
         x = tf.compat.v1.placeholder(tf.float32, [None, 8, 8], "x")
         y = layer(x)
     meta_graph.graph_def.CopyFrom(traced.as_graph_def())
-    facts = graph_facts(meta_graph, SimpleNamespace(inputs={}, outputs={"y": SimpleNamespace(tensor=y.name)}))
+    facts = graph_facts(
+        meta_graph, SimpleNamespace(inputs={}, outputs={"y": SimpleNamespace(tensor=y.name)})
+    )
     assert facts.convolves
 
 
 def test_a_dense_model_with_pooling_does_not_convolve(tmp_path):
-    path = save_function(lambda x: {"y": tf.nn.max_pool1d(x[..., None], 2, 1, "VALID")}, tmp_path / "m")
+    path = save_function(
+        lambda x: {"y": tf.nn.max_pool1d(x[..., None], 2, 1, "VALID")}, tmp_path / "m"
+    )
     assert not facts_of(path).convolves
 
 
@@ -234,7 +257,9 @@ def test_state_writes_and_randomness_are_found(tmp_path):
     noise = facts_of(save_function(lambda x: {"y": x + tf.random.normal([3])}, tmp_path / "noise"))
     assert (noise.writes_state, noise.random) == (False, True)
     generator = tf.random.Generator.from_seed(1)
-    path = save_function(lambda x: {"y": x + generator.normal([3])}, tmp_path / "g", generator=generator)
+    path = save_function(
+        lambda x: {"y": x + generator.normal([3])}, tmp_path / "g", generator=generator
+    )
     assert (facts_of(path).writes_state, facts_of(path).random) == (True, True)
 
 
@@ -253,7 +278,10 @@ def test_ops_outside_core_are_named_even_where_no_signature_runs_them():
     ("call", "op"),
     [
         (lambda x: tf.numpy_function(lambda rows: rows, [x], tf.float32), "PyFunc"),
-        (lambda x: tf.numpy_function(lambda rows: rows, [x], tf.float32, stateful=False), "PyFuncStateless"),
+        (
+            lambda x: tf.numpy_function(lambda rows: rows, [x], tf.float32, stateful=False),
+            "PyFuncStateless",
+        ),
         (lambda x: tf.py_function(lambda rows: rows, [x], tf.float32), "EagerPyFunc"),
     ],
     ids=["numpy_function", "stateless_numpy_function", "py_function"],
@@ -272,11 +300,18 @@ def test_python_that_another_signature_calls_does_not_count(tmp_path):
     module.python = tf.function(
         lambda x: {"y": tf.py_function(lambda rows: rows, [x], tf.float32)}, input_signature=[X3]
     )
-    tf.saved_model.save(module, str(tmp_path), signatures={"plain": module.plain, "python": module.python})
-    assert [facts_of(tmp_path, key).python_ops for key in ("plain", "python")] == [(), ("EagerPyFunc",)]
+    tf.saved_model.save(
+        module, str(tmp_path), signatures={"plain": module.plain, "python": module.python}
+    )
+    assert [facts_of(tmp_path, key).python_ops for key in ("plain", "python")] == [
+        (),
+        ("EagerPyFunc",),
+    ]
 
 
-@pytest.mark.parametrize("op", ["Const", "VarHandleOp", "ParseExampleV2", "XlaCallModule", "_Arg", "_FusedConv2D"])
+@pytest.mark.parametrize(
+    "op", ["Const", "VarHandleOp", "ParseExampleV2", "XlaCallModule", "_Arg", "_FusedConv2D"]
+)
 def test_core_ops_are_core(op):
     assert ops.is_core(op)
 
@@ -299,7 +334,10 @@ def test_nothing_above_a_fed_tensor_counts():
     unfed = graph_facts(meta_graph, SimpleNamespace(inputs={}, outputs=outputs))
     assert (unfed.unrestored_variables, unfed.random) == (("v",), True)
     for tensor in ("read:0", "noise:0", "y:0"):
-        fed = graph_facts(meta_graph, SimpleNamespace(inputs={"x": SimpleNamespace(tensor=tensor)}, outputs=outputs))
+        fed = graph_facts(
+            meta_graph,
+            SimpleNamespace(inputs={"x": SimpleNamespace(tensor=tensor)}, outputs=outputs),
+        )
         assert (fed.unrestored_variables, fed.random) == ((), tensor == "read:0")
 
 
@@ -326,7 +364,9 @@ def test_origin_resolves_constants_up_the_frames_and_through_loops(tmp_path):
     origin = model_graph.origin(frame, gather.input[0])
     assert origin is not None and origin[1].op == "Const"
     assert tf.make_ndarray(origin[1].attr["value"].tensor).tolist() == [b"a", b"b"]
-    changing = next(node for node in frame.caller.body.nodes.values() if node.op == "PartitionedCall").input[0]
+    changing = next(
+        node for node in frame.caller.body.nodes.values() if node.op == "PartitionedCall"
+    ).input[0]
     assert model_graph.origin(frame.caller, changing) is None
 
 
@@ -335,7 +375,9 @@ def find_op(model_graph, frame, op):
         if node.op == op:
             return frame, node
         for call in model_graph.calls(node):
-            found = call.role != "cond" and find_op(model_graph, model_graph.enter(frame, node, call), op)
+            found = call.role != "cond" and find_op(
+                model_graph, model_graph.enter(frame, node, call), op
+            )
             if found:
                 return found
     return None

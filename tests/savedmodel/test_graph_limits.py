@@ -53,7 +53,11 @@ def circle(length):
 
 @pytest.mark.parametrize(
     ("length", "steps"),
-    [(1, "'f0' -> 'f0'"), (3, "'f0' -> 'f1' -> 'f2' -> 'f0'"), (9, "'f0' -> 'f1' -> 'f2' -> 'f3' -> ...")],
+    [
+        (1, "'f0' -> 'f0'"),
+        (3, "'f0' -> 'f1' -> 'f2' -> 'f0'"),
+        (9, "'f0' -> 'f1' -> 'f2' -> 'f3' -> ..."),
+    ],
 )
 def test_a_circle_of_calls_is_named(length, steps):
     assert problem_of(circle(length)) == f"functions call each other in a circle: {steps}"
@@ -102,7 +106,10 @@ def test_a_node_names_so_many_functions_and_no_more(branches):
     if branches == MAX_BRANCHES:
         check_graph(meta_graph.graph_def)
     else:
-        assert problem_of(meta_graph) == f"node 'case' of the main graph names more than {MAX_BRANCHES} functions"
+        assert (
+            problem_of(meta_graph)
+            == f"node 'case' of the main graph names more than {MAX_BRANCHES} functions"
+        )
 
 
 @pytest.mark.parametrize("nodes", [MAX_NODES, MAX_NODES + 1])
@@ -113,7 +120,10 @@ def test_a_graph_has_so_many_nodes_and_no_more(nodes):
     if nodes == MAX_NODES:
         check_graph(graph_def)
     else:
-        assert problem_of(meta_graph) == f"it has {nodes} nodes, more than the {MAX_NODES} that are read"
+        assert (
+            problem_of(meta_graph)
+            == f"it has {nodes} nodes, more than the {MAX_NODES} that are read"
+        )
 
 
 def test_a_spent_budget_names_the_place():
@@ -132,10 +142,15 @@ def const(tensor):
 
 
 def test_a_constant_is_filled_up_as_far_as_the_limit():
-    filled = constant_value(const(constant([MAX_CONSTANT_ELEMENTS], FLOAT, float_val=[2.0])), VisitBudget(), "f")
+    filled = constant_value(
+        const(constant([MAX_CONSTANT_ELEMENTS], FLOAT, float_val=[2.0])), VisitBudget(), "f"
+    )
     assert filled.shape == (MAX_CONSTANT_ELEMENTS,) and (filled == 2).all()
     assert (
-        constant_value(const(constant([MAX_CONSTANT_ELEMENTS + 1], FLOAT, float_val=[2.0])), VisitBudget(), "f") is None
+        constant_value(
+            const(constant([MAX_CONSTANT_ELEMENTS + 1], FLOAT, float_val=[2.0])), VisitBudget(), "f"
+        )
+        is None
     )
 
 
@@ -155,7 +170,15 @@ def test_a_constant_that_contradicts_itself_is_none(tensor):
 
 @pytest.mark.parametrize(
     ("tensor", "index"),
-    [("x", 0), ("x:2", 2), ("x:out:3", 3), ("x:" + "9" * 5000, 0), ("x:²", 0), ("x:٣", 0), ("x:-1", 0)],
+    [
+        ("x", 0),
+        ("x:2", 2),
+        ("x:out:3", 3),
+        ("x:" + "9" * 5000, 0),
+        ("x:²", 0),
+        ("x:٣", 0),
+        ("x:-1", 0),
+    ],
 )
 def test_the_number_of_an_output_is_read_or_zero(tensor, index):
     assert output_index(tensor) == index

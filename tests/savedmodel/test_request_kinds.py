@@ -5,7 +5,12 @@ import pathlib
 import pytest
 
 from keras_warmup.savedmodel.request_kinds import default_kind, servable_kinds
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.signatures import (
+    Signature,
+    TensorSpec,
+    read_meta_graph,
+    read_signatures,
+)
 
 SAVEDMODELS = pathlib.Path(__file__).parents[3] / "shared" / "savedmodels"
 NO_TASK = "its tasks are Classify and Regress, and neither is possible"
@@ -28,7 +33,11 @@ POSSIBLE = {
     "classes_and_scores": (EXAMPLES, SCORES, "classify"),
     "classes": (EXAMPLES, {"classes": ("string", (None, None))}, "classify"),
     "scores": (EXAMPLES, {"scores": ("float32", None)}, "classify"),
-    "scores_and_another": (EXAMPLES, {"scores": ("float32", (None, 3)), "logits": ("float32", (None, 3))}, "classify"),
+    "scores_and_another": (
+        EXAMPLES,
+        {"scores": ("float32", (None, 3)), "logits": ("float32", (None, 3))},
+        "classify",
+    ),
     "input_of_unknown_rank": ({"inputs": ("string", None)}, SCORES, "classify"),
     "fixed_batch": ({"inputs": ("string", (1,))}, {"outputs": ("float32", (1, 1))}, "regress"),
     "regress_vector": (EXAMPLES, {"outputs": ("float32", (None,))}, "regress"),
@@ -127,7 +136,9 @@ IMPOSSIBLE = {
 }
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "classify", "regress"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "classify", "regress"), IMPOSSIBLE.values(), ids=IMPOSSIBLE
+)
 def test_the_reason_is_given_for_each_kind_that_is_not_possible(inputs, outputs, classify, regress):
     assert servable_kinds(signature(inputs, outputs)) == {
         "predict": None,

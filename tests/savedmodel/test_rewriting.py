@@ -13,7 +13,12 @@ from keras_warmup import endpoints
 from keras_warmup._protos import serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.savedmodel import rewriting
-from keras_warmup.savedmodel.rewriting import complete_fingerprint, recover, rewrite_method_names, share_input
+from keras_warmup.savedmodel.rewriting import (
+    complete_fingerprint,
+    recover,
+    rewrite_method_names,
+    share_input,
+)
 from keras_warmup.savedmodel.saving import save_saved_model
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.serving.replay import open_session
@@ -55,7 +60,10 @@ def test_names_are_set_and_nothing_but_the_model_and_its_fingerprint_changes(exp
     }
     after = files(export_dir)
     assert set(after) == set(before)
-    assert {name for name in after if after[name] != before[name]} == {"saved_model.pb", "fingerprint.pb"}
+    assert {name for name in after if after[name] != before[name]} == {
+        "saved_model.pb",
+        "fingerprint.pb",
+    }
     new = tf.saved_model.experimental.read_fingerprint(str(export_dir))
     assert new.saved_model_checksum != old.saved_model_checksum
     assert new.checkpoint_hash == old.checkpoint_hash
@@ -117,7 +125,10 @@ def test_what_is_no_saved_model_is_refused(content, reason, tmp_path):
         (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(SignatureError) as error:
         rewrite_method_names(tmp_path, {"c": "classify"})
-    assert str(error.value) == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}: {reason}."
+    assert (
+        str(error.value)
+        == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}: {reason}."
+    )
 
 
 def results(export_dir):
@@ -127,11 +138,16 @@ def results(export_dir):
     signatures = tf.saved_model.load(str(export_dir)).signatures
     found = {}
     for key, name in {"c": "inputs", "r": "inputs", "p": "examples"}.items():
-        found[key] = {alias: value.numpy().tolist() for alias, value in signatures[key](**{name: rows}).items()}
+        found[key] = {
+            alias: value.numpy().tolist()
+            for alias, value in signatures[key](**{name: rows}).items()
+        }
     return found
 
 
-def test_signatures_that_share_an_input_make_one_multi_inference_and_give_what_they_gave(export_dir):
+def test_signatures_that_share_an_input_make_one_multi_inference_and_give_what_they_gave(
+    export_dir,
+):
     before, old = results(export_dir), files(export_dir)
     signatures = read_signatures(read_meta_graph(export_dir))
     apart = {found.key: found.inputs["inputs"].tensor for found in signatures if found.key != "p"}
@@ -168,7 +184,9 @@ def test_placeholders_that_differ_cannot_be_shared(tmp_path):
     signatures = {}
     for key, shape in {"a": [None], "b": [2]}.items():
         specs = [tf.TensorSpec(shape, tf.string, "inputs")]
-        function = tf.function(lambda x: {"outputs": tf.cast(tf.strings.length(x), tf.float32)}, input_signature=specs)
+        function = tf.function(
+            lambda x: {"outputs": tf.cast(tf.strings.length(x), tf.float32)}, input_signature=specs
+        )
         signatures[key] = function
         setattr(module, key, function)
     tf.saved_model.save(module, str(tmp_path), signatures)
@@ -192,7 +210,9 @@ def has_matching_fingerprint(export_dir):
     return written.saved_model_checksum == graph.saved_model_checksum
 
 
-@pytest.mark.parametrize("step", range(3), ids=["fingerprint away", "graph replaced", "fingerprint in place"])
+@pytest.mark.parametrize(
+    "step", range(3), ids=["fingerprint away", "graph replaced", "fingerprint in place"]
+)
 def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(step, export_dir, monkeypatch):
     replace_file = rewriting.replace_file
     steps = []
@@ -215,7 +235,9 @@ def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(step, export_di
 
 
 @pytest.mark.parametrize("graph", ["old", "new"])
-def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_there(graph, export_dir, tmp_path):
+def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_there(
+    graph, export_dir, tmp_path
+):
     shutil.copytree(export_dir, tmp_path / "new")
     rewrite_method_names(tmp_path / "new", {"c": "classify"})
     workspace = export_dir / ".saved_model.pb.kw-0123456789abcdef"
@@ -238,7 +260,10 @@ def test_fingerprint_without_the_hash_of_the_variables_is_completed(export_dir):
     lacking.checkpoint_hash = 0
     path.write_bytes(lacking.SerializeToString())
     complete_fingerprint(str(export_dir))
-    assert fingerprint_pb2.FingerprintDef.FromString(path.read_bytes()).checkpoint_hash == whole.checkpoint_hash
+    assert (
+        fingerprint_pb2.FingerprintDef.FromString(path.read_bytes()).checkpoint_hash
+        == whole.checkpoint_hash
+    )
     completed = path.read_bytes()
     complete_fingerprint(str(export_dir))
     assert path.read_bytes() == completed

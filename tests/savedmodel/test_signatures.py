@@ -10,7 +10,12 @@ from keras_warmup._protos import MetaGraphDef, SavedModel
 from keras_warmup.errors import SignatureError
 from keras_warmup.inspection import inspect
 from keras_warmup.savedmodel.request_kinds import servable_kinds
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.signatures import (
+    Signature,
+    TensorSpec,
+    read_meta_graph,
+    read_signatures,
+)
 
 FLOATS = tf.TensorSpec([None], tf.float32)
 Pair = collections.namedtuple("Pair", "late early")
@@ -26,7 +31,9 @@ class Sum(keras.Model):
         self.dense = keras.layers.Dense(2)
 
     def call(self, x):
-        return self.dense(tf.add_n([leaf * (rank + 1) for rank, leaf in enumerate(keras.tree.flatten(x))]))
+        return self.dense(
+            tf.add_n([leaf * (rank + 1) for rank, leaf in enumerate(keras.tree.flatten(x))])
+        )
 
 
 def functional(structure):
@@ -73,7 +80,9 @@ def test_structure_pairs_input_names_with_the_models_arguments(tmp_path, make, s
     # Input k gets k + 1 in every entry: a swap of any two inputs changes the sum.
     x = tf.nest.map_structure(lambda rank: np.full((2, 3), rank + 1, "float32"), structure)
     feeds = dict(zip(tf.nest.flatten(names), tf.nest.flatten(x), strict=True))
-    outputs = loaded.signatures["serving_default"](**{name: tf.constant(value) for name, value in feeds.items()})
+    outputs = loaded.signatures["serving_default"](
+        **{name: tf.constant(value) for name, value in feeds.items()}
+    )
     (output,) = outputs.values()
     np.testing.assert_allclose(output, model(x), rtol=1e-5)
 
@@ -106,7 +115,9 @@ class Functions(tf.Module):
 
 def save_functions(path, **signatures):
     module = Functions()
-    tf.saved_model.save(module, path, signatures={key: make(module) for key, make in signatures.items()})
+    tf.saved_model.save(
+        module, path, signatures={key: make(module) for key, make in signatures.items()}
+    )
     return signatures_of(path)
 
 
@@ -117,10 +128,18 @@ def named(name):
 @pytest.mark.parametrize(
     ("make", "structure"),
     [
-        (lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")]), ({"x": "q"}, ["r"])),
-        (lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")], True), ({"x": "q"}, ["r"])),
         (
-            lambda m: m.nested.get_concrete_function({"x": named("q")}, Pair(named("r"), named("s"))),
+            lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")]),
+            ({"x": "q"}, ["r"]),
+        ),
+        (
+            lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")], True),
+            ({"x": "q"}, ["r"]),
+        ),
+        (
+            lambda m: m.nested.get_concrete_function(
+                {"x": named("q")}, Pair(named("r"), named("s"))
+            ),
             ({"x": "q"}, ("r", "s")),
         ),
         # The trace in the object graph has other argument names (a_x, b_late): no evidence.
@@ -130,7 +149,16 @@ def named(name):
         (lambda m: m.keywords.get_concrete_function(first=FLOATS, second=FLOATS), None),
         (lambda m: m.ragged.get_concrete_function(tf.RaggedTensorSpec([None, None])), None),
     ],
-    ids=["nested", "python-value", "namedtuple", "unnamed", "sanitized-names", "unknown-rank", "keywords", "ragged"],
+    ids=[
+        "nested",
+        "python-value",
+        "namedtuple",
+        "unnamed",
+        "sanitized-names",
+        "unknown-rank",
+        "keywords",
+        "ragged",
+    ],
 )
 def test_structure_of_a_function_holds_its_tensor_arguments(tmp_path, make, structure):
     assert save_functions(tmp_path, f=make)["f"].structure == structure
@@ -138,7 +166,9 @@ def test_structure_of_a_function_holds_its_tensor_arguments(tmp_path, make, stru
 
 def test_signature_has_names_dtypes_and_shapes(tmp_path):
     signatures = save_functions(
-        tmp_path, two=lambda m: m.two.get_concrete_function(named("z"), named("a")), text=lambda m: m.any_rank
+        tmp_path,
+        two=lambda m: m.two.get_concrete_function(named("z"), named("a")),
+        text=lambda m: m.any_rank,
     )
     assert list(signatures) == ["text", "two"]
     two = signatures["two"]
@@ -154,7 +184,10 @@ def test_signature_has_names_dtypes_and_shapes(tmp_path):
     }
     assert signatures["text"].inputs["text"].shape is None
     assert signatures["text"].inputs["text"].dtype == "string"
-    assert two.tensors == ({"two_a:0", "two_z:0"}, {two.outputs["n"].tensor, two.outputs["y"].tensor})
+    assert two.tensors == (
+        {"two_a:0", "two_z:0"},
+        {two.outputs["n"].tensor, two.outputs["y"].tensor},
+    )
     assert two.tensors != signatures["text"].tensors
 
 
@@ -204,7 +237,10 @@ def test_a_namesake_in_the_object_graph_tells_no_structure(tmp_path, tracked, ex
     module.tracked = tracked
     tf.saved_model.save(module, tmp_path, signatures=exported.get_concrete_function())
     found = read_meta_graph(tmp_path).object_graph_def.concrete_functions
-    assert [name.rpartition("_")[0] for name in sorted(found)] == ["__inference_call", "__inference_signature_wrapper"]
+    assert [name.rpartition("_")[0] for name in sorted(found)] == [
+        "__inference_call",
+        "__inference_signature_wrapper",
+    ]
     assert signatures_of(tmp_path)["serving_default"].structure is None
 
 
@@ -235,14 +271,17 @@ class Composites(tf.Module):
 def composites_dir(tmp_path_factory):
     path = tmp_path_factory.mktemp("composites")
     m = Composites()
-    tf.saved_model.save(m, path, signatures={"ragged": m.ragged, "sparse": m.sparse, "words": m.words})
+    tf.saved_model.save(
+        m, path, signatures={"ragged": m.ragged, "sparse": m.sparse, "words": m.words}
+    )
     return path
 
 
 def test_composite_outputs_have_the_dtype_of_their_values_and_no_tensor(composites_dir):
     signatures = signatures_of(composites_dir)
     outputs = {
-        key: {one: (s.tensor, s.dtype, s.shape) for one, s in signatures[key].outputs.items()} for key in signatures
+        key: {one: (s.tensor, s.dtype, s.shape) for one, s in signatures[key].outputs.items()}
+        for key in signatures
     }
     assert outputs["words"] == {"words": ("", "string", None)}
     assert outputs["sparse"] == {"same": ("", "float32", (None, 4))}
@@ -256,15 +295,26 @@ def test_composite_outputs_have_the_dtype_of_their_values_and_no_tensor(composit
 
 def test_composite_inputs_are_the_tensors_behind_them(composites_dir):
     signatures = signatures_of(composites_dir)
-    inputs = {key: {name: (s.dtype, s.shape) for name, s in signatures[key].inputs.items()} for key in signatures}
+    inputs = {
+        key: {name: (s.dtype, s.shape) for name, s in signatures[key].inputs.items()}
+        for key in signatures
+    }
     assert inputs["ragged"] == {"x": ("float32", (None,)), "x_1": ("int64", (None,))}
-    assert inputs["sparse"] == {"x": ("int64", (None, 2)), "x_1": ("float32", (None,)), "x_2": ("int64", (2,))}
+    assert inputs["sparse"] == {
+        "x": ("int64", (None, 2)),
+        "x_1": ("float32", (None,)),
+        "x_2": ("int64", (2,)),
+    }
     assert signatures["ragged"].structure is None
     assert signatures["sparse"].structure is None
 
 
 def test_a_model_with_composite_outputs_can_be_inspected(composites_dir):
-    assert sorted(one.signature.key for one in inspect(composites_dir).signatures) == ["ragged", "sparse", "words"]
+    assert sorted(one.signature.key for one in inspect(composites_dir).signatures) == [
+        "ragged",
+        "sparse",
+        "words",
+    ]
 
 
 def test_a_composite_type_that_does_not_tell_its_dtype_is_a_variant():
@@ -322,7 +372,10 @@ def error_of(export_dir, tags=None) -> str:
 
 
 def test_a_missing_directory_is_named(tmp_path):
-    assert error_of(tmp_path / "no") == f"No SavedModel at {str(tmp_path / 'no')!r}: the directory does not exist."
+    assert (
+        error_of(tmp_path / "no")
+        == f"No SavedModel at {str(tmp_path / 'no')!r}: the directory does not exist."
+    )
 
 
 def test_a_base_path_gets_the_hint_to_its_version(tmp_path):
@@ -335,27 +388,38 @@ def test_a_base_path_gets_the_hint_to_its_version(tmp_path):
 
 def test_a_directory_without_a_model_says_what_it_holds(tmp_path):
     (tmp_path / "model.keras").touch()
-    assert error_of(tmp_path) == f"No SavedModel at {str(tmp_path)!r}: it holds ['model.keras'], but no saved_model.pb."
+    assert (
+        error_of(tmp_path)
+        == f"No SavedModel at {str(tmp_path)!r}: it holds ['model.keras'], but no saved_model.pb."
+    )
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt"])
 def test_a_corrupt_file_is_named(tmp_path, name):
     (tmp_path / name).write_bytes(b"\x0a\x7fno proto")
     path = str(tmp_path / name)
-    assert error_of(tmp_path) == f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+    assert (
+        error_of(tmp_path)
+        == f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+    )
 
 
 def test_a_text_file_that_is_not_utf_8_is_named(tmp_path):
     (tmp_path / "saved_model.pbtxt").write_bytes(b"meta_graphs { \xff\xfe }")
     path = str(tmp_path / "saved_model.pbtxt")
-    assert error_of(tmp_path) == f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+    assert (
+        error_of(tmp_path)
+        == f"Cannot parse {path!r}: it is not a SavedModel proto. Export the model again."
+    )
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt"])
 def test_a_directory_in_place_of_the_file_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
     path = str(tmp_path / name)
-    assert error_of(tmp_path) == (f"Cannot read {path!r}: it is a directory, expected a file. Export the model again.")
+    assert error_of(tmp_path) == (
+        f"Cannot read {path!r}: it is a directory, expected a file. Export the model again."
+    )
 
 
 def test_what_the_file_system_says_is_passed_on(tmp_path, monkeypatch):
@@ -366,7 +430,10 @@ def test_what_the_file_system_says_is_passed_on(tmp_path, monkeypatch):
         raise tf.errors.PermissionDeniedError(None, None, f"{path}; Permission denied")
 
     monkeypatch.setattr(tf.io.gfile, "GFile", refuse)
-    assert error_of(tmp_path) == f"Cannot read {path!r}: Permission denied. Make it readable for this user."
+    assert (
+        error_of(tmp_path)
+        == f"Cannot read {path!r}: Permission denied. Make it readable for this user."
+    )
 
 
 def test_wrong_tags_are_listed(tmp_path):

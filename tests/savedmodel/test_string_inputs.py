@@ -54,7 +54,8 @@ DENSE = {key: FEATURES[key] for key in DENSE_SPEC}
 def signature_of(meta_graph, key="serving_default"):
     def specs(infos):
         return {
-            name: SimpleNamespace(tensor=info.name, dtype=tf.as_dtype(info.dtype).name) for name, info in infos.items()
+            name: SimpleNamespace(tensor=info.name, dtype=tf.as_dtype(info.dtype).name)
+            for name, info in infos.items()
         }
 
     definition = meta_graph.signature_def[key]
@@ -65,7 +66,9 @@ def consumers_of(export_dir, key="serving_default"):
     meta_graph = read_meta_graph(export_dir)
     before = meta_graph.SerializeToString(deterministic=True)
     found = find_consumers(meta_graph, signature_of(meta_graph, key))
-    assert meta_graph.SerializeToString(deterministic=True) == before, "reading must not change the proto"
+    assert meta_graph.SerializeToString(deterministic=True) == before, (
+        "reading must not change the proto"
+    )
     return found
 
 
@@ -73,7 +76,9 @@ def export(function, export_dir, shape=(None,), **tracked):
     module = tf.Module()
     for name, value in tracked.items():
         setattr(module, name, value)
-    module.serve = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.string, "inputs")])
+    module.serve = tf.function(
+        function, input_signature=[tf.TensorSpec(shape, tf.string, "inputs")]
+    )
     tf.saved_model.save(module, str(export_dir), signatures={"serving_default": module.serve})
     return str(export_dir)
 
@@ -81,7 +86,9 @@ def export(function, export_dir, shape=(None,), **tracked):
 def parsed_sum(parsed):
     return {
         "y": sum(
-            tf.reduce_sum(tf.strings.length(leaf) if leaf.dtype == tf.string else tf.cast(leaf, tf.int32))
+            tf.reduce_sum(
+                tf.strings.length(leaf) if leaf.dtype == tf.string else tf.cast(leaf, tf.int32)
+            )
             for leaf in map(as_dense, parsed.values())
         )
     }
@@ -98,7 +105,11 @@ def single(features):
 
 
 def in_branches(x):
-    return {"y": tf.cond(tf.size(x) > 1, lambda: parsed_sum(tf.io.parse_example(x, FEATURES))["y"], lambda: 0)}
+    return {
+        "y": tf.cond(
+            tf.size(x) > 1, lambda: parsed_sum(tf.io.parse_example(x, FEATURES))["y"], lambda: 0
+        )
+    }
 
 
 def in_case(x):
@@ -117,7 +128,9 @@ def strings_through_a_loop(x):
     def body(i, rows):
         return i + 1, tf.concat([rows[1:], rows[:1]], 0)
 
-    rows = tf.while_loop(lambda i, _: i < 2, body, (0, x), (tf.TensorShape([]), tf.TensorShape([None])))[1]
+    rows = tf.while_loop(
+        lambda i, _: i < 2, body, (0, x), (tf.TensorShape([]), tf.TensorShape([None]))
+    )[1]
     return parsed_sum(tf.io.parse_example(rows, FEATURES))
 
 
@@ -181,14 +194,20 @@ def v1_single(x):
 ONE = {"dense": SPEC["dense"]}
 V1 = {"sparse": SPEC["sparse"], "dense": SPEC["dense"], "default": SPEC["default"]}
 EXAMPLE_FORMS = {
-    "parse_example": (lambda x: parsed_sum(tf.io.parse_example(x, {**FEATURES, **RAGGED})), {**SPEC, **RAGGED_SPEC}),
+    "parse_example": (
+        lambda x: parsed_sum(tf.io.parse_example(x, {**FEATURES, **RAGGED})),
+        {**SPEC, **RAGGED_SPEC},
+    ),
     "map_fn": (lambda x: {"y": tf.map_fn(single(FEATURES), x, fn_output_signature=tf.int32)}, SPEC),
     "vectorized_map": (lambda x: {"y": tf.vectorized_map(single(DENSE), x)}, DENSE_SPEC),
     "cond": (in_branches, SPEC),
     "switch_case": (in_case, SPEC),
     "while_loop": (in_loop, SPEC),
     "strings_through_a_loop": (strings_through_a_loop, SPEC),
-    "reshaped": (lambda x: parsed_sum(tf.io.parse_example(tf.reshape(tf.expand_dims(x, 1), [-1]), FEATURES)), SPEC),
+    "reshaped": (
+        lambda x: parsed_sum(tf.io.parse_example(tf.reshape(tf.expand_dims(x, 1), [-1]), FEATURES)),
+        SPEC,
+    ),
     "batch_function": (batched, ONE),
     "keys_in_a_caller": (keys_in_a_caller, ONE),
     "ParseExample": (v1_ops, V1),
@@ -202,7 +221,9 @@ def test_recovers_the_whole_feature_spec(function, spec, tmp_path):
 
 
 def test_recovers_the_spec_of_a_scalar_input(tmp_path):
-    path = export(lambda x: parsed_sum(tf.io.parse_single_example(x, FEATURES)), tmp_path / "m", shape=())
+    path = export(
+        lambda x: parsed_sum(tf.io.parse_single_example(x, FEATURES)), tmp_path / "m", shape=()
+    )
     assert consumers_of(path) == {"inputs": ExampleParser(SPEC)}
 
 
@@ -231,7 +252,11 @@ def test_recovers_the_spec_through_v1_control_flow(tmp_path):
 def images(decode, channels=3):
     def serve(x):
         sized = lambda row: tf.image.resize(decode(row), [4, 4])  # noqa: E731
-        return {"y": tf.map_fn(sized, x, fn_output_signature=tf.TensorSpec([4, 4, channels], tf.float32))}
+        return {
+            "y": tf.map_fn(
+                sized, x, fn_output_signature=tf.TensorSpec([4, 4, channels], tf.float32)
+            )
+        }
 
     return serve
 
@@ -253,13 +278,23 @@ def column_sum(x):
 
 
 def tensor_rows(x):
-    return {"y": tf.map_fn(lambda row: tf.ensure_shape(tf.io.parse_tensor(row, tf.float16), [2]), x, tf.float16)}
+    return {
+        "y": tf.map_fn(
+            lambda row: tf.ensure_shape(tf.io.parse_tensor(row, tf.float16), [2]), x, tf.float16
+        )
+    }
 
 
 FORMATS = {
-    "decode_jpeg": (images(lambda row: tf.io.decode_jpeg(row, channels=3)), ImageDecoder(("jpeg",), 3)),
+    "decode_jpeg": (
+        images(lambda row: tf.io.decode_jpeg(row, channels=3)),
+        ImageDecoder(("jpeg",), 3),
+    ),
     "decode_png": (images(lambda row: tf.io.decode_png(row, 1), 1), ImageDecoder(("png",), 1)),
-    "decode_png16": (images(lambda row: tf.io.decode_png(row, 1, tf.uint16), 1), ImageDecoder(("png",), 1, "uint16")),
+    "decode_png16": (
+        images(lambda row: tf.io.decode_png(row, 1, tf.uint16), 1),
+        ImageDecoder(("png",), 1, "uint16"),
+    ),
     "decode_image": (
         images(lambda row: tf.io.decode_image(row, 3, expand_animations=False)),
         ImageDecoder(("png", "jpeg", "gif", "bmp"), 3),
@@ -270,7 +305,10 @@ FORMATS = {
         Base64(ImageDecoder(("jpeg",), 3)),
     ),
     "parse_tensor": (tensor_rows, TensorParser("float16")),
-    "decode_raw": (lambda x: {"y": tf.io.decode_raw(x, tf.int16, little_endian=False)}, RawDecoder("int16", False)),
+    "decode_raw": (
+        lambda x: {"y": tf.io.decode_raw(x, tf.int16, little_endian=False)},
+        RawDecoder("int16", False),
+    ),
     "csv": (column_sum, CsvDecoder(("float32", "int32", "string"), ";")),
     "text": (lambda x: {"y": tf.strings.length(tf.strings.lower(x))}, PlainText()),
     "hashing": (lambda x: {"y": tf.strings.to_hash_bucket_fast(x, 5)}, PlainText()),
@@ -283,7 +321,10 @@ FORMATS = {
         Compressed("GZIP"),
     ),
     "unread": (lambda x: {"y": tf.size(x)}, Unknown("no op reads it on the way to the outputs")),
-    "echoed": (lambda x: {"y": tf.identity(x)}, Unknown("no op reads it on the way to the outputs")),
+    "echoed": (
+        lambda x: {"y": tf.identity(x)},
+        Unknown("no op reads it on the way to the outputs"),
+    ),
     "unknown_op": (
         lambda x: {"y": tf.audio.decode_wav(x[0]).audio},
         Unknown("DecodeWav reads it, whose input format is not known"),
@@ -307,7 +348,11 @@ def variant_rows(x):
     splits = tf.range(tf.size(x, tf.int64) + 1)
     variant = tf.RaggedTensor.from_row_splits(x, splits, validate=False)._to_variant()
     rows = tf.raw_ops.RaggedTensorFromVariant(
-        encoded_ragged=variant, input_ragged_rank=1, output_ragged_rank=1, Tvalues=tf.string, Tsplits=tf.int64
+        encoded_ragged=variant,
+        input_ragged_rank=1,
+        output_ragged_rank=1,
+        Tvalues=tf.string,
+        Tsplits=tf.int64,
     )
     return parsed_sum(tf.io.parse_example(rows.output_dense_values, DENSE))
 
@@ -335,7 +380,8 @@ def test_strings_are_followed_into_a_later_output_of_the_main_graph(function):
         y = function(x)["y"]
         meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph.as_graph_def())
     signature = SimpleNamespace(
-        inputs={"inputs": SimpleNamespace(tensor=x.name)}, outputs={"y": SimpleNamespace(tensor=y.name)}
+        inputs={"inputs": SimpleNamespace(tensor=x.name)},
+        outputs={"y": SimpleNamespace(tensor=y.name)},
     )
     assert find_consumers(meta_graph, signature) == {"inputs": ExampleParser(DENSE_SPEC)}
 
@@ -347,7 +393,9 @@ def test_names_the_format_a_string_input_wants(function, consumer, tmp_path):
 
 def test_a_vocabulary_reads_plain_text(tmp_path):
     layer = text_vectorization()
-    assert consumers_of(export(lambda x: {"y": layer(x)}, tmp_path / "m", layer=layer)) == {"inputs": PlainText()}
+    assert consumers_of(export(lambda x: {"y": layer(x)}, tmp_path / "m", layer=layer)) == {
+        "inputs": PlainText()
+    }
 
 
 def test_keras_export_of_a_model_with_a_lookup_reads_plain_text(tmp_path):
@@ -390,7 +438,10 @@ def test_keys_made_at_run_time_are_not_guessed(tmp_path):
 
 def two_parsers(first, second):
     def serve(x):
-        return {"y": tf.io.parse_example(x, first)["dense"], "z": parsed_sum(tf.io.parse_example(x, second))["y"]}
+        return {
+            "y": tf.io.parse_example(x, first)["dense"],
+            "z": parsed_sum(tf.io.parse_example(x, second))["y"],
+        }
 
     return serve
 
@@ -425,13 +476,17 @@ def test_only_readers_that_the_signature_runs_count(tmp_path):
         signatures = {
             "parse": v1.saved_model.predict_signature_def({"x": x}, {"y": parsed}),
             "length": v1.saved_model.predict_signature_def({"x": x}, {"y": lengths}),
-            "fed_below": v1.saved_model.predict_signature_def({"x": x, "z": parsed}, {"y": parsed * 2.0}),
+            "fed_below": v1.saved_model.predict_signature_def(
+                {"x": x, "z": parsed}, {"y": parsed * 2.0}
+            ),
         }
         builder.add_meta_graph_and_variables(session, ["serve"], signatures)
         builder.save()
     assert consumers_of(tmp_path / "m", "parse") == {"x": ExampleParser(ONE)}
     assert consumers_of(tmp_path / "m", "length") == {"x": PlainText()}
-    assert consumers_of(tmp_path / "m", "fed_below") == {"x": Unknown("no op reads it on the way to the outputs")}
+    assert consumers_of(tmp_path / "m", "fed_below") == {
+        "x": Unknown("no op reads it on the way to the outputs")
+    }
 
 
 def test_sparse_and_partitioned_features_show_their_raw_keys(tmp_path):
@@ -439,7 +494,9 @@ def test_sparse_and_partitioned_features_show_their_raw_keys(tmp_path):
         "s": tf.io.SparseFeature("index", "value", tf.float32, 10),
         "r": tf.io.RaggedFeature(tf.int64, "values", [tf.io.RaggedFeature.RowLengths("lengths")]),
     }
-    found = consumers_of(export(lambda x: parsed_sum(tf.io.parse_example(x, features)), tmp_path / "m"))
+    found = consumers_of(
+        export(lambda x: parsed_sum(tf.io.parse_example(x, features)), tmp_path / "m")
+    )
     assert found == {
         "inputs": ExampleParser(
             {
@@ -484,7 +541,11 @@ def test_the_taxi_model_shows_the_features_its_examples_have():
     raw = gzip.decompress((SAVEDMODELS / "chicago_taxi_examples.tfrecord.gz").read_bytes())
     first = tf.train.Example.FromString(raw[12 : 12 + int(np.frombuffer(raw[:8], "<u8")[0])])
     lists = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
-    kinds = {key: lists[value.WhichOneof("kind")] for key, value in first.features.feature.items() if value.ByteSize()}
+    kinds = {
+        key: lists[value.WhichOneof("kind")]
+        for key, value in first.features.feature.items()
+        if value.ByteSize()
+    }
     assert set(consumer.spec) <= set(first.features.feature)
     assert {key: FeatureSpec("sparse", kinds[key]) for key in consumer.spec if key in kinds} == {
         key: spec for key, spec in consumer.spec.items() if key in kinds

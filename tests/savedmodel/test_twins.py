@@ -50,16 +50,23 @@ def test_sharing_changes_nothing_for_load_tfsmlayer_and_a_session(model, tmp_pat
     model.export(tmp_path / "shared", verbose=False)
     before = (tmp_path / "shared" / "fingerprint.pb").read_bytes()
     share_tensors(tmp_path / "shared", {"serve": "serving_default"})
-    apart, shared = tf.saved_model.load(tmp_path / "apart"), tf.saved_model.load(tmp_path / "shared")
+    apart, shared = (
+        tf.saved_model.load(tmp_path / "apart"),
+        tf.saved_model.load(tmp_path / "shared"),
+    )
     assert dir(apart) == dir(shared)
     assert dict(apart.signatures.items()).keys() == dict(shared.signatures.items()).keys()
     for key in ("serve", "serving_default"):
         for alias, value in replay(tmp_path / "apart", key).items():
             np.testing.assert_array_equal(replay(tmp_path / "shared", key)[alias], value)
             np.testing.assert_array_equal(
-                shared.signatures[key](tf.constant(X))[alias], apart.signatures[key](tf.constant(X))[alias]
+                shared.signatures[key](tf.constant(X))[alias],
+                apart.signatures[key](tf.constant(X))[alias],
             )
-    for one in (shared.serve(X), keras.layers.TFSMLayer(str(tmp_path / "shared"), call_endpoint="serve")(X)):
+    for one in (
+        shared.serve(X),
+        keras.layers.TFSMLayer(str(tmp_path / "shared"), call_endpoint="serve")(X),
+    ):
         np.testing.assert_array_equal(one["a"], apart.serve(X)["a"])
     assert [one.same_tensors_as for one in kw.inspect(tmp_path / "shared").signatures] == [
         ("serving_default",),
@@ -98,13 +105,19 @@ class Pair(tf.Module):
         return {"y": other + self.one}
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.float32, name="a"), tf.TensorSpec([None], tf.float32, name="b")]
+        input_signature=[
+            tf.TensorSpec([None], tf.float32, name="a"),
+            tf.TensorSpec([None], tf.float32, name="b"),
+        ]
     )
     def difference(self, a, b):
         return {"y": a - b}
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.float32, name="b"), tf.TensorSpec([None], tf.float32, name="a")]
+        input_signature=[
+            tf.TensorSpec([None], tf.float32, name="b"),
+            tf.TensorSpec([None], tf.float32, name="a"),
+        ]
     )
     def swapped(self, b, a):
         return {"y": b - a}
@@ -113,13 +126,17 @@ class Pair(tf.Module):
 @pytest.mark.parametrize("other", ["add_two", "subtract", "of_a_matrix", "other_name"])
 def test_what_only_looks_alike_is_left_alone(other, tmp_path):
     pair = Pair()
-    tf.saved_model.save(pair, tmp_path / "1", {"serving_default": pair.add_one, "b": getattr(pair, other)})
+    tf.saved_model.save(
+        pair, tmp_path / "1", {"serving_default": pair.add_one, "b": getattr(pair, other)}
+    )
     assert twins_of(tmp_path / "1") == {}
 
 
 def test_inputs_in_other_places_are_no_twins(tmp_path):
     pair = Pair()
-    tf.saved_model.save(pair, tmp_path / "1", {"serving_default": pair.difference, "b": pair.swapped})
+    tf.saved_model.save(
+        pair, tmp_path / "1", {"serving_default": pair.difference, "b": pair.swapped}
+    )
     assert twins_of(tmp_path / "1") == {}
 
 
@@ -130,7 +147,9 @@ def test_signatures_of_estimators_are_left_alone(saved_models):
 def test_one_record_warms_both_and_filters_of_either_key_are_kept(model, tmp_path):
     options = {"output_filters": {"serve": [["a"]], "serving_default": [["b"]]}}
     report = kw.export_with_warmup(model, tmp_path / "1", data=X, warmup=options)
-    assert [(record.signature_key, record.output_filter, record.warms) for record in report.records] == [
+    assert [
+        (record.signature_key, record.output_filter, record.warms) for record in report.records
+    ] == [
         ("serving_default", (), ("serving_default", "serve")),
         ("serving_default", ("b",), ("serving_default", "serve")),
         ("serving_default", ("a",), ("serving_default", "serve")),
@@ -163,13 +182,17 @@ def opened(monkeypatch):
 
 
 def test_only_the_twin_is_left_unoptimized(model, opened, tmp_path):
-    assert kw.export_with_warmup(model, tmp_path / "1", data=X).shared_signatures == {"serve": "serving_default"}
+    assert kw.export_with_warmup(model, tmp_path / "1", data=X).shared_signatures == {
+        "serve": "serving_default"
+    }
     assert opened == [{"serve"}]
 
 
 @pytest.mark.parametrize("options", [{"share_twin_signatures": False}, {"signatures": ["serve"]}])
 def test_without_twins_to_compare_all_is_optimized(model, opened, options, tmp_path):
-    assert kw.export_with_warmup(model, tmp_path / "1", data=X, warmup=options).shared_signatures == {}
+    assert (
+        kw.export_with_warmup(model, tmp_path / "1", data=X, warmup=options).shared_signatures == {}
+    )
     assert opened == [set()]
 
 
@@ -191,7 +214,9 @@ def test_twins_that_give_something_else_after_all_stay_apart(model, opened, monk
     assert opened == [{"serve"}, set(), set()]
 
 
-def test_twins_that_only_rounding_sets_apart_are_compared_as_a_server_runs_them(model, opened, monkeypatch, tmp_path):
+def test_twins_that_only_rounding_sets_apart_are_compared_as_a_server_runs_them(
+    model, opened, monkeypatch, tmp_path
+):
     from keras_warmup.pipeline import replay_draft as drafts
 
     real = drafts._gives_the_same
@@ -206,10 +231,15 @@ def test_twins_that_only_rounding_sets_apart_are_compared_as_a_server_runs_them(
 def test_twins_that_no_record_can_reach_stay_apart(tmp_path):
     module = tf.Module()
     spec = [tf.TensorSpec([None, 4], tf.float32, name="x")]
-    double = tf.function(lambda x: {"y": x * 2.0}, input_signature=spec, autograph=False, jit_compile=True)
+    double = tf.function(
+        lambda x: {"y": x * 2.0}, input_signature=spec, autograph=False, jit_compile=True
+    )
     with pytest.warns(UserWarning, match="stays cold: it compiles with XLA"):
         report = kw.save(
-            module, tmp_path / "1", {"serving_default": double, "serve": double}, data={"x": np.ones((2, 4))}
+            module,
+            tmp_path / "1",
+            {"serving_default": double, "serve": double},
+            data={"x": np.ones((2, 4))},
         )
     assert report.shared_signatures == {}
     assert [one.same_tensors_as for one in kw.inspect(tmp_path / "1").signatures] == [(), ()]
@@ -219,8 +249,13 @@ def test_a_twin_of_a_task_stays_apart_and_cold_and_is_told(tmp_path):
     x = keras.Input((1,), name="x")
     model = keras.Model(x, keras.layers.Dense(2, activation="softmax")(x))
     spec = {"x": tf.io.FixedLenFeature([1], tf.float32)}
-    one, other = (kw.endpoints.classify(model, spec, classes) for classes in (["no", "yes"], ["p", "q"]))
-    with pytest.warns(UserWarning, match="Signature 'b' of .* stays cold: no record was replayed on both it and 'a'"):
+    one, other = (
+        kw.endpoints.classify(model, spec, classes) for classes in (["no", "yes"], ["p", "q"])
+    )
+    with pytest.warns(
+        UserWarning,
+        match="Signature 'b' of .* stays cold: no record was replayed on both it and 'a'",
+    ):
         report = kw.save(
             model,
             tmp_path / "1",
@@ -250,7 +285,9 @@ def test_a_twin_that_fails_unoptimized_is_run_as_a_server_runs_it(model, monkeyp
 
 
 @pytest.mark.parametrize("error", [ProofError("not this way"), ReplayError("nor this")])
-def test_what_fails_or_cannot_be_proved_is_judged_as_a_server_runs_it(error, model, opened, monkeypatch, tmp_path):
+def test_what_fails_or_cannot_be_proved_is_judged_as_a_server_runs_it(
+    error, model, opened, monkeypatch, tmp_path
+):
     from keras_warmup.pipeline import replay_draft as drafts
 
     real = drafts._prove

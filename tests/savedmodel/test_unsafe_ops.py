@@ -15,7 +15,12 @@ import keras_warmup as kw
 from keras_warmup._protos import registered_op
 from keras_warmup.savedmodel.graph import ModelGraph
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
-from keras_warmup.savedmodel.unsafe_ops import _EFFECTS, UnsafeOp, find_unsafe_ops, render_unsafe_ops
+from keras_warmup.savedmodel.unsafe_ops import (
+    _EFFECTS,
+    UnsafeOp,
+    find_unsafe_ops,
+    render_unsafe_ops,
+)
 
 TEXT = tf.TensorSpec([None], tf.string, "x")
 
@@ -71,7 +76,9 @@ def read_in_a_branch(x):
 
 
 def restore_another_checkpoint(x):
-    (value,) = tf.raw_ops.RestoreV2(prefix=x[0], tensor_names=["v"], shape_and_slices=[""], dtypes=[tf.float32])
+    (value,) = tf.raw_ops.RestoreV2(
+        prefix=x[0], tensor_names=["v"], shape_and_slices=[""], dtypes=[tf.float32]
+    )
     return {"y": value}
 
 
@@ -88,7 +95,9 @@ UNSAFE = {
 }
 
 
-@pytest.mark.parametrize(("function", "effects"), UNSAFE.items(), ids=[one.__name__ for one in UNSAFE])
+@pytest.mark.parametrize(
+    ("function", "effects"), UNSAFE.items(), ids=[one.__name__ for one in UNSAFE]
+)
 def test_ops_that_act_outside_are_found_in_a_signature(function, effects, tmp_path):
     assert effects_of(save(function, tmp_path / "1")) == effects
 
@@ -96,7 +105,8 @@ def test_ops_that_act_outside_are_found_in_a_signature(function, effects, tmp_pa
 def test_the_place_of_each_is_told(tmp_path):
     (found,) = kw.inspect(save(write_file, tmp_path / "1")).unsafe_ops
     assert re.fullmatch(
-        r"signature 'serving_default', function '__inference_write_file_\d+', node 'WriteFile'", found.where
+        r"signature 'serving_default', function '__inference_write_file_\d+', node 'WriteFile'",
+        found.where,
     )
 
 
@@ -106,7 +116,11 @@ class ReadsAtLoad(tf.Module):
     def __init__(self, path: str) -> None:
         super().__init__()
         keys = tf.lookup.TextFileInitializer(
-            path, tf.string, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER
+            path,
+            tf.string,
+            tf.lookup.TextFileIndex.WHOLE_LINE,
+            tf.int64,
+            tf.lookup.TextFileIndex.LINE_NUMBER,
         )
         self.table = tf.lookup.StaticHashTable(keys, -1)
 
@@ -167,9 +181,9 @@ def test_a_restore_op_that_reads_another_prefix_is_named(tmp_path):
             node.input.extend(inputs)
 
     assert rewritten(str(tmp_path / "1"), lambda meta_graph: None) == ()
-    assert {(one.op, one.where.split(",")[0]) for one in rewritten(str(tmp_path / "1"), read_elsewhere)} == {
-        ("RestoreV2", "restore op")
-    }
+    assert {
+        (one.op, one.where.split(",")[0]) for one in rewritten(str(tmp_path / "1"), read_elsewhere)
+    } == {("RestoreV2", "restore op")}
 
 
 def test_an_op_of_another_library_is_named(tmp_path):
@@ -181,7 +195,9 @@ def test_an_op_of_another_library_is_named(tmp_path):
                 if node.op == "StringUpper":
                     node.op = "Acme>Upper"
 
-    assert [(one.op, one.effect) for one in rewritten(export_dir, replace)] == [("Acme>Upper", "unknown op")]
+    assert [(one.op, one.effect) for one in rewritten(export_dir, replace)] == [
+        ("Acme>Upper", "unknown op")
+    ]
 
 
 def keras_dense(path):
@@ -202,12 +218,19 @@ def keras_text_vectorization(path):
 
 
 def keras_lstm_saved(path):
-    model = keras.Sequential([keras.Input((None, 2)), keras.layers.LSTM(3), keras.layers.Dropout(0.5)])
+    model = keras.Sequential(
+        [keras.Input((None, 2)), keras.layers.LSTM(3), keras.layers.Dropout(0.5)]
+    )
     kw.save(model, path, data=np.zeros([2, 3, 2], np.float32))
 
 
 def cache_in_memory(path):
-    save(lambda x: {"y": tf.data.Dataset.from_tensor_slices(x).cache().reduce(0, lambda n, _: n + 1)}, path)
+    save(
+        lambda x: {
+            "y": tf.data.Dataset.from_tensor_slices(x).cache().reduce(0, lambda n, _: n + 1)
+        },
+        path,
+    )
 
 
 ORDINARY = (keras_dense, keras_lookup, keras_text_vectorization, keras_lstm_saved, cache_in_memory)
@@ -240,7 +263,10 @@ def test_inspect_tells_and_prints_them(tmp_path):
     console = rich.console.Console(width=1000)
     with console.capture() as captured:
         console.print(inspection)
-    assert "unsafe: The model runs ops that act outside of it: 'PrintV2' (prints: signature" in captured.get()
+    assert (
+        "unsafe: The model runs ops that act outside of it: 'PrintV2' (prints: signature"
+        in captured.get()
+    )
 
 
 # Ops with an input or attribute of a telling name that do nothing outside of the graph: they pass on what another op opened,
@@ -260,7 +286,11 @@ def test_no_op_of_the_registry_with_a_telling_name_is_overlooked():
     overlooked = []
     for op in dir(tf.raw_ops):
         definition = registered_op(op)
-        if definition is None or HARMLESS.search(op) or any(pattern.fullmatch(op) for _, pattern in _EFFECTS):
+        if (
+            definition is None
+            or HARMLESS.search(op)
+            or any(pattern.fullmatch(op) for _, pattern in _EFFECTS)
+        ):
             continue
         names = [one.name for one in (*definition.input_arg, *definition.attr)]
         if any(map(TELLING.search, names)):

@@ -27,7 +27,10 @@ def export_dir(tmp_path_factory):
 
 def unoptimized_calls(meta_graph):
     graph = meta_graph.graph_def
-    bodies = {"": graph.node, **{one.signature.name: one.node_def for one in graph.library.function}}
+    bodies = {
+        "": graph.node,
+        **{one.signature.name: one.node_def for one in graph.library.function},
+    }
     found = {}
     for body, nodes in bodies.items():
         for node in nodes:
@@ -39,13 +42,17 @@ def unoptimized_calls(meta_graph):
 
 def call_node(meta_graph, key):
     (output,) = meta_graph.signature_def[key].outputs.values()
-    return next(node for node in meta_graph.graph_def.node if node.name == output.name.split(":")[0])
+    return next(
+        node for node in meta_graph.graph_def.node if node.name == output.name.split(":")[0]
+    )
 
 
 def call_of(meta_graph, key):
     """The call of a signature in the main graph, and those in the function it calls."""
     node = call_node(meta_graph, key)
-    return {("", node.name)} | {one for one in unoptimized_calls(meta_graph) if one[0] == node.attr["f"].func.name}
+    return {("", node.name)} | {
+        one for one in unoptimized_calls(meta_graph) if one[0] == node.attr["f"].func.name
+    }
 
 
 def test_all_but_what_the_other_signatures_run_is_left_unoptimized(export_dir):
@@ -105,7 +112,9 @@ def test_what_is_kept_is_optimized_as_in_a_server_whatever_the_exporter_was_told
 
 def test_a_call_with_the_configuration_of_old_is_not_given_another(export_dir):
     meta_graph = read_meta_graph(export_dir)
-    restore = next(one for one in meta_graph.graph_def.node if one.name == meta_graph.saver_def.restore_op_name)
+    restore = next(
+        one for one in meta_graph.graph_def.node if one.name == meta_graph.saver_def.restore_op_name
+    )
     restore.attr["config"].s = b"\x08\x01"
     before = restore.attr["config_proto"].s
     leave_unoptimized(meta_graph, {"serve"}, tf.compat.v1.ConfigProto())
@@ -161,8 +170,12 @@ def test_a_constant_that_only_a_session_would_fold_into_the_function_would_be_mi
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
 def test_rounding_to_half_precision_would_differ(dtype, tmp_path):
-    assert left_alone(exported(lambda x: tf.cast(tf.cast(x, dtype) * 2, tf.float32), tmp_path / "1"), {"a"})
-    assert not left_alone(exported(lambda x: tf.cast(tf.cast(x, tf.float64) * 2, tf.float32), tmp_path / "2"), {"a"})
+    assert left_alone(
+        exported(lambda x: tf.cast(tf.cast(x, dtype) * 2, tf.float32), tmp_path / "1"), {"a"}
+    )
+    assert not left_alone(
+        exported(lambda x: tf.cast(tf.cast(x, tf.float64) * 2, tf.float32), tmp_path / "2"), {"a"}
+    )
 
 
 def test_a_session_is_told_what_to_leave_unoptimized(export_dir):
@@ -182,11 +195,18 @@ def test_a_session_is_told_what_to_leave_unoptimized(export_dir):
         assert [nodes_run(session, key) for key in ("serve", "serving_default")] != both
 
 
-@pytest.mark.parametrize("unoptimized", [{"serve"}, {"serving_default"}, {"serve", "serving_default"}])
+@pytest.mark.parametrize(
+    "unoptimized", [{"serve"}, {"serving_default"}, {"serve", "serving_default"}]
+)
 def test_results_are_the_same(export_dir, unoptimized):
     log = PredictionLog()
     fill_tensor(log.predict_log.request.inputs["x"], X)
     for key in ("serve", "serving_default"):
         log.predict_log.request.model_spec.signature_name = key
-        with open_session(export_dir) as one, open_session(export_dir, unoptimized=unoptimized) as other:
-            np.testing.assert_allclose(one.replay(log).outputs["y"], other.replay(log).outputs["y"], rtol=1e-5)
+        with (
+            open_session(export_dir) as one,
+            open_session(export_dir, unoptimized=unoptimized) as other,
+        ):
+            np.testing.assert_allclose(
+                one.replay(log).outputs["y"], other.replay(log).outputs["y"], rtol=1e-5
+            )

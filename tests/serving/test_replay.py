@@ -13,7 +13,12 @@ import tensorflow as tf
 from keras_warmup._protos import ModelSpec, PredictionLog, SavedModel, TensorProto
 from keras_warmup.errors import ReplayError, SignatureError
 from keras_warmup.op_errors import WITHHELD, describe_op_error
-from keras_warmup.records.prediction_logs import describe_log, log_kind, log_signature_key, log_signature_keys
+from keras_warmup.records.prediction_logs import (
+    describe_log,
+    log_kind,
+    log_signature_key,
+    log_signature_keys,
+)
 from keras_warmup.serving.replay import open_session
 from keras_warmup.serving.rules import CLASSIFY_METHOD, REGRESS_METHOD
 
@@ -27,14 +32,18 @@ def predict(key="", output_filter=(), **inputs) -> PredictionLog:
     request.model_spec.signature_name = key
     request.output_filter.extend(output_filter)
     for name, value in inputs.items():
-        request.inputs[name].CopyFrom(value if isinstance(value, TensorProto) else tf.make_tensor_proto(value))
+        request.inputs[name].CopyFrom(
+            value if isinstance(value, TensorProto) else tf.make_tensor_proto(value)
+        )
     return log
 
 
 def example(**features: float) -> tf.train.Example:
     floats = {name: tf.train.FloatList(value=[value]) for name, value in features.items()}
     return tf.train.Example(
-        features=tf.train.Features(feature={name: tf.train.Feature(float_list=value) for name, value in floats.items()})
+        features=tf.train.Features(
+            feature={name: tf.train.Feature(float_list=value) for name, value in floats.items()}
+        )
     )
 
 
@@ -50,7 +59,9 @@ def multi(*tasks, examples=(), name="m") -> PredictionLog:
     log = PredictionLog()
     request = log.multi_inference_log.request
     for key, method_name in tasks:
-        request.tasks.add(model_spec=ModelSpec(name=name, signature_name=key), method_name=method_name)
+        request.tasks.add(
+            model_spec=ModelSpec(name=name, signature_name=key), method_name=method_name
+        )
     request.input.example_list.examples.extend(examples)
     return log
 
@@ -60,7 +71,9 @@ def refusal(session, log) -> str:
     with pytest.raises(ReplayError) as caught:
         session.replay(log)
     message = str(caught.value)
-    return re.sub(r"^.* would keep TensorFlow Serving from loading the model: ", "", message, count=1)
+    return re.sub(
+        r"^.* would keep TensorFlow Serving from loading the model: ", "", message, count=1
+    )
 
 
 class Functions(tf.Module):
@@ -209,7 +222,10 @@ REFUSED_PREDICTS = {
         predict(x=ROWS, w=ROWS.astype("float64")),
         "INVALID_ARGUMENT: Expects arg[0] to be float but double is provided (feed serving_default_w:0)",
     ),
-    "unknown-signature": (predict("nope", x=ROWS), 'FAILED_PRECONDITION: Serving signature key "nope" not found.'),
+    "unknown-signature": (
+        predict("nope", x=ROWS),
+        'FAILED_PRECONDITION: Serving signature key "nope" not found.',
+    ),
     "unknown-output": (
         predict(output_filter=["y", "z"], x=ROWS, w=ROWS),
         "INVALID_ARGUMENT: output tensor alias not found in signature: z Outputs expected to be in the set {n,text,y}.",
@@ -223,8 +239,14 @@ REFUSED_PREDICTS = {
         "INVALID_ARGUMENT: tensor parsing error: x",
     ),
     "no-dtype": (predict(x=TensorProto(), w=ROWS), "INVALID_ARGUMENT: tensor parsing error: x"),
-    "session-run": (PredictionLog(session_run_log={}), "UNIMPLEMENTED: Unsupported log_type for warmup: 5"),
-    "streamed": (PredictionLog(predict_streamed_log={}), "UNIMPLEMENTED: Unsupported log_type for warmup: 7"),
+    "session-run": (
+        PredictionLog(session_run_log={}),
+        "UNIMPLEMENTED: Unsupported log_type for warmup: 5",
+    ),
+    "streamed": (
+        PredictionLog(predict_streamed_log={}),
+        "UNIMPLEMENTED: Unsupported log_type for warmup: 7",
+    ),
 }
 
 
@@ -268,8 +290,14 @@ def test_defaults_fill_absent_inputs_only(graph_session):
 
 
 REFUSED_GRAPHS = {
-    "fed-and-fetched": (predict("identity", x=ROWS), "INVALID_ARGUMENT: x:0 is both fed and fetched."),
-    "fed-twice": (predict("fed_twice", x=ROWS, also_x=ROWS), 'INVALID_ARGUMENT: Endpoint "x:0" fed more than once.'),
+    "fed-and-fetched": (
+        predict("identity", x=ROWS),
+        "INVALID_ARGUMENT: x:0 is both fed and fetched.",
+    ),
+    "fed-twice": (
+        predict("fed_twice", x=ROWS, also_x=ROWS),
+        'INVALID_ARGUMENT: Endpoint "x:0" fed more than once.',
+    ),
     "dtype-of-an-unused-input": (
         predict("unused", x=ROWS, w=np.int64([1])),
         "INVALID_ARGUMENT: Expects arg[0] to be float but int64 is provided (feed w:0)",
@@ -322,20 +350,26 @@ def test_every_dtype_goes_in_and_out_unchanged(tmp_path, dtype):
     array = np.array([0, 1, 1], getattr(ml_dtypes, dtype, dtype))
     with open_session(tmp_path) as session:
         for value in (array, array[1]):
-            output = session.replay(predict(x=tf.make_tensor_proto(value, dtype=dtype))).outputs["y"]
+            output = session.replay(predict(x=tf.make_tensor_proto(value, dtype=dtype))).outputs[
+                "y"
+            ]
             assert output.dtype == array.dtype
             np.testing.assert_array_equal(output, value)
 
 
 def test_strings_keep_trailing_nuls_and_raw_bytes(tmp_path):
     m = tf.Module()
-    m.f = tf.function(lambda x: {"y": tf.identity(x)}, input_signature=[tf.TensorSpec(None, tf.string)])
+    m.f = tf.function(
+        lambda x: {"y": tf.identity(x)}, input_signature=[tf.TensorSpec(None, tf.string)]
+    )
     tf.saved_model.save(m, tmp_path, signatures=m.f)
     values = [b"a\0\0", b"\xff\0", b""]
     with open_session(tmp_path) as session:
         output = session.replay(predict(x=np.array(values, dtype=object))).outputs["y"]
         assert (output.dtype, output.tolist()) == (object, values)
-        output = session.replay(predict(x=TensorProto(dtype=7, string_val=[b"a\0\0"], tensor_shape={}))).outputs["y"]
+        output = session.replay(
+            predict(x=TensorProto(dtype=7, string_val=[b"a\0\0"], tensor_shape={}))
+        ).outputs["y"]
         assert (output.dtype, output.item()) == (object, b"a\0\0")
 
 
@@ -345,8 +379,13 @@ def test_classify_and_regress_run_on_tf2_exports(session):
     np.testing.assert_array_equal(outputs["scores"], [[1, -1], [2, -2]])
     assert outputs["classes"].shape == (2, 2)
     assert list(session.replay(task_log("classify", "scores_only", *two)).outputs) == ["scores"]
-    np.testing.assert_array_equal(session.replay(task_log("regress", "regress", *two)).outputs["outputs"], [2, 4])
-    assert session.replay(task_log("regress", "regress_column", *two)).outputs["outputs"].shape == (2, 1)
+    np.testing.assert_array_equal(
+        session.replay(task_log("regress", "regress", *two)).outputs["outputs"], [2, 4]
+    )
+    assert session.replay(task_log("regress", "regress_column", *two)).outputs["outputs"].shape == (
+        2,
+        1,
+    )
 
 
 def test_context_goes_into_every_example(session):
@@ -372,7 +411,10 @@ REFUSED_TASKS = {
         'Expected classification signature outputs to contain at least one of "classes" or "scores". Signature has '
         "outputs: {y}",
     ),
-    "three-outputs": (task_log("classify", "three", *TWO), "Expected one or two output Tensors, found 3"),
+    "three-outputs": (
+        task_log("classify", "three", *TWO),
+        "Expected one or two output Tensors, found 3",
+    ),
     "flat": (
         task_log("classify", "flat_scores", *TWO),
         "Expected Tensor shape: [batch_size num_classes] but got [2]",
@@ -385,12 +427,18 @@ REFUSED_TASKS = {
         task_log("classify", "double_scores", *TWO),
         "Expected scores Tensor of DT_FLOAT. Got: DT_DOUBLE",
     ),
-    "batch": (task_log("classify", "first_score", *TWO), "Expected scores output batch size of 2. Got: 1"),
+    "batch": (
+        task_log("classify", "first_score", *TWO),
+        "Expected scores output batch size of 2. Got: 1",
+    ),
     "uneven": (
         task_log("classify", "uneven", *TWO),
         "Tensors class and score should match in dim_size(1). Got 2 vs. 1",
     ),
-    "regress-unknown": (task_log("regress", "nope", *TWO), "No signature was found with the name: nope"),
+    "regress-unknown": (
+        task_log("regress", "nope", *TWO),
+        "No signature was found with the name: nope",
+    ),
     "regress-empty": (task_log("regress", "regress"), "Input is empty."),
     "regress-inputs": (task_log("regress", "", *TWO), "Expected one input Tensor."),
     "regress-outputs": (task_log("regress", "classify", *TWO), "Expected one output Tensor."),
@@ -451,10 +499,14 @@ def test_multi_inference_needs_a_method_and_one_model(session):
 
 def test_half_plus_two_runs_every_kind(saved_models):
     with open_session(saved_models / "half_plus_two_tf1" / "1") as session:
-        np.testing.assert_array_equal(session.replay(predict(x=np.float32([[1], [2]]))).outputs["y"], [[2.5], [3]])
+        np.testing.assert_array_equal(
+            session.replay(predict(x=np.float32([[1], [2]]))).outputs["y"], [[2.5], [3]]
+        )
         scores = session.replay(task_log("classify", "classify_x_to_y", *TWO)).outputs["scores"]
         np.testing.assert_array_equal(scores, [[2.5], [3]])
-        log = multi(("classify_x_to_y", CLASSIFY_METHOD), ("regress_x_to_y2", REGRESS_METHOD), examples=TWO)
+        log = multi(
+            ("classify_x_to_y", CLASSIFY_METHOD), ("regress_x_to_y2", REGRESS_METHOD), examples=TWO
+        )
         outputs = session.replay(log).outputs
         assert sorted(outputs) == ["classify_x_to_y/scores", "regress_x_to_y2/outputs"]
         np.testing.assert_array_equal(outputs["regress_x_to_y2/outputs"], [[3.5], [4]])
@@ -464,7 +516,9 @@ def test_half_plus_two_runs_every_kind(saved_models):
 
 
 def test_an_estimator_loads_its_vocabularies(saved_models):
-    records = tf.data.TFRecordDataset(str(saved_models / "chicago_taxi_examples.tfrecord.gz"), compression_type="GZIP")
+    records = tf.data.TFRecordDataset(
+        str(saved_models / "chicago_taxi_examples.tfrecord.gz"), compression_type="GZIP"
+    )
     examples = [tf.train.Example.FromString(record.numpy()) for record in records.take(3)]
     with open_session(saved_models / "chicago_taxi_estimator" / "1") as session:
         outputs = session.replay(task_log("classify", "", *examples)).outputs
@@ -477,11 +531,15 @@ def test_a_vocabulary_asset_of_tf2_is_found(tmp_path):
     vocabulary.write_text("cat\ndog\n")
     m = tf.Module()
     m.lookup = keras.layers.StringLookup(vocabulary=str(vocabulary))
-    m.f = tf.function(lambda x: {"ids": m.lookup(x)}, input_signature=[tf.TensorSpec([None], tf.string)])
+    m.f = tf.function(
+        lambda x: {"ids": m.lookup(x)}, input_signature=[tf.TensorSpec([None], tf.string)]
+    )
     tf.saved_model.save(m, tmp_path / "1", signatures=m.f)
     vocabulary.unlink()
     with open_session(tmp_path / "1") as session:
-        assert session.replay(predict(x=np.array([b"dog", b"cow"], object))).outputs["ids"].tolist() == [2, 0]
+        assert session.replay(predict(x=np.array([b"dog", b"cow"], object))).outputs[
+            "ids"
+        ].tolist() == [2, 0]
 
 
 SECRET = "SECRET4242"
@@ -492,7 +550,9 @@ ANY, OTHER = tf.TensorSpec(None, tf.float32, "x"), tf.TensorSpec(None, tf.float3
 
 
 def strings(*values):
-    return np.array([value.encode() if isinstance(value, str) else value for value in values], object)
+    return np.array(
+        [value.encode() if isinstance(value, str) else value for value in values], object
+    )
 
 
 def each(function, dtype):
@@ -542,7 +602,11 @@ LEAKS = {
         "segment_ids[0] = ... is out of range ... (node UnsortedSegmentSum, op UnsortedSegmentSum)",
     ),
     "sparse": (
-        lambda x: {"y": tf.sparse.to_dense(tf.SparseTensor(tf.cast(x, tf.int64), tf.ones_like(x[:, 0]), [4]))},
+        lambda x: {
+            "y": tf.sparse.to_dense(
+                tf.SparseTensor(tf.cast(x, tf.int64), tf.ones_like(x[:, 0]), [4])
+            )
+        },
         {PAIRS: np.int32([[NUMBER]])},
         "indices[0] = [...] is out of bounds ... (node SparseToDense, op SparseToDense)",
     ),
@@ -655,7 +719,9 @@ def failure(session, key) -> ReplayError:
 @pytest.mark.parametrize("key", LEAKS)
 def test_errors_do_not_quote_training_data(failing_session, key):
     error = failure(failing_session, key)
-    printed = "".join(traceback.format_exception(error)) + repr((error.args, error.__cause__, error.__context__))
+    printed = "".join(traceback.format_exception(error)) + repr(
+        (error.args, error.__cause__, error.__context__)
+    )
     for secret in (SECRET, str(NUMBER), base64.b64encode(SECRET.encode()).decode()[:-4]):
         assert secret not in printed
     assert str(error).endswith(f"{error.status}: {LEAKS[key][2]}")
@@ -685,8 +751,14 @@ def test_the_status_is_an_attribute_that_survives_pickling(failing_session, sess
         ),
         # Of which op is not known, and of some these shapes are values.
         ("Incompatible shapes: [2] vs. [3]\n\t [[{{node a}}]]", f"{WITHHELD} (node a)"),
-        ("{{node fed}} is no path\n\t [[{{function_node f}}{{node real}}]]", f"{WITHHELD} (node real)"),
-        ("{{function_node __wrapped__IteratorGetNext}} corrupted record at 12", "corrupted record at 12"),
+        (
+            "{{node fed}} is no path\n\t [[{{function_node f}}{{node real}}]]",
+            f"{WITHHELD} (node real)",
+        ),
+        (
+            "{{function_node __wrapped__IteratorGetNext}} corrupted record at 12",
+            "corrupted record at 12",
+        ),
         ("KeyError: 'Jane'\nTraceback (most recent call last)", "KeyError ..."),
         ("KeyErrors: 'Jane'", WITHHELD),
         ("layer : Tensor had Inf and NaN values", "Tensor had Inf and NaN values"),
@@ -757,12 +829,16 @@ def test_model_export_runs_in_a_session(tmp_path):
     x = np.ones((2, 3), "float32")
     with open_session(tmp_path) as session:
         for key in ("serve", "serving_default"):
-            np.testing.assert_allclose(session.replay(predict(key, x=x)).outputs["output_0"], model(x), rtol=1e-6)
+            np.testing.assert_allclose(
+                session.replay(predict(key, x=x)).outputs["output_0"], model(x), rtol=1e-6
+            )
         assert len(session._executors) == 2
 
 
 def test_an_op_of_another_library_fails_the_load(functions_dir, tmp_path):
-    saved_model = SavedModel.FromString(tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read())
+    saved_model = SavedModel.FromString(
+        tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read()
+    )
     saved_model.meta_graphs[0].graph_def.node.add(name="foreign", op="DecodeMoonbeam")
     (tmp_path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
     with pytest.raises(ReplayError) as caught:
@@ -802,7 +878,9 @@ def test_garbage_in_the_variables_is_told_in_tensorflows_words(functions_dir, tm
 
 
 def test_a_bad_graph_is_told_in_tensorflows_words(functions_dir, tmp_path):
-    saved_model = SavedModel.FromString(tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read())
+    saved_model = SavedModel.FromString(
+        tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read()
+    )
     saved_model.meta_graphs[0].graph_def.node.add(name="lost", op="NoOp", input=["^nowhere"])
     (tmp_path / "saved_model.pb").write_bytes(saved_model.SerializeToString())
     with pytest.raises(ReplayError) as caught:
@@ -815,7 +893,9 @@ def test_a_bad_graph_is_told_in_tensorflows_words(functions_dir, tmp_path):
 
 def test_an_exception_of_cpp_is_named_and_leaves_tensorflow_usable(functions_dir, tmp_path):
     """The shape function of XlaCallModule reads behind the end of a list, and its exception leaves the graph locked."""
-    saved_model = SavedModel.FromString(tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read())
+    saved_model = SavedModel.FromString(
+        tf.io.gfile.GFile(f"{functions_dir}/saved_model.pb", "rb").read()
+    )
     node = saved_model.meta_graphs[0].graph_def.node.add(name="module", op="XlaCallModule")
     node.attr["version"].i = 5
     node.attr["module"].s = b""
@@ -876,8 +956,20 @@ def test_kind_and_signature_of_a_log():
         PredictionLog(session_run_log={}),
         PredictionLog(),
     ]
-    assert [log_signature_keys(log) for log in logs] == [("a",), ("serving_default",), ("a", "serving_default"), (), ()]
-    assert [describe_log(log)["signature_key"] for log in logs] == ["a", "serving_default", "a+serving_default", "", ""]
+    assert [log_signature_keys(log) for log in logs] == [
+        ("a",),
+        ("serving_default",),
+        ("a", "serving_default"),
+        (),
+        (),
+    ]
+    assert [describe_log(log)["signature_key"] for log in logs] == [
+        "a",
+        "serving_default",
+        "a+serving_default",
+        "",
+        "",
+    ]
     assert [(log_kind(log), log_signature_key(log)) for log in logs] == [
         ("predict", "a"),
         ("classify", "serving_default"),

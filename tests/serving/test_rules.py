@@ -21,9 +21,21 @@ def expands(count):
 
 REFUSED = {
     "floats": (constant([2**40], FLOAT, float_val=[0.0]), "RESOURCE_EXHAUSTED", expands(2**42)),
-    "one-more": (constant([2**26 + 1], FLOAT, float_val=[0.0]), "RESOURCE_EXHAUSTED", expands(2**28 + 4)),
-    "overflow": (constant([2**62] * 4, FLOAT, float_val=[0.0]), "RESOURCE_EXHAUSTED", expands(2**250)),
-    "strings": (constant([2**22], STRING, string_val=[b"abcd"]), "RESOURCE_EXHAUSTED", expands(2**22 * 76)),
+    "one-more": (
+        constant([2**26 + 1], FLOAT, float_val=[0.0]),
+        "RESOURCE_EXHAUSTED",
+        expands(2**28 + 4),
+    ),
+    "overflow": (
+        constant([2**62] * 4, FLOAT, float_val=[0.0]),
+        "RESOURCE_EXHAUSTED",
+        expands(2**250),
+    ),
+    "strings": (
+        constant([2**22], STRING, string_val=[b"abcd"]),
+        "RESOURCE_EXHAUSTED",
+        expands(2**22 * 76),
+    ),
     "negative": (constant([-5], FLOAT, float_val=[0.0]), "INVALID_ARGUMENT", PARSING),
     "dimensions": (constant([1] * 255, FLOAT, float_val=[0.0]), "INVALID_ARGUMENT", PARSING),
     "dtype": (constant([1], 99), "INVALID_ARGUMENT", PARSING),
@@ -38,13 +50,22 @@ def test_a_tensor_that_its_shape_blows_up_is_refused(proto, status, text):
 
 
 def test_short_lists_are_still_filled_up():
-    assert to_array("x", constant([2, 3], FLOAT, float_val=[1.0, 2.0])).tolist() == [[1, 2, 2], [2, 2, 2]]
+    assert to_array("x", constant([2, 3], FLOAT, float_val=[1.0, 2.0])).tolist() == [
+        [1, 2, 2],
+        [2, 2, 2],
+    ]
     assert to_array("x", constant([2], STRING, string_val=[b"a"])).tolist() == [b"a", b"a"]
     assert to_array("x", constant([0, 2**40], FLOAT)).shape == (0, 2**40)
 
 
 def test_what_a_record_spells_out_has_no_limit(monkeypatch):
     monkeypatch.setattr("keras_warmup.serving.rules.MAX_EXPANDED_BYTES", 100)
-    for values in (np.zeros(1000, np.float32), np.zeros(1000, np.int64), np.array([b""] * 1000, object)):
+    for values in (
+        np.zeros(1000, np.float32),
+        np.zeros(1000, np.int64),
+        np.array([b""] * 1000, object),
+    ):
         assert to_array("x", tf.make_tensor_proto(values)).shape == (1000,)
-    assert to_array("x", constant([1000], INT64, int64_val=range(1000))).tolist() == list(range(1000))
+    assert to_array("x", constant([1000], INT64, int64_val=range(1000))).tolist() == list(
+        range(1000)
+    )

@@ -80,7 +80,13 @@ def test_no_value_is_logged_and_nothing_of_other_threads_is_lost(tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     ended = subprocess.run(
-        [sys.executable, "-c", _SCRIPT], cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-c", _SCRIPT],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     wrote, failed = ended.stdout.splitlines()
     assert failed == "18 of 18 failed"

@@ -35,7 +35,9 @@ class Functions(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
     def forever(self, x):
-        return {"y": tf.while_loop(lambda y: True, lambda y: [y + 1], [x], maximum_iterations=None)[0]}
+        return {
+            "y": tf.while_loop(lambda y: True, lambda y: [y + 1], [x], maximum_iterations=None)[0]
+        }
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
     def fill(self, x):
@@ -69,7 +71,9 @@ def functions_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("functions") / "1")
     m = Functions()
     keys = ["gather", "forever", "fill", "printing", "abort"]
-    tf.saved_model.save(m, path, {"serving_default": m.double} | {key: getattr(m, key) for key in keys})
+    tf.saved_model.save(
+        m, path, {"serving_default": m.double} | {key: getattr(m, key) for key in keys}
+    )
     return path
 
 
@@ -127,7 +131,13 @@ def test_the_report_is_that_of_this_process(good_dir):
 
 
 def test_failures_and_notes_are_those_of_this_process(good_dir):
-    write(good_dir, predict("nope", ROWS), predict("gather", [7]), PredictionLog(), predict("gather", [0]))
+    write(
+        good_dir,
+        predict("nope", ROWS),
+        predict("gather", [7]),
+        PredictionLog(),
+        predict("gather", [0]),
+    )
     isolated = verify(good_dir, isolated=True)
     assert len(isolated.failures) == 3
     assert without_times(isolated) == without_times(verify(good_dir))
@@ -170,7 +180,9 @@ def test_a_crash_at_import_is_a_failure_in_the_report(crashing_dir, good_dir):
 
 
 def test_a_crash_in_a_record_names_it_and_keeps_the_verdicts_before(export_dir):
-    write(export_dir, predict("serving_default", ROWS), predict("nope", ROWS), predict("abort", ROWS))
+    write(
+        export_dir, predict("serving_default", ROWS), predict("nope", ROWS), predict("abort", ROWS)
+    )
     with pytest.warns(UserWarning, match="Abort"):
         report = verify(export_dir, isolated=True)
     assert [record.ok for record in report.records] == [True, False]
@@ -216,7 +228,10 @@ def test_a_worker_that_was_killed_is_replaced(good_dir):
 
 def test_threads_take_turns(good_dir):
     reports = []
-    threads = [threading.Thread(target=lambda: reports.append(verify(good_dir, isolated=True))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: reports.append(verify(good_dir, isolated=True)))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -232,7 +247,9 @@ def test_warnings_come_before_the_model_runs_and_point_at_the_caller(export_dir)
     with pytest.warns(UserWarning) as here:
         verify(export_dir)
     (warning,) = caught
-    assert [(str(one.message), one.filename) for one in here] == [(str(warning.message), warning.filename)]
+    assert [(str(one.message), one.filename) for one in here] == [
+        (str(warning.message), warning.filename)
+    ]
     assert str(warning.message).startswith(
         f"SavedModel {export_dir!r} will be run. The model runs ops that act outside"
     )
@@ -248,7 +265,8 @@ def test_unsafe_ops_are_refused_by_name(export_dir, tmp_path):
     marker = tmp_path / "marker"
     m = tf.Module()
     m.write = tf.function(
-        lambda x: [tf.io.write_file(str(marker), "here"), {"y": x}][1], input_signature=[tf.TensorSpec([None])]
+        lambda x: [tf.io.write_file(str(marker), "here"), {"y": x}][1],
+        input_signature=[tf.TensorSpec([None])],
     )
     path = str(tmp_path / "writes")
     tf.saved_model.save(m, path, {"serving_default": m.write})
@@ -258,8 +276,12 @@ def test_unsafe_ops_are_refused_by_name(export_dir, tmp_path):
             verify(path, isolated=isolated, refuse_unsafe_ops=True)
         text = str(caught.value)
         assert text.startswith(f"Refused to run SavedModel {path!r}: nothing was run. ")
-        assert "WriteFile (writes files: signature 'serving_default'" in text.replace("'WriteFile'", "WriteFile")
-        assert text.endswith(" To run it all the same, leave out refuse_unsafe_ops (--refuse-unsafe-ops).")
+        assert "WriteFile (writes files: signature 'serving_default'" in text.replace(
+            "'WriteFile'", "WriteFile"
+        )
+        assert text.endswith(
+            " To run it all the same, leave out refuse_unsafe_ops (--refuse-unsafe-ops)."
+        )
         assert not marker.exists()
     with pytest.warns(UserWarning, match="WriteFile"):
         assert verify(path).ok
@@ -273,13 +295,23 @@ def test_unsafe_ops_are_refused_by_name(export_dir, tmp_path):
         ({"timeout_s": float("nan")}, "timeout_s must be a number > 0 and <= 604800, got nan."),
         ({"timeout_s": "8"}, "timeout_s must be a number > 0 and <= 604800, got '8'."),
         ({"memory_limit_bytes": 0}, "memory_limit_bytes must be an integer >= 1 or None, got 0."),
-        ({"memory_limit_bytes": 1.5}, "memory_limit_bytes must be an integer >= 1 or None, got 1.5."),
+        (
+            {"memory_limit_bytes": 1.5},
+            "memory_limit_bytes must be an integer >= 1 or None, got 1.5.",
+        ),
         (
             {"memory_limit_bytes": 2**30, "isolated": False},
             "memory_limit_bytes limits the worker process: pass isolated=True with it.",
         ),
     ],
-    ids=["zero-timeout", "nan-timeout", "str-timeout", "zero-memory", "float-memory", "memory-here"],
+    ids=[
+        "zero-timeout",
+        "nan-timeout",
+        "str-timeout",
+        "zero-memory",
+        "float-memory",
+        "memory-here",
+    ],
 )
 def test_options_out_of_range_are_refused(good_dir, options, message):
     with pytest.raises(OptionsError) as caught:
@@ -434,14 +466,18 @@ REGISTER_KERNEL_BUILDER(Name("MoonbeamCopy").Device(tensorflow::DEVICE_CPU), Moo
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="loaded libraries are found on Linux only")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="loaded libraries are found on Linux only"
+)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile an op library with")
 def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path):
     source, library = tmp_path / "moonbeam.cc", tmp_path / "moonbeam.so"
     source.write_text(_OP_LIBRARY)
     flags = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
     subprocess.run(
-        ["g++", "-shared", "-fPIC", "-O0", "-w", str(source), "-o", str(library), *flags], check=True, timeout=300
+        ["g++", "-shared", "-fPIC", "-O0", "-w", str(source), "-o", str(library), *flags],
+        check=True,
+        timeout=300,
     )
     isolation.close_worker()
     assert isolation.loaded_op_libraries() == []
@@ -450,14 +486,17 @@ def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path):
     for die in (False, True):
         m = tf.Module()
         m.copy = tf.function(
-            lambda x, die=die: {"y": ops.moonbeam_copy(x=x, die=die)}, input_signature=[tf.TensorSpec([None])]
+            lambda x, die=die: {"y": ops.moonbeam_copy(x=x, die=die)},
+            input_signature=[tf.TensorSpec([None])],
         )
         path = str(tmp_path / f"{die}")
         tf.saved_model.save(
             m,
             path,
             {"serving_default": m.copy},
-            tf.saved_model.SaveOptions(namespace_whitelist=["Moonbeam"], experimental_custom_gradients=False),
+            tf.saved_model.SaveOptions(
+                namespace_whitelist=["Moonbeam"], experimental_custom_gradients=False
+            ),
         )
         write(path, predict("serving_default", ROWS))
         with pytest.warns(UserWarning, match="MoonbeamCopy"):

@@ -77,7 +77,9 @@ def make_dense(features=4):
 
 def make_two_inputs():
     inputs = {"b": keras.Input((2,), name="zz"), "a": keras.Input((3,), name="aa")}
-    return CountingModel(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()([inputs["b"], inputs["a"]])))
+    return CountingModel(
+        inputs, keras.layers.Dense(1)(keras.layers.Concatenate()([inputs["b"], inputs["a"]]))
+    )
 
 
 def rows_of(count=60, features=4):
@@ -147,13 +149,19 @@ def py_dataset_case():
 
 def pandas_case():
     x, y = rows_of()
-    return make_dense(), dict(x=pd.DataFrame(x, columns=list("abcd")), y=pd.Series(y[:, 0]), batch_size=7)
+    return make_dense(), dict(
+        x=pd.DataFrame(x, columns=list("abcd")), y=pd.Series(y[:, 0]), batch_size=7
+    )
 
 
 def ragged_case():
     _, y = rows_of()
     x = tf.ragged.constant([[i / 60] * (1 + i % 3) for i in range(60)], dtype=tf.float32)
-    model = OneHead(lambda x: tf.reduce_sum(x, axis=1, keepdims=True) if isinstance(x, tf.RaggedTensor) else x[:, :1])
+    model = OneHead(
+        lambda x: (
+            tf.reduce_sum(x, axis=1, keepdims=True) if isinstance(x, tf.RaggedTensor) else x[:, :1]
+        )
+    )
     return model, dict(x=tf.data.Dataset.from_tensor_slices((x, y)).batch(7))
 
 
@@ -178,7 +186,9 @@ def variable_length_case():
 
     signature = (tf.TensorSpec((None, None, 4)), tf.TensorSpec((None, 1)))
     inputs = keras.Input((None, 4))
-    model = CountingModel(inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(inputs)))
+    model = CountingModel(
+        inputs, keras.layers.Dense(1)(keras.layers.GlobalAveragePooling1D()(inputs))
+    )
     return model, dict(x=tf.data.Dataset.from_generator(batches, output_signature=signature))
 
 
@@ -248,16 +258,26 @@ def fit(case, callbacks, *, compile_options=None, epochs=2, fits=1, **more):
     keras.utils.set_random_seed(3)
     model, kwargs = case()
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-    model.compile(optimizer, "mse", **{"metrics": ["mae"], "jit_compile": False, **(compile_options or {})})
+    model.compile(
+        optimizer, "mse", **{"metrics": ["mae"], "jit_compile": False, **(compile_options or {})}
+    )
     histories = [
-        model.fit(**kwargs, epochs=epochs, verbose=0, callbacks=callbacks, **more).history for _ in range(fits)
+        model.fit(**kwargs, epochs=epochs, verbose=0, callbacks=callbacks, **more).history
+        for _ in range(fits)
     ]
     eager = (compile_options or {}).get("run_eagerly", False)
     traces = 0 if eager else function_traces(model)
     assert eager or traces >= 2
-    after = np.random.random(), keras.random.uniform((2,)).numpy().tolist(), tf.random.uniform((2,)).numpy().tolist()
+    after = (
+        np.random.random(),
+        keras.random.uniform((2,)).numpy().tolist(),
+        tf.random.uniform((2,)).numpy().tolist(),
+    )
     return model, dict(
-        weights=[array.tobytes() for array in (*model.get_weights(), *(v.numpy() for v in model.optimizer.variables))],
+        weights=[
+            array.tobytes()
+            for array in (*model.get_weights(), *(v.numpy() for v in model.optimizer.variables))
+        ],
         history=histories,
         train_step_calls=model.traces,
         function_traces=traces,
@@ -291,7 +311,15 @@ def test_training_is_bit_identical_with_a_tap(case):
 
 @pytest.mark.parametrize(
     "case",
-    [numpy_case, unknown_cardinality_case, infinite_case, ragged_case, sparse_case, string_case, variable_length_case],
+    [
+        numpy_case,
+        unknown_cardinality_case,
+        infinite_case,
+        ragged_case,
+        sparse_case,
+        string_case,
+        variable_length_case,
+    ],
     ids=lambda case: case.__name__.removesuffix("_case"),
 )
 def test_training_is_bit_identical_with_several_steps_per_execution(case):
@@ -312,7 +340,14 @@ def test_training_is_bit_identical_with_several_steps_per_execution(case):
         dict(validation_split=0.3),
         dict(steps_per_epoch=4, epochs=3),
     ],
-    ids=["run_eagerly", "run_eagerly_three_steps", "second_fit", "initial_epoch", "validation", "steps_per_epoch"],
+    ids=[
+        "run_eagerly",
+        "run_eagerly_three_steps",
+        "second_fit",
+        "initial_epoch",
+        "validation",
+        "steps_per_epoch",
+    ],
 )
 def test_training_is_bit_identical_in_other_ways_to_fit(options):
     assert_same_training(numpy_case, CaptureFace(), **options)
@@ -324,8 +359,12 @@ def test_training_is_bit_identical_with_a_custom_train_step():
             self.traces += 1
             x, y = data
             with tf.GradientTape() as tape:
-                loss = tf.reduce_mean((self(x, training=True) - y) ** 2) + tf.random.uniform(()) * 0.1
-            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+                loss = (
+                    tf.reduce_mean((self(x, training=True) - y) ** 2) + tf.random.uniform(()) * 0.1
+                )
+            self.optimizer.apply(
+                tape.gradient(loss, self.trainable_variables), self.trainable_variables
+            )
             return {"loss": loss}
 
     def custom_case():
@@ -381,7 +420,10 @@ def counted_case(count=40):
     """Batches of 5 rows; row r of batch i holds i + r / 10."""
 
     def case():
-        x = np.arange(count, dtype=np.float32)[:, None, None] + np.arange(5, dtype=np.float32)[:, None] / 10
+        x = (
+            np.arange(count, dtype=np.float32)[:, None, None]
+            + np.arange(5, dtype=np.float32)[:, None] / 10
+        )
         dataset = tf.data.Dataset.from_tensor_slices((x, np.zeros((count, 5, 1), np.float32)))
         return make_dense(1), dict(x=dataset)
 
@@ -396,7 +438,12 @@ def test_kept_rows_are_contiguous_rows_that_were_trained_on():
     face = CaptureFace()
     fit(counted_case(), [face], epochs=1)
     for batch in face.tap.batches():
-        assert (batch.size, batch.source, batch.x.shape, batch.x.dtype) == (3, "captured", (3, 1), np.float32)
+        assert (batch.size, batch.source, batch.x.shape, batch.x.dtype) == (
+            3,
+            "captured",
+            (3, 1),
+            np.float32,
+        )
         np.testing.assert_allclose(np.diff(batch.x[:, 0]), 0.1, rtol=1e-4)
         assert batch.x.base is None or batch.x.base.nbytes == batch.x.nbytes
 
@@ -427,7 +474,10 @@ def test_rare_shapes_are_kept_besides_the_even_sample():
 @pytest.mark.parametrize(
     ("case", "check"),
     [
-        (dict_case, lambda x: sorted(x) == ["a", "b"] and x["a"].shape == (3, 3) and x["b"].shape == (3, 2)),
+        (
+            dict_case,
+            lambda x: sorted(x) == ["a", "b"] and x["a"].shape == (3, 3) and x["b"].shape == (3, 2),
+        ),
         (list_case, lambda x: isinstance(x, tuple) and [a.shape for a in x] == [(3, 2), (3, 3)]),
         (sample_weight_case, lambda x: x.shape == (3, 4)),
         (ragged_case, lambda x: isinstance(x, tf.RaggedTensor) and x.nrows() == 3),
@@ -518,7 +568,9 @@ def test_train_function_is_the_original_after_an_exception_in_on_train_batch_end
     model.make_train_function()
     original = vars(model)["train_function"]
     with pytest.raises(error):
-        model.fit(**kwargs, verbose=0, callbacks=[CaptureFace(), Raising("on_train_batch_end", error)])
+        model.fit(
+            **kwargs, verbose=0, callbacks=[CaptureFace(), Raising("on_train_batch_end", error)]
+        )
     assert vars(model)["train_function"] is original
 
 
@@ -530,7 +582,11 @@ def test_a_stand_in_left_by_a_callback_behind_ours_goes_at_the_next_use(use):
     original = vars(model)["train_function"]
     face = CaptureFace()
     with pytest.raises(KeyboardInterrupt):
-        model.fit(**kwargs, verbose=0, callbacks=[face, Raising("on_train_batch_begin", KeyboardInterrupt)])
+        model.fit(
+            **kwargs,
+            verbose=0,
+            callbacks=[face, Raising("on_train_batch_begin", KeyboardInterrupt)],
+        )
     assert vars(model)["train_function"] is not original
     if use == "train_on_batch":
         model.train_on_batch(kwargs["x"][:7], kwargs["y"][:7])
@@ -563,14 +619,18 @@ def failing_case(good):
 
     def case():
         model, kwargs = counted_case(12)()
-        checked = kwargs["x"].map(lambda x, y: (tf.debugging.check_numerics(x / (x[0, 0] - good), "bad"), y))
+        checked = kwargs["x"].map(
+            lambda x, y: (tf.debugging.check_numerics(x / (x[0, 0] - good), "bad"), y)
+        )
         return model, dict(x=checked)
 
     return case
 
 
 @pytest.mark.parametrize(("steps_per_execution", "good"), [(1, 0), (1, 2), (3, 3), (3, 4), (3, 5)])
-def test_errors_of_the_users_pipeline_reach_the_user_after_the_same_steps(steps_per_execution, good):
+def test_errors_of_the_users_pipeline_reach_the_user_after_the_same_steps(
+    steps_per_execution, good
+):
     def train(callbacks):
         keras.utils.set_random_seed(3)
         model, kwargs = failing_case(good)()
@@ -591,7 +651,11 @@ def test_errors_of_the_users_pipeline_reach_the_user_after_the_same_steps(steps_
 
 
 def warnings_of(recorded):
-    return [str(warning.message) for warning in recorded if "Sampling of training batches" in str(warning.message)]
+    return [
+        str(warning.message)
+        for warning in recorded
+        if "Sampling of training batches" in str(warning.message)
+    ]
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
@@ -603,7 +667,9 @@ def warnings_of(recorded):
         ("_dataset_iterator", "RuntimeError while handing an element back"),
     ],
 )
-def test_errors_of_ours_warn_once_and_leave_training_unchanged(monkeypatch, broken, problem, steps_per_execution):
+def test_errors_of_ours_warn_once_and_leave_training_unchanged(
+    monkeypatch, broken, problem, steps_per_execution
+):
     without = fit_without_tap(numpy_case, steps_per_execution)
     calls = []
 
@@ -615,7 +681,9 @@ def test_errors_of_ours_warn_once_and_leave_training_unchanged(monkeypatch, brok
     face = CaptureFace()
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
-        _, with_tap = fit(numpy_case, [face], compile_options=dict(steps_per_execution=steps_per_execution))
+        _, with_tap = fit(
+            numpy_case, [face], compile_options=dict(steps_per_execution=steps_per_execution)
+        )
     assert with_tap == without
     assert len(calls) == 1
     assert face.tap.problem == problem
@@ -673,7 +741,10 @@ def test_elements_of_four_parts_are_left_alone():
 
 def test_distributed_training_is_left_alone():
     face = CaptureFace()
-    with tf.distribute.MirroredStrategy(["CPU:0"]).scope(), warnings.catch_warnings(record=True) as recorded:
+    with (
+        tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
+        warnings.catch_warnings(record=True) as recorded,
+    ):
         warnings.simplefilter("always")
         model, kwargs = numpy_case()
         model.compile("sgd", "mse", jit_compile=False)
@@ -745,7 +816,9 @@ def test_any_step_of_the_fit_and_any_element_of_an_execution_may_be_kept():
         source = iter([(np.full((2, 1), i), None) for i in range(120)])
         arguments = ("", source)
         run_steps(
-            Backend(lambda state, iterator: list(itertools.islice(iterator, 3)), steps_per_execution=3),
+            Backend(
+                lambda state, iterator: list(itertools.islice(iterator, 3)), steps_per_execution=3
+            ),
             tap,
             [arguments] * 40,
         )
@@ -756,7 +829,9 @@ def test_any_step_of_the_fit_and_any_element_of_an_execution_may_be_kept():
     # 160 draws of 120 steps miss a step with probability 0.26.
     assert len(kept) > 75
     assert {step % 3 for step in kept} == {0, 1, 2}
-    assert all(30 > len([step for step in kept if low <= step < low + 30]) > 14 for low in (0, 30, 60, 90))
+    assert all(
+        30 > len([step for step in kept if low <= step < low + 30]) > 14 for low in (0, 30, 60, 90)
+    )
 
 
 def test_jax_sees_the_error_of_its_iterator_where_it_was():

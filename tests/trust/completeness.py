@@ -57,7 +57,10 @@ def read_version(path: str | os.PathLike[str]) -> Version:
         saved_model.ParseFromString(content)
     except Exception as error:
         raise IncompleteError(f"saved_model.pb cannot be parsed: {error}") from error
-    if not saved_model.meta_graphs or "serving_default" not in saved_model.meta_graphs[0].signature_def:
+    if (
+        not saved_model.meta_graphs
+        or "serving_default" not in saved_model.meta_graphs[0].signature_def
+    ):
         raise IncompleteError("saved_model.pb has no serving_default")
     return Version(_weights_of(path), _records_of(path), _has_fingerprint(path))
 
@@ -85,7 +88,9 @@ def _records_of(path: pathlib.Path) -> int | None:
     try:
         for record in checked_records(str(file)):
             request = PredictionLog.FromString(record).predict_log.request
-            generations |= {int(tf.make_ndarray(tensor).min()) for tensor in request.inputs.values()}
+            generations |= {
+                int(tf.make_ndarray(tensor).min()) for tensor in request.inputs.values()
+            }
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise IncompleteError(f"{RECORDS} cannot be read: {error}") from error
     if len(generations) != 1:

@@ -75,7 +75,9 @@ _ALLOWED: dict[str, Callable[[Growth, Growth], bool]] = {
     "handles": lambda plain, warm: warm.last - warm.first <= max(plain.last - plain.first, 0),
     "threads": lambda plain, warm: warm.last - warm.first <= max(plain.last - plain.first, 0),
     # Of the processor: seconds by the clock also tell what else the machine does.
-    "CPU s each": lambda plain, warm: warm.last / warm.first <= max(plain.last / plain.first, 1) * 1.25,
+    "CPU s each": lambda plain, warm: (
+        warm.last / warm.first <= max(plain.last / plain.first, 1) * 1.25
+    ),
     "s each": lambda plain, warm: True,
 }
 
@@ -119,7 +121,10 @@ class _Sample(keras.callbacks.Callback):
         self.samples: list[list[float]] = []
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        cpu_s, seconds = time.process_time() - self._start.cpu_began, time.perf_counter() - self._start.began
+        cpu_s, seconds = (
+            time.process_time() - self._start.cpu_began,
+            time.perf_counter() - self._start.began,
+        )
         self.samples.append(_sample(cpu_s, seconds))
 
 
@@ -142,7 +147,9 @@ def _fit(export: keras.callbacks.Callback, epochs: int) -> list[list[float]]:
     rows = build_rows(2)
     start = _Start()
     sample = _Sample(start)
-    model.fit(rows, rows[:, :3], batch_size=8, epochs=epochs, verbose=0, callbacks=[start, export, sample])
+    model.fit(
+        rows, rows[:, :3], batch_size=8, epochs=epochs, verbose=0, callbacks=[start, export, sample]
+    )
     return sample.samples
 
 
@@ -153,5 +160,7 @@ def fit_plain(base: str, epochs: int) -> list[list[float]]:
 
 def fit_warm(base: str, epochs: int) -> list[list[float]]:
     """Trains with `WarmupExport` at each epoch: in a child."""
-    export = kw.WarmupExport(f"{base}/{{version}}", save_freq="epoch", max_to_keep=_KEPT, warmup=WARMUP, verbose=0)
+    export = kw.WarmupExport(
+        f"{base}/{{version}}", save_freq="epoch", max_to_keep=_KEPT, warmup=WARMUP, verbose=0
+    )
     return _fit(export, epochs)

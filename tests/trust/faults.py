@@ -39,7 +39,9 @@ class Trials:
         self.scratch = scratch
         self._numbers = itertools.count(1)
 
-    def fresh(self, name: str, parent: pathlib.Path | None = None, killed: shim.Arm | None = None) -> pathlib.Path:
+    def fresh(
+        self, name: str, parent: pathlib.Path | None = None, killed: shim.Arm | None = None
+    ) -> pathlib.Path:
         """Makes the root of a trial; `m` in it is the base path, prepared for a scenario.
 
         Args:
@@ -50,7 +52,9 @@ class Trials:
         template = self.scratch / "templates" / (name if killed is None else f"{name}-killed")
         if not template.exists() and killed is None:
             (template / "m").mkdir(parents=True)
-            outcome = self.server.run("tests.trust.scenarios:prepare", {"name": name, "base": str(template / "m")})
+            outcome = self.server.run(
+                "tests.trust.scenarios:prepare", {"name": name, "base": str(template / "m")}
+            )
             if outcome.ended != "returned":
                 raise RuntimeError(f"cannot prepare {name!r}: {outcome}")
         elif not template.exists():
@@ -74,7 +78,9 @@ class Trials:
         faults = judge_done(root / "m", SCENARIOS[name].done)
         left = leftovers_of(root, root / "m")
         if outcome.ended != "returned" or faults or left:
-            raise RuntimeError(f"{name!r} fails undisturbed: {outcome}, {faults}, left over: {left}")
+            raise RuntimeError(
+                f"{name!r} fails undisturbed: {outcome}, {faults}, left over: {left}"
+            )
         shutil.rmtree(root)
         return outcome.operations
 
@@ -113,16 +119,24 @@ def kill_everywhere(
         twice: whether the export that is killed finds, and sweeps, what an earlier kill left.
     """
     figures = Figures(
-        "kills" + (" of an export that sweeps" if twice else "") + (", no exchange" if deny_exchange else "")
+        "kills"
+        + (" of an export that sweeps" if twice else "")
+        + (", no exchange" if deny_exchange else "")
     )
     newest = dict.fromkeys(names, 0)
     with timed(figures):
-        first = {name: _first_kill(trials, name, deny_exchange) if twice else None for name in names}
-        totals = {name: trials.count(name, first[name], deny_exchange=deny_exchange) for name in names}
+        first = {
+            name: _first_kill(trials, name, deny_exchange) if twice else None for name in names
+        }
+        totals = {
+            name: trials.count(name, first[name], deny_exchange=deny_exchange) for name in names
+        }
         for name, number in share_out(totals, count):
             root = trials.fresh(name, killed=first[name])
             where = f"{name} before operation {number}"
-            outcome = trials.run(name, root, arm=shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange))
+            outcome = trials.run(
+                name, root, arm=shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange)
+            )
             if outcome.ended != "killed":
                 # Threads do not always do the same number of operations.
                 figures.measure("not reached")
@@ -134,7 +148,12 @@ def kill_everywhere(
             # The points come in their order: what was published at an earlier one must be there at a later one.
             listed = max(versions_of(root / "m"), default=0)
             if listed < newest[name] and not has_gap:
-                faults.append(("missing", f"version {newest[name]} was listed at an earlier operation, now {listed}"))
+                faults.append(
+                    (
+                        "missing",
+                        f"version {newest[name]} was listed at an earlier operation, now {listed}",
+                    )
+                )
             newest[name] = max(newest[name], listed)
             if listed:
                 faults += judge_next(name, root, trials.run(name, root, generation=3))
@@ -155,7 +174,9 @@ def _first_kill(trials: Trials, name: str, deny_exchange: bool) -> shim.Arm:
     if deny_exchange and name in REPLACING:
         old = os.path.realpath(root / "m" / "1")
         number = 2 + next(
-            index for index, one in enumerate(operations) if one.path == old and one.other and not one.error
+            index
+            for index, one in enumerate(operations)
+            if one.path == old and one.other and not one.error
         )
     shutil.rmtree(root)
     return shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange)
@@ -170,7 +191,9 @@ def _judge_restored(trials: Trials, name: str, root: pathlib.Path) -> list[Fault
     except IncompleteError as error:
         return [*faults, ("missing", f"version 1 is not brought back: {error}")]
     if state not in SCENARIOS[name].allowed[1]:
-        faults.append(("missing", f"version 1 is not brought back, but holds the generations {state}"))
+        faults.append(
+            ("missing", f"version 1 is not brought back, but holds the generations {state}")
+        )
     return faults
 
 
@@ -178,7 +201,9 @@ def interrupt_everywhere(trials: Trials, count: int, names: Sequence[str] = ALL)
     """Sends SIGINT before file operations of any class; the process lives on and exports again."""
     figures = Figures("interrupts (SIGINT)")
     with timed(figures):
-        totals = {name: trials.count(name, classes=shim.CHANGE | shim.READ | shim.LOOK) for name in names}
+        totals = {
+            name: trials.count(name, classes=shim.CHANGE | shim.READ | shim.LOOK) for name in names
+        }
         for name, number in share_out(totals, count):
             root = trials.fresh(name)
             arm = shim.Arm.at(number, shim.INTERRUPT, classes=shim.CHANGE | shim.READ | shim.LOOK)
@@ -224,7 +249,9 @@ FAILURES = (
 )
 
 
-def fail_everywhere(trials: Trials, count: int, failure: Failure, names: Sequence[str] = ALL) -> Figures:
+def fail_everywhere(
+    trials: Trials, count: int, failure: Failure, names: Sequence[str] = ALL
+) -> Figures:
     """Lets file operations fail, one for each trial; the same process then exports again."""
     figures = Figures(failure.attack)
     with timed(figures):
@@ -257,7 +284,9 @@ def fill_disks(trials: Trials, count: int, names: Sequence[str] = ALL) -> Figure
     disk = trials.scratch / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
     )
     if mounted.returncode != 0:
         disk.rmdir()
@@ -266,7 +295,9 @@ def fill_disks(trials: Trials, count: int, names: Sequence[str] = ALL) -> Figure
         with timed(figures):
             for index, name in enumerate(names):
                 needed = _space_for(trials, name, disk)
-                sizes = spread(needed // 4096, max(count // len(names) + (index < count % len(names)), 1))
+                sizes = spread(
+                    needed // 4096, max(count // len(names) + (index < count % len(names)), 1)
+                )
                 for pages in sizes:
                     _fill_and_run(trials, name, disk, pages * 4096, figures)
     finally:
@@ -290,7 +321,9 @@ def _space_for(trials: Trials, name: str, disk: pathlib.Path) -> int:
     return high
 
 
-def _fill_and_run(trials: Trials, name: str, disk: pathlib.Path, free: int, figures: Figures) -> None:
+def _fill_and_run(
+    trials: Trials, name: str, disk: pathlib.Path, free: int, figures: Figures
+) -> None:
     root = trials.fresh(name, disk)
     where = f"{name} with {free // 1024} KiB free"
     ballast = _leave_free(disk, free)
@@ -335,7 +368,10 @@ def _story(
     outcome = trials.server.run("tests.trust.faults:disturb", arguments)
     if outcome.ended != "returned":
         figures.trials += 1
-        figures.add("failed", f"{where}: the process {outcome.ended}, {outcome.error} {outcome.message[:300]}")
+        figures.add(
+            "failed",
+            f"{where}: the process {outcome.ended}, {outcome.error} {outcome.message[:300]}",
+        )
         return None
     story: dict[str, Any] = outcome.value
     if arm is not None and story["operations"] < arm.first:
@@ -346,7 +382,9 @@ def _story(
     return story
 
 
-def disturb(name: str, root: str, arm: dict[str, Any] | None, ballast: str | None) -> dict[str, Any]:
+def disturb(
+    name: str, root: str, arm: dict[str, Any] | None, ballast: str | None
+) -> dict[str, Any]:
     """Runs a scenario armed, looks at what is there, and exports again: in a child.
 
     Returns:
@@ -409,7 +447,12 @@ def _judge_error(root: pathlib.Path, story: dict[str, Any], reason: str) -> list
 def judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]:
     """Judges the export after the disturbed one: it succeeds, and nothing is left over."""
     if following.ended != "returned":
-        return [("failed", f"the next export {following.ended}: {following.error}: {following.message[:300]}")]
+        return [
+            (
+                "failed",
+                f"the next export {following.ended}: {following.error}: {following.message[:300]}",
+            )
+        ]
     weights, _ = SCENARIOS[name].done
     faults = judge_done(root / "m", (3 if weights == 2 else weights, 3))
     left = leftovers_of(root, root / "m")
@@ -421,6 +464,8 @@ def judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]
 def tally(figures: Figures, where: str, faults: Sequence[Fault], root: pathlib.Path) -> None:
     """Counts each kind of fault once for each trial; removes the directory of a good one."""
     for kind in dict.fromkeys(fault for fault, _ in faults):
-        figures.add(kind, f"{where}: " + "; ".join(words for fault, words in faults if fault == kind))
+        figures.add(
+            kind, f"{where}: " + "; ".join(words for fault, words in faults if fault == kind)
+        )
     if not faults:
         shutil.rmtree(root)

@@ -120,7 +120,8 @@ class HostileFigures:
 
 def _text_of(measured: Mapping[str, float | str]) -> str:
     return "; ".join(
-        f"{name}: {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in sorted(measured.items())
+        f"{name}: {value if isinstance(value, str) else f'{value:.4g}'}"
+        for name, value in sorted(measured.items())
     )
 
 

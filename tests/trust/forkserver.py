@@ -72,7 +72,9 @@ class Child:
         while (outcome := self.poll()) is None:
             if time.monotonic() > deadline:
                 self.kill()
-                raise TrialError(f"a child hung for {timeout:.0f} s; its output is in {self._result}.log")
+                raise TrialError(
+                    f"a child hung for {timeout:.0f} s; its output is in {self._result}.log"
+                )
             time.sleep(0.005)
         return outcome
 
@@ -97,7 +99,9 @@ class Child:
     def kill(self) -> None:
         """Kills the child and waits for its end."""
         os.kill(self.pid, signal.SIGKILL)
-        while (status := self._server._ask({"do": "poll", "pid": self.pid})) is None or os.WIFSTOPPED(status):
+        while (
+            status := self._server._ask({"do": "poll", "pid": self.pid})
+        ) is None or os.WIFSTOPPED(status):
             time.sleep(0.002)
 
 
@@ -159,7 +163,9 @@ class ForkServer:
         }
         return Child(self, self._ask(request), result)
 
-    def run(self, function: str, arguments: Mapping[str, Any] | None = None, **options: Any) -> Outcome:
+    def run(
+        self, function: str, arguments: Mapping[str, Any] | None = None, **options: Any
+    ) -> Outcome:
         """Forks a child and waits for it."""
         return self.start(function, arguments, **options).wait()
 
@@ -228,7 +234,10 @@ def _run_child(request: Mapping[str, Any]) -> None:
         except BaseException as error:
             traceback.print_exc()
             outcome = Outcome(
-                "raised", error=type(error).__name__, message=str(error), known=isinstance(error, WarmupError)
+                "raised",
+                error=type(error).__name__,
+                message=str(error),
+                known=isinstance(error, WarmupError),
             )
         operations = shim.disarm() if armed else 0
         report = {**dataclasses.asdict(outcome), "operations": operations}

@@ -18,12 +18,60 @@ from keras_warmup.records.warmup_file import RecordProblem, read_records, scan_r
 from tests.trust.hostile_models import frame
 from tests.trust.measured import Case, look_at
 
-_NUMBERS = (0, 1, -1, 2, 7, 99, 127, 255, 10**9, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1, -(2**31), -(2**63))
-_TEXTS = ("", "x", "^", ":", "^x", "x:0", "x:999999999", "x:²", "nothing", "\x1b[2J", "[/b]", "\ue000", "n" * 10_000)
+_NUMBERS = (
+    0,
+    1,
+    -1,
+    2,
+    7,
+    99,
+    127,
+    255,
+    10**9,
+    2**31 - 1,
+    2**31,
+    2**40,
+    2**62,
+    2**63 - 1,
+    -(2**31),
+    -(2**63),
+)
+_TEXTS = (
+    "",
+    "x",
+    "^",
+    ":",
+    "^x",
+    "x:0",
+    "x:999999999",
+    "x:²",
+    "nothing",
+    "\x1b[2J",
+    "[/b]",
+    "\ue000",
+    "n" * 10_000,
+)
 # Ops that each walk has a case for; whichever node becomes one lacks the attributes and inputs for it.
 _OPS = (
-    *("Identity", "IdentityN", "Placeholder", "Const", "While", "StatelessWhile", "If", "Case", "PartitionedCall"),
-    *("StatefulPartitionedCall", "BatchFunction", "RemoteCall", "SymbolicGradient", "ParseExample", "ParseExampleV2"),
+    *(
+        "Identity",
+        "IdentityN",
+        "Placeholder",
+        "Const",
+        "While",
+        "StatelessWhile",
+        "If",
+        "Case",
+        "PartitionedCall",
+    ),
+    *(
+        "StatefulPartitionedCall",
+        "BatchFunction",
+        "RemoteCall",
+        "SymbolicGradient",
+        "ParseExample",
+        "ParseExampleV2",
+    ),
     *(
         "ParseSingleExample",
         "ParseSequenceExample",
@@ -33,9 +81,34 @@ _OPS = (
         "DecodeBase64",
         "ParseTensor",
     ),
-    *("DecodeCompressed", "Unpack", "Split", "SplitV", "Switch", "Merge", "NextIteration", "RaggedTensorFromVariant"),
-    *("TensorListPopBack", "VarHandleOp", "ReadVariableOp", "AssignVariableOp", "RestoreV2", "SaveV2", "ReadFile"),
-    *("PrintV2", "PyFunc", "CacheDataset", "InitializeTableFromTextFileV2", "LookupTableFindV2", "NoSuchOp", "Reshape"),
+    *(
+        "DecodeCompressed",
+        "Unpack",
+        "Split",
+        "SplitV",
+        "Switch",
+        "Merge",
+        "NextIteration",
+        "RaggedTensorFromVariant",
+    ),
+    *(
+        "TensorListPopBack",
+        "VarHandleOp",
+        "ReadVariableOp",
+        "AssignVariableOp",
+        "RestoreV2",
+        "SaveV2",
+        "ReadFile",
+    ),
+    *(
+        "PrintV2",
+        "PyFunc",
+        "CacheDataset",
+        "InitializeTableFromTextFileV2",
+        "LookupTableFindV2",
+        "NoSuchOp",
+        "Reshape",
+    ),
 )
 
 
@@ -129,7 +202,9 @@ def _messages_in(field: FieldDescriptor, value: Any) -> list[Any]:
     return list(value) if field.is_repeated else [value]
 
 
-def _mutate_entries(message: Any, field: FieldDescriptor, value: Any, chance: random.Random) -> None:
+def _mutate_entries(
+    message: Any, field: FieldDescriptor, value: Any, chance: random.Random
+) -> None:
     """Repeats, removes or swaps the messages of a field."""
     if _is_map(field):
         keys = sorted(value)
@@ -173,7 +248,9 @@ def _mutate_graph(saved_model: SavedModel, chance: random.Random) -> None:
         return
     graph_def = saved_model.meta_graphs[0].graph_def
     library = list(graph_def.library.function)
-    bodies = [nodes for nodes in (graph_def.node, *(function.node_def for function in library)) if nodes]
+    bodies = [
+        nodes for nodes in (graph_def.node, *(function.node_def for function in library)) if nodes
+    ]
     if not bodies:
         return
     nodes = chance.choice(bodies)
@@ -188,7 +265,9 @@ def _mutate_graph(saved_model: SavedModel, chance: random.Random) -> None:
             else:
                 node.input.append(other.name + suffix)
         case "call" if library:
-            node.op = chance.choice(("PartitionedCall", "StatefulPartitionedCall", "While", "If", "Case"))
+            node.op = chance.choice(
+                ("PartitionedCall", "StatefulPartitionedCall", "While", "If", "Case")
+            )
             for role in ("f", "body", "cond", "then_branch", "else_branch"):
                 node.attr[role].func.name = chance.choice(library).signature.name
         case "defun" if library:
@@ -196,7 +275,9 @@ def _mutate_graph(saved_model: SavedModel, chance: random.Random) -> None:
         case "result" if library:
             function = chance.choice(library)
             for name in sorted(function.ret):
-                function.ret[name] = chance.choice((other.name, other.name + ":output:7", "", "nothing"))
+                function.ret[name] = chance.choice(
+                    (other.name, other.name + ":output:7", "", "nothing")
+                )
 
 
 # What the children of `measured.run_measured` call.

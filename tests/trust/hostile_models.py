@@ -26,7 +26,9 @@ HOSTILE: dict[str, Builder] = {}
 
 AttrValue = tf.compat.v1.AttrValue
 HUGE = 2**40
-STRING, FLOAT, INT64, INT32 = (dtype.as_datatype_enum for dtype in (tf.string, tf.float32, tf.int64, tf.int32))
+STRING, FLOAT, INT64, INT32 = (
+    dtype.as_datatype_enum for dtype in (tf.string, tf.float32, tf.int64, tf.int32)
+)
 
 
 def hostile(builder: Builder) -> Builder:
@@ -35,7 +37,9 @@ def hostile(builder: Builder) -> Builder:
     return builder
 
 
-def hostile_graph(name: str) -> Callable[[Callable[[MetaGraphDef], None]], Callable[[MetaGraphDef], None]]:
+def hostile_graph(
+    name: str,
+) -> Callable[[Callable[[MetaGraphDef], None]], Callable[[MetaGraphDef], None]]:
     """Registers a change of the tiny model's meta graph."""
 
     def register(change: Callable[[MetaGraphDef], None]) -> Callable[[MetaGraphDef], None]:
@@ -100,7 +104,11 @@ def add_node(nodes: Any, name: str, op: str, inputs: Iterable[str] = (), **attrs
 
 
 def add_function(
-    meta_graph: MetaGraphDef, name: str, returns: str = "x", dtype: tf.DType = tf.float32, arg: str = "x"
+    meta_graph: MetaGraphDef,
+    name: str,
+    returns: str = "x",
+    dtype: tf.DType = tf.float32,
+    arg: str = "x",
 ) -> Any:
     """Adds a function of one argument and one result; returns its nodes."""
     function = meta_graph.graph_def.library.function.add()
@@ -111,9 +119,13 @@ def add_function(
     return function.node_def
 
 
-def add_call(nodes: Any, name: str, tensor: str, function: str, dtype: tf.DType = tf.float32) -> Any:
+def add_call(
+    nodes: Any, name: str, tensor: str, function: str, dtype: tf.DType = tf.float32
+) -> Any:
     """Adds a call of a function of one argument."""
-    return add_node(nodes, name, "StatefulPartitionedCall", [tensor], Tin=[dtype], Tout=[dtype], f=function)
+    return add_node(
+        nodes, name, "StatefulPartitionedCall", [tensor], Tin=[dtype], Tout=[dtype], f=function
+    )
 
 
 def constant(shape: Iterable[int], dtype: int = FLOAT, **values: Any) -> TensorProto:
@@ -188,7 +200,14 @@ def write_warmup(directory: pathlib.Path, content: bytes) -> pathlib.Path:
 def frame(data: bytes) -> bytes:
     """A TFRecord frame with checksums that fit."""
     header = struct.pack("<Q", len(data))
-    return b"".join([header, struct.pack("<I", _masked_crc32c(header)), data, struct.pack("<I", _masked_crc32c(data))])
+    return b"".join(
+        [
+            header,
+            struct.pack("<I", _masked_crc32c(header)),
+            data,
+            struct.pack("<I", _masked_crc32c(data)),
+        ]
+    )
 
 
 def predict_log(**tensors: TensorProto) -> PredictionLog:
@@ -217,7 +236,12 @@ def parsing_model(**changes: Any) -> SavedModel:
     }.items():
         add_node(nodes, name, "Const", value=value, dtype=tf.as_dtype(value.dtype))
     attrs = {
-        **{"Tdense": [tf.float32], "dense_shapes": [(1,)], "sparse_types": [tf.int64], "num_sparse": 1},
+        **{
+            "Tdense": [tf.float32],
+            "dense_shapes": [(1,)],
+            "sparse_types": [tf.int64],
+            "num_sparse": 1,
+        },
         **{"ragged_value_types": [], "ragged_split_types": []},
         **{key: value for key, value in changes.items() if not isinstance(value, TensorProto)},
     }
@@ -239,14 +263,18 @@ def hostile_parser(name: str, **changes: Any) -> None:
 @hostile_graph("a function that calls itself")
 def _(meta_graph: MetaGraphDef) -> None:
     add_call(add_function(meta_graph, "f", "call:output:0"), "call", "x", "f")
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f"
+    )
 
 
 @hostile_graph("two functions that call each other")
 def _(meta_graph: MetaGraphDef) -> None:
     add_call(add_function(meta_graph, "f", "call:output:0"), "call", "x", "g")
     add_call(add_function(meta_graph, "g", "call:output:0"), "call", "x", "f")
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f"
+    )
 
 
 @hostile_graph("a function that calls itself as an op of its name")
@@ -259,10 +287,14 @@ def _(meta_graph: MetaGraphDef) -> None:
 def _(meta_graph: MetaGraphDef) -> None:
     nodes = add_function(meta_graph, "f", "loop:output:0")
     add_node(nodes, "loop", "While", ["x"], T=[tf.float32], cond="f", body="f")
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f"
+    )
 
 
-def _chain(meta_graph: MetaGraphDef, depth: int, calls: int, dtype: tf.DType, last: str = "") -> None:
+def _chain(
+    meta_graph: MetaGraphDef, depth: int, calls: int, dtype: tf.DType, last: str = ""
+) -> None:
     """`f0` calls `f1` some times over, and so on."""
     for level in range(depth):
         nodes = add_function(meta_graph, f"f{level}", f"c{calls - 1}:output:0", dtype)
@@ -288,8 +320,12 @@ def _register_chain(name: str, depth: int, calls: int, dtype: tf.DType, last: st
 
 _register_chain("60 levels of functions that call the next one twice", 60, 2, tf.float32)
 _register_chain("60 levels of functions of strings that call the next one twice", 60, 2, tf.string)
-_register_chain("60 levels of functions that call the next one twice above a file", 60, 2, tf.string, "ReadFile")
-_register_chain("20 levels of functions of strings that call the next one 40 times", 20, 40, tf.string)
+_register_chain(
+    "60 levels of functions that call the next one twice above a file", 60, 2, tf.string, "ReadFile"
+)
+_register_chain(
+    "20 levels of functions of strings that call the next one 40 times", 20, 40, tf.string
+)
 _register_chain("1000 functions that call the next one", 1000, 1, tf.float32)
 _register_chain("5000 functions of strings that call the next one", 5000, 1, tf.string)
 
@@ -334,7 +370,9 @@ def _(meta_graph: MetaGraphDef) -> None:
         variable = last.add(name=f"v{index}", op="VarHandleOp")
         variable.attr["dtype"].type = FLOAT
         variable.attr["shape"].shape.SetInParent()
-    meta_graph.graph_def.library.function[-1].control_ret.update({f"v{index}": f"v{index}" for index in range(2000)})
+    meta_graph.graph_def.library.function[-1].control_ret.update(
+        {f"v{index}": f"v{index}" for index in range(2000)}
+    )
     for index in range(5000):
         add_call(add_function(meta_graph, f"f{index}", "call:output:0"), "call", "x", "last")
         add_call(meta_graph.graph_def.node, f"call{index}", "x", f"f{index}")
@@ -344,18 +382,34 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 @hostile_graph("a call of a function that is missing")
 def _(meta_graph: MetaGraphDef) -> None:
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="missing")
+    replace_output(
+        meta_graph,
+        "StatefulPartitionedCall",
+        ["x"],
+        Tin=[tf.float32],
+        Tout=[tf.float32],
+        f="missing",
+    )
 
 
 @hostile_graph("a call without a function")
 def _(meta_graph: MetaGraphDef) -> None:
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32])
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32]
+    )
 
 
 @hostile_graph("a call with more inputs than the function has arguments")
 def _(meta_graph: MetaGraphDef) -> None:
     add_function(meta_graph, "f")
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"] * 3, Tin=[tf.float32] * 3, Tout=[tf.float32], f="f")
+    replace_output(
+        meta_graph,
+        "StatefulPartitionedCall",
+        ["x"] * 3,
+        Tin=[tf.float32] * 3,
+        Tout=[tf.float32],
+        f="f",
+    )
 
 
 @hostile_graph("a call with fewer inputs than the function has arguments")
@@ -374,7 +428,9 @@ def _(meta_graph: MetaGraphDef) -> None:
     )
     node_named(meta_graph.graph_def.node, "x").attr["dtype"].type = STRING
     meta_graph.signature_def["serving_default"].inputs["x"].dtype = STRING
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.string], Tout=[tf.string], f="f")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.string], Tout=[tf.string], f="f"
+    )
 
 
 @hostile_graph("a loop that returns fewer values than it takes")
@@ -393,20 +449,26 @@ def _(meta_graph: MetaGraphDef) -> None:
 def _(meta_graph: MetaGraphDef) -> None:
     add_function(meta_graph, "f", "nothing:output:0")
     meta_graph.graph_def.library.function[0].ret.clear()
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f"
+    )
 
 
 @hostile_graph("two functions of one name")
 def _(meta_graph: MetaGraphDef) -> None:
     add_function(meta_graph, "f")
     add_node(add_function(meta_graph, "f", "y:output:0"), "y", "Neg", ["x"], T=tf.float32)
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="f"
+    )
 
 
 @hostile_graph("a function without a name")
 def _(meta_graph: MetaGraphDef) -> None:
     add_function(meta_graph, "")
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="")
+    replace_output(
+        meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f=""
+    )
 
 
 # Nodes of the main graph.
@@ -425,7 +487,9 @@ def _(meta_graph: MetaGraphDef) -> None:
     body = add_function(meta_graph, "body", "a:output:0", tf.string)
     add_node(body, "a", "Identity", ["b:output:0"], T=tf.string)
     add_node(body, "b", "Identity", ["a:output:0"], T=tf.string)
-    add_node(body, "parse", "ParseExampleV2", ["x"] * 5, Tdense=[], dense_shapes=[], sparse_types=[])
+    add_node(
+        body, "parse", "ParseExampleV2", ["x"] * 5, Tdense=[], dense_shapes=[], sparse_types=[]
+    )
     meta_graph.graph_def.library.function[0].control_ret["parse"] = "parse"
     node_named(meta_graph.graph_def.node, "x").attr["dtype"].type = STRING
     meta_graph.signature_def["serving_default"].inputs["x"].dtype = STRING
@@ -470,7 +534,9 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 @hostile_graph("inputs that name nothing")
 def _(meta_graph: MetaGraphDef) -> None:
-    replace_output(meta_graph, "AddN", ["", "^", ":", ":0", "^:0", "nothing", "x:-1"], T=tf.float32, N=7)
+    replace_output(
+        meta_graph, "AddN", ["", "^", ":", ":0", "^:0", "nothing", "x:-1"], T=tf.float32, N=7
+    )
 
 
 @hostile_graph("an op that no TensorFlow has")
@@ -489,7 +555,9 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 def many_nodes(count: int) -> bytes:
     """A serialized GraphDef of nodes that do nothing; made of bytes, since adding nodes one by one takes its time."""
-    return b"".join(_field(1, _field(1, b"n%d" % index) + _field(2, b"NoOp")) for index in range(count))
+    return b"".join(
+        _field(1, _field(1, b"n%d" % index) + _field(2, b"NoOp")) for index in range(count)
+    )
 
 
 def _many_nodes(count: int) -> Builder:
@@ -531,7 +599,9 @@ def _read_by_many(count: int) -> Builder:
             b"".join(
                 _field(
                     1,
-                    _field(1, b"i%d" % index) + _field(2, b"Neg") + _field(3, b"i%d" % (index - 1) if index else b"x"),
+                    _field(1, b"i%d" % index)
+                    + _field(2, b"Neg")
+                    + _field(3, b"i%d" % (index - 1) if index else b"x"),
                 )
                 for index in range(count)
             )
@@ -580,24 +650,47 @@ _string_reader("Unpack with 10^9 outputs", "Unpack", num=10**9, axis=0, T=tf.str
 _string_reader("Unpack with 2^62 outputs", "Unpack", num=2**62, axis=0, T=tf.string)
 _string_reader("Unpack with a negative number of outputs", "Unpack", num=-5, axis=0, T=tf.string)
 _string_reader("Split with 10^9 outputs", "Split", ("x", "x"), num_split=10**9, T=tf.string)
-_string_reader("DynamicPartition with 10^9 outputs", "DynamicPartition", ("x", "x"), num_partitions=10**9, T=tf.string)
 _string_reader(
-    "a ragged rank of 2^62", "RaggedTensorFromVariant", output_ragged_rank=2**62, input_ragged_rank=1, Tvalues=tf.string
+    "DynamicPartition with 10^9 outputs",
+    "DynamicPartition",
+    ("x", "x"),
+    num_partitions=10**9,
+    T=tf.string,
 )
-_string_reader("a ragged rank of -1", "RaggedTensorFromVariant", output_ragged_rank=-1, Tvalues=tf.string)
+_string_reader(
+    "a ragged rank of 2^62",
+    "RaggedTensorFromVariant",
+    output_ragged_rank=2**62,
+    input_ragged_rank=1,
+    Tvalues=tf.string,
+)
+_string_reader(
+    "a ragged rank of -1", "RaggedTensorFromVariant", output_ragged_rank=-1, Tvalues=tf.string
+)
 _string_reader("IdentityN without types", "IdentityN")
 _string_reader(
-    "DecodeCSV with a delimiter that is not UTF-8", "DecodeCSV", field_delim=b"\xff\xfe", OUT_TYPE=[tf.float32]
+    "DecodeCSV with a delimiter that is not UTF-8",
+    "DecodeCSV",
+    field_delim=b"\xff\xfe",
+    OUT_TYPE=[tf.float32],
 )
 _string_reader(
-    "DecodeCSV with unknown dtypes", "DecodeCSV", OUT_TYPE=AttrValue(list=AttrValue.ListValue(type=[77, 78]))
+    "DecodeCSV with unknown dtypes",
+    "DecodeCSV",
+    OUT_TYPE=AttrValue(list=AttrValue.ListValue(type=[77, 78])),
 )
-_string_reader("DecodeCompressed with a name that is not UTF-8", "DecodeCompressed", compression_type=b"\xff\xfe")
+_string_reader(
+    "DecodeCompressed with a name that is not UTF-8",
+    "DecodeCompressed",
+    compression_type=b"\xff\xfe",
+)
 _string_reader("DecodeRaw of an unknown dtype", "DecodeRaw", out_type=AttrValue(type=77))
 _string_reader("DecodeRaw without a dtype", "DecodeRaw")
 _string_reader("DecodePng of a negative number of channels", "DecodePng", channels=-(2**40))
 _string_reader("ParseTensor of a reference dtype", "ParseTensor", out_type=AttrValue(type=101))
-_string_reader("a string op with an attribute of each kind wrong", "StringToNumber", out_type=b"\xff")
+_string_reader(
+    "a string op with an attribute of each kind wrong", "StringToNumber", out_type=b"\xff"
+)
 
 
 @hostile
@@ -619,7 +712,9 @@ def DecodeBase64_that_doubles_at_each_level(directory: pathlib.Path) -> None:
     for index in range(40):
         for half in range(2):
             add_node(nodes, f"d{index}_{half}", "DecodeBase64", [last])
-        add_node(nodes, f"p{index}", "Pack", [f"d{index}_0", f"d{index}_1"], N=2, axis=0, T=tf.string)
+        add_node(
+            nodes, f"p{index}", "Pack", [f"d{index}_0", f"d{index}_1"], N=2, axis=0, T=tf.string
+        )
         last = f"p{index}"
     replace_output(saved_model.meta_graphs[0], "DecodeRaw", [last], out_type=tf.float32)
     write(directory, saved_model)
@@ -628,7 +723,13 @@ def DecodeBase64_that_doubles_at_each_level(directory: pathlib.Path) -> None:
 @hostile_graph("variables whose names are not UTF-8")
 def _(meta_graph: MetaGraphDef) -> None:
     nodes = meta_graph.graph_def.node
-    add_node(*(nodes, "v", "VarHandleOp"), dtype=tf.float32, shape=(), shared_name=b"\xff\xfe", container=b"\xc3\x28")
+    add_node(
+        *(nodes, "v", "VarHandleOp"),
+        dtype=tf.float32,
+        shape=(),
+        shared_name=b"\xff\xfe",
+        container=b"\xc3\x28",
+    )
     add_node(nodes, "read", "ReadVariableOp", ["v"], dtype=tf.float32)
     replace_output(meta_graph, "AddV2", ["x", "read"], T=tf.float32)
 
@@ -694,27 +795,53 @@ _in_500_signatures(
 
 
 hostile_parser("feature keys of shape [2^40]", dense=constant([HUGE], STRING, string_val=[b"a"]))
-hostile_parser("feature keys whose sizes overflow", dense=constant([2**62] * 4, STRING, string_val=[b"a"]))
+hostile_parser(
+    "feature keys whose sizes overflow", dense=constant([2**62] * 4, STRING, string_val=[b"a"])
+)
 hostile_parser("feature keys of a negative size", sparse=constant([-5], STRING, string_val=[b"a"]))
-hostile_parser("feature keys of 100 000 dimensions of 2^62", sparse=constant([2**62] * 100_000, STRING))
+hostile_parser(
+    "feature keys of 100 000 dimensions of 2^62", sparse=constant([2**62] * 100_000, STRING)
+)
 hostile_parser("a default of shape [2^40]", default=constant([HUGE], FLOAT, float_val=[0.0]))
 hostile_parser("a default of 4 GiB", default=constant([2**30], FLOAT, float_val=[0.0]))
-hostile_parser("a default whose content has another size", default=constant([3], FLOAT, tensor_content=b"\0" * 7))
-hostile_parser("a default of more values than elements", default=constant([1], FLOAT, float_val=[0.0] * 9))
-hostile_parser("a default of an unknown dtype", default=TensorProto(dtype=FLOAT, half_val=[2**31 - 1]))
-hostile_parser("feature keys that are not UTF-8", dense=constant([1], STRING, string_val=[b"\xff\xfe"]))
+hostile_parser(
+    "a default whose content has another size",
+    default=constant([3], FLOAT, tensor_content=b"\0" * 7),
+)
+hostile_parser(
+    "a default of more values than elements", default=constant([1], FLOAT, float_val=[0.0] * 9)
+)
+hostile_parser(
+    "a default of an unknown dtype", default=TensorProto(dtype=FLOAT, half_val=[2**31 - 1])
+)
+hostile_parser(
+    "feature keys that are not UTF-8", dense=constant([1], STRING, string_val=[b"\xff\xfe"])
+)
 hostile_parser("feature keys that are numbers", dense=constant([1], INT64, int64_val=[7]))
 hostile_parser("more types than feature keys", Tdense=[tf.float32] * 5)
 hostile_parser("fewer shapes than feature keys", dense_shapes=[])
-hostile_parser("unknown types of features", sparse_types=AttrValue(list=AttrValue.ListValue(type=[99])))
+hostile_parser(
+    "unknown types of features", sparse_types=AttrValue(list=AttrValue.ListValue(type=[99]))
+)
 hostile_parser("a parser of two inputs", inputs=["x", "names"])
 hostile_parser("a parser without a default", inputs=["x", "names", "sparse", "dense", "ragged"])
 hostile_parser("features of shape [2^40]", dense_shapes=[(HUGE,)])
 hostile_parser(
     "ParseSingleExample with keys that are not UTF-8",
-    **{"op": "ParseSingleExample", "inputs": ["x", "default"], "dense_keys": [b"\xff"], "sparse_keys": [b"\xfe"]},
+    **{
+        "op": "ParseSingleExample",
+        "inputs": ["x", "default"],
+        "dense_keys": [b"\xff"],
+        "sparse_keys": [b"\xfe"],
+    },
 )
-hostile_parser("ParseExample with fewer keys than types", op="ParseExample", inputs=["x", "names"], Nsparse=9, Ndense=9)
+hostile_parser(
+    "ParseExample with fewer keys than types",
+    op="ParseExample",
+    inputs=["x", "names"],
+    Nsparse=9,
+    Ndense=9,
+)
 
 
 @hostile
@@ -722,7 +849,9 @@ def a_thousand_defaults_of_a_million_elements(directory: pathlib.Path) -> None:
     count = 1000
     default = constant([10**6], FLOAT, float_val=[0.0])
     saved_model = parsing_model(
-        dense=constant([count], STRING, string_val=[f"k{index}".encode() for index in range(count)]),
+        dense=constant(
+            [count], STRING, string_val=[f"k{index}".encode() for index in range(count)]
+        ),
         default=default,
         Tdense=[tf.float32] * count,
         dense_shapes=[(10**6,)] * count,
@@ -736,7 +865,9 @@ def reshapes_of_a_default_in_a_circle(directory: pathlib.Path) -> None:
     saved_model = parsing_model(inputs=["x", "names", "sparse", "dense", "ragged", "r0"])
     nodes = saved_model.meta_graphs[0].graph_def.node
     for index in range(2):
-        add_node(nodes, f"r{index}", "Reshape", [f"r{1 - index}", "x"], T=tf.float32, Tshape=tf.int32)
+        add_node(
+            nodes, f"r{index}", "Reshape", [f"r{1 - index}", "x"], T=tf.float32, Tshape=tf.int32
+        )
     write(directory, saved_model)
 
 
@@ -760,10 +891,14 @@ def _filled(name: str, *sizes: int) -> None:
         nodes = meta_graph.graph_def.node
         dims = constant([len(sizes)], INT64, int64_val=sizes)
         add_node(nodes, "dims", "Const", value=dims, dtype=tf.int64)
-        add_node(nodes, "zero", "Const", value=constant([], FLOAT, float_val=[0.0]), dtype=tf.float32)
+        add_node(
+            nodes, "zero", "Const", value=constant([], FLOAT, float_val=[0.0]), dtype=tf.float32
+        )
         add_node(nodes, "fill", "Fill", ["dims", "zero"], T=tf.float32, index_type=tf.int64)
         add_node(nodes, "axis", "Const", value=constant([1], INT32, int_val=[0]), dtype=tf.int32)
-        add_node(nodes, "sum", "Sum", ["fill", "axis"], T=tf.float32, Tidx=tf.int32, keep_dims=False)
+        add_node(
+            nodes, "sum", "Sum", ["fill", "axis"], T=tf.float32, Tidx=tf.int32, keep_dims=False
+        )
         replace_output(meta_graph, "AddV2", ["x", "sum"], T=tf.float32)
 
 
@@ -781,10 +916,23 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 def _endless(meta_graph: MetaGraphDef, name: str, tensor: str) -> None:
     cond = add_function(meta_graph, "cond", "true:output:0")
-    meta_graph.graph_def.library.function[-1].signature.output_arg[0].type = tf.bool.as_datatype_enum
-    add_node(cond, "true", "Const", value=constant([], tf.bool.as_datatype_enum, bool_val=[True]), dtype=tf.bool)
+    meta_graph.graph_def.library.function[-1].signature.output_arg[
+        0
+    ].type = tf.bool.as_datatype_enum
+    add_node(
+        cond,
+        "true",
+        "Const",
+        value=constant([], tf.bool.as_datatype_enum, bool_val=[True]),
+        dtype=tf.bool,
+    )
     add_node(add_function(meta_graph, "body", "id:output:0"), "id", "Identity", ["x"], T=tf.float32)
-    add_node(*(meta_graph.graph_def.node, name, "StatelessWhile", [tensor]), T=[tf.float32], cond="cond", body="body")
+    add_node(
+        *(meta_graph.graph_def.node, name, "StatelessWhile", [tensor]),
+        T=[tf.float32],
+        cond="cond",
+        body="body",
+    )
 
 
 @hostile_graph("an endless loop in a signature")
@@ -815,7 +963,12 @@ def _(meta_graph: MetaGraphDef) -> None:
     add_node(nodes, "filter", "Placeholder", dtype=tf.float32, shape=(2**62, 2**62, 1, 1))
     add_node(
         *(nodes, "conv", "Conv2D", ["image", "filter"]),
-        **{"T": tf.float32, "strides": [1, -(2**62), 2**62, 0], "padding": b"VALID", "dilations": [-1, 0, 2**62, 1]},
+        **{
+            "T": tf.float32,
+            "strides": [1, -(2**62), 2**62, 0],
+            "padding": b"VALID",
+            "dilations": [-1, 0, 2**62, 1],
+        },
     )
 
 
@@ -839,8 +992,12 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 @hostile_graph("Abort in the init op")
 def _(meta_graph: MetaGraphDef) -> None:
-    add_node(meta_graph.graph_def.node, "abort", "Abort", error_msg=b"abort", exit_without_error=False)
-    meta_graph.signature_def["__saved_model_init_op"].outputs["__saved_model_init_op"].name = "abort"
+    add_node(
+        meta_graph.graph_def.node, "abort", "Abort", error_msg=b"abort", exit_without_error=False
+    )
+    meta_graph.signature_def["__saved_model_init_op"].outputs[
+        "__saved_model_init_op"
+    ].name = "abort"
 
 
 # Ops that act outside of the model.
@@ -924,7 +1081,9 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 @hostile_graph("a default input of shape [2^40]")
 def _(meta_graph: MetaGraphDef) -> None:
-    meta_graph.signature_def["serving_default"].defaults["x"].CopyFrom(constant([HUGE], FLOAT, float_val=[0.0]))
+    meta_graph.signature_def["serving_default"].defaults["x"].CopyFrom(
+        constant([HUGE], FLOAT, float_val=[0.0])
+    )
 
 
 def _composite(depth: int) -> Builder:
@@ -963,14 +1122,23 @@ def _(meta_graph: MetaGraphDef) -> None:
     for index in range(3000):
         inner = add_function(meta_graph, f"inner_{index}", "n19:y:0")
         for number in range(20):
-            add_node(inner, f"n{number}", "Neg", [f"n{number - 1}:y:0" if number else "x"], T=tf.float32)
+            add_node(
+                inner, f"n{number}", "Neg", [f"n{number - 1}:y:0" if number else "x"], T=tf.float32
+            )
     for index in range(1, 10_000):
         pair = meta_graph.object_graph_def.concrete_functions[
             f"inner_{index}"
         ].canonicalized_input_signature.tuple_value
         pair.values.add().tuple_value.values.add().tensor_spec_value.name = "x"
         pair.values.add().dict_value.SetInParent()
-    replace_output(meta_graph, "StatefulPartitionedCall", ["x"], Tin=[tf.float32], Tout=[tf.float32], f="wrapper")
+    replace_output(
+        meta_graph,
+        "StatefulPartitionedCall",
+        ["x"],
+        Tin=[tf.float32],
+        Tout=[tf.float32],
+        f="wrapper",
+    )
     for index in range(50):
         meta_graph.signature_def[f"s{index}"].CopyFrom(meta_graph.signature_def["serving_default"])
 
@@ -993,7 +1161,9 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 @hostile_graph("init and restore ops that name nothing")
 def _(meta_graph: MetaGraphDef) -> None:
-    meta_graph.signature_def["__saved_model_init_op"].outputs["__saved_model_init_op"].name = "nothing:²"
+    meta_graph.signature_def["__saved_model_init_op"].outputs[
+        "__saved_model_init_op"
+    ].name = "nothing:²"
     meta_graph.collection_def["legacy_init_op"].node_list.value.append("^")
     meta_graph.saver_def.restore_op_name = ":0"
     meta_graph.saver_def.filename_tensor_name = "^:9"
@@ -1080,9 +1250,7 @@ def saved_model_has_3_GiB(directory: pathlib.Path) -> None:
 @hostile
 def saved_model_pbtxt_nests_5000_deep(directory: pathlib.Path) -> None:
     opened = "tuple_value { values { " * 5000
-    text = (
-        f"meta_graphs {{ object_graph_def {{ concrete_functions {{ value {{ canonicalized_input_signature {{ {opened}"
-    )
+    text = f"meta_graphs {{ object_graph_def {{ concrete_functions {{ value {{ canonicalized_input_signature {{ {opened}"
     _raw(directory, text.encode(), "saved_model.pbtxt")
 
 
@@ -1123,7 +1291,9 @@ def _restoring(directory: pathlib.Path) -> pathlib.Path:
     add_node(nodes, "read", "ReadVariableOp", ["v"], dtype=tf.float32)
     add_node(nodes, "prefix", "Placeholder", dtype=tf.string, shape=())
     for name, value in (("names", b"v"), ("slices", b"")):
-        add_node(nodes, name, "Const", value=constant([1], STRING, string_val=[value]), dtype=tf.string)
+        add_node(
+            nodes, name, "Const", value=constant([1], STRING, string_val=[value]), dtype=tf.string
+        )
     add_node(nodes, "values", "RestoreV2", ["prefix", "names", "slices"], dtypes=[tf.float32])
     add_node(nodes, "assign", "AssignVariableOp", ["v", "values"], dtype=tf.float32)
     add_node(nodes, "restore", "NoOp", ["^assign"])
@@ -1187,17 +1357,35 @@ _warmup("nothing", lambda: b"")
 _warmup("noise", lambda: random.Random(2).randbytes(10_000))
 _warmup("a record that is no PredictionLog", lambda: frame(b"\xff" * 100))
 _warmup("a record that nests 5000 deep", lambda: frame(_nested(5000)))
-_warmup("a tensor of 2^40 floats", lambda: _tensor_record(x=constant([HUGE], FLOAT, float_val=[0.0])))
-_warmup("a tensor of 2^40 strings", lambda: _tensor_record(x=constant([HUGE], STRING, string_val=[b"a"])))
+_warmup(
+    "a tensor of 2^40 floats", lambda: _tensor_record(x=constant([HUGE], FLOAT, float_val=[0.0]))
+)
+_warmup(
+    "a tensor of 2^40 strings",
+    lambda: _tensor_record(x=constant([HUGE], STRING, string_val=[b"a"])),
+)
 _warmup("a tensor of 4 GiB", lambda: _tensor_record(x=constant([2**30], FLOAT, float_val=[0.0])))
-_warmup("a tensor whose sizes overflow", lambda: _tensor_record(x=constant([2**62] * 4, FLOAT, float_val=[0.0])))
-_warmup("a tensor of a negative size", lambda: _tensor_record(x=constant([-5], FLOAT, float_val=[0.0])))
-_warmup("a tensor of no element and size 2^62", lambda: _tensor_record(x=constant([0, 2**62], FLOAT)))
+_warmup(
+    "a tensor whose sizes overflow",
+    lambda: _tensor_record(x=constant([2**62] * 4, FLOAT, float_val=[0.0])),
+)
+_warmup(
+    "a tensor of a negative size", lambda: _tensor_record(x=constant([-5], FLOAT, float_val=[0.0]))
+)
+_warmup(
+    "a tensor of no element and size 2^62", lambda: _tensor_record(x=constant([0, 2**62], FLOAT))
+)
 _warmup("a tensor of an unknown dtype", lambda: _tensor_record(x=constant([1], 99)))
 _warmup("a resource", lambda: _tensor_record(x=constant([1], tf.resource.as_datatype_enum)))
 _warmup("a variant", lambda: _tensor_record(x=constant([1], tf.variant.as_datatype_enum)))
-_warmup("control characters and markup", lambda: _tensor_record(**{"\x1b[2J[/bold]\r\n": constant([1], FLOAT)}))
-_warmup("a kind that no server runs", lambda: frame(PredictionLog(session_run_log={}).SerializeToString()))
+_warmup(
+    "control characters and markup",
+    lambda: _tensor_record(**{"\x1b[2J[/bold]\r\n": constant([1], FLOAT)}),
+)
+_warmup(
+    "a kind that no server runs",
+    lambda: frame(PredictionLog(session_run_log={}).SerializeToString()),
+)
 _warmup("no kind", lambda: frame(b""))
 _warmup("a million empty records", lambda: frame(b"") * 10**6)
 _warmup("20 000 records", lambda: _tensor_record(x=constant([1], FLOAT, float_val=[0.0])) * 20_000)

@@ -25,7 +25,9 @@ ENTRIES = frozenset(
 Fault = tuple[str, str]
 
 
-def judge_disturbed(scenario: Scenario, base: str | os.PathLike[str], *, gap_allowed: bool = False) -> list[Fault]:
+def judge_disturbed(
+    scenario: Scenario, base: str | os.PathLike[str], *, gap_allowed: bool = False
+) -> list[Fault]:
     """Judges what a server finds after a run that was cut short, as (fault, words).
 
     Args:
@@ -41,7 +43,9 @@ def judge_disturbed(scenario: Scenario, base: str | os.PathLike[str], *, gap_all
     for version in versions:
         found = _read(base, version, faults)
         if found is not None and found.state not in scenario.allowed.get(version, frozenset()):
-            faults.append(("half_written", f"version {version} holds the generations {found.state}"))
+            faults.append(
+                ("half_written", f"version {version} holds the generations {found.state}")
+            )
     return faults
 
 
@@ -53,7 +57,10 @@ def judge_done(base: str | os.PathLike[str], state: tuple[int, int]) -> list[Fau
     newest = read[versions[-1]] if versions else None
     if newest is None or newest.state != state or not newest.has_fingerprint:
         faults.append(
-            ("failed", f"the newest of the versions {versions} is {newest}, expected the generations {state}")
+            (
+                "failed",
+                f"the newest of the versions {versions} is {newest}, expected the generations {state}",
+            )
         )
     return faults
 
@@ -65,7 +72,11 @@ def leftovers_of(root: str | os.PathLike[str], base: str | os.PathLike[str]) -> 
     left = []
     for entry in sorted(files_of(root)):
         version, _, inside = entry.removeprefix(f"{prefix}/").partition("/")
-        is_version = entry.startswith(f"{prefix}/") and version.isdecimal() and (not inside or inside in ENTRIES)
+        is_version = (
+            entry.startswith(f"{prefix}/")
+            and version.isdecimal()
+            and (not inside or inside in ENTRIES)
+        )
         if entry not in parents and not is_version:
             left.append(entry)
     return left

@@ -34,11 +34,16 @@ def follow_links(trials: Trials) -> Figures:
                 _kill_half_way(trials, root)
             outcome = trials.server.run(f"tests.trust.links:{case.__name__}", {"root": str(root)})
             if outcome.ended != "returned":
-                figures.add("failed", f"{name}: {outcome.ended}: {outcome.error}: {outcome.message[:300]}")
+                figures.add(
+                    "failed", f"{name}: {outcome.ended}: {outcome.error}: {outcome.message[:300]}"
+                )
             elif outcome.value:
                 figures.add("failed", f"{name}: {outcome.value}")
             if _contents(shared) != before:
-                figures.add("missing", f"{name}: outside, {sorted(before)} became {sorted(_contents(shared))}")
+                figures.add(
+                    "missing",
+                    f"{name}: outside, {sorted(before)} became {sorted(_contents(shared))}",
+                )
             hidden = [entry for entry in files_of(root) if ".kw-" in entry]
             if hidden:
                 figures.add("leftovers", f"{name}: {', '.join(sorted(hidden)[:5])}")
@@ -46,7 +51,11 @@ def follow_links(trials: Trials) -> Figures:
 
 
 def _contents(directory: pathlib.Path) -> dict[str, bytes]:
-    return {name: (directory / name).read_bytes() for name in files_of(directory) if (directory / name).is_file()}
+    return {
+        name: (directory / name).read_bytes()
+        for name in files_of(directory)
+        if (directory / name).is_file()
+    }
 
 
 def _plant(root: str, version: str) -> None:
@@ -60,7 +69,9 @@ def _plant(root: str, version: str) -> None:
 def _replace_link(root: str) -> None:
     """The old version holds links, and is replaced."""
     _plant(root, "1")
-    kw.export_with_warmup(build_model(2), f"{root}/m/1", data=build_rows(2), warmup=WARMUP, overwrite=True)
+    kw.export_with_warmup(
+        build_model(2), f"{root}/m/1", data=build_rows(2), warmup=WARMUP, overwrite=True
+    )
 
 
 def _save_over_link(root: str) -> None:
@@ -78,7 +89,9 @@ def _fail_with_link(root: str) -> str:
         raise ZeroDivisionError
 
     try:
-        kw.export_with_warmup(build_model(2), f"{root}/m/{{version}}", data=build_rows(2), export_fn=export)
+        kw.export_with_warmup(
+            build_model(2), f"{root}/m/{{version}}", data=build_rows(2), export_fn=export
+        )
     except ZeroDivisionError:
         return ""
     return "the error of export_fn was lost"
@@ -90,7 +103,9 @@ def _replace_linked_version(root: str) -> str:
     os.makedirs(f"{root}/archive")
     os.rename(f"{root}/m/1", f"{root}/archive/1")
     os.symlink(f"{root}/archive/1", f"{root}/m/1")
-    kw.export_with_warmup(build_model(2), f"{root}/m/1", data=build_rows(2), warmup=WARMUP, overwrite=True)
+    kw.export_with_warmup(
+        build_model(2), f"{root}/m/1", data=build_rows(2), warmup=WARMUP, overwrite=True
+    )
     return _unless_generation(f"{root}/m/1", 2)
 
 
@@ -149,7 +164,9 @@ def _kill_half_way(trials: Trials, root: pathlib.Path) -> None:
 
 def _leave_link_to_sweep(root: str) -> None:
     """The left-over of a killed export holds links, and the next export sweeps it."""
-    kw.export_with_warmup(build_model(3), f"{root}/m/{{version}}", data=build_rows(3), warmup=WARMUP)
+    kw.export_with_warmup(
+        build_model(3), f"{root}/m/{{version}}", data=build_rows(3), warmup=WARMUP
+    )
 
 
 def _change_directory(root: str) -> str:

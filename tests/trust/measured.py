@@ -81,7 +81,9 @@ def run_measured(cases: Sequence[Case]) -> list[Outcome]:
     tests = pathlib.Path(__file__).parents[1]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]
+        ),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
     # Not from here: this process has threads, and memory of its own.
@@ -162,7 +164,9 @@ def _run_forked(case: Case) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        signal.alarm(_KILLED_AFTER)  # its default action ends the process, whatever the process does
+        signal.alarm(
+            _KILLED_AFTER
+        )  # its default action ends the process, whatever the process does
         before, started = _peak_mib(), time.perf_counter()
         result = _run_child(case)
         result |= {"seconds": time.perf_counter() - started, "mib": max(0, _peak_mib() - before)}
@@ -174,7 +178,9 @@ def _run_forked(case: Case) -> Outcome:
         told = pipe.read()
     _, status = os.waitpid(child, 0)
     if not told:
-        return Outcome(case.name, "", f"the process ended with status {status}", 0, float(_KILLED_AFTER), 0)
+        return Outcome(
+            case.name, "", f"the process ended with status {status}", 0, float(_KILLED_AFTER), 0
+        )
     return Outcome(case.name, **json.loads(told))
 
 

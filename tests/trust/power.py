@@ -74,7 +74,11 @@ class Disk:
     def _writes(self) -> tuple[str, ...]:
         """Counters of the loop device: requests written, and in flight."""
         device = os.stat(self.mounted).st_dev
-        fields = pathlib.Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+        fields = (
+            pathlib.Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+            .read_text()
+            .split()
+        )
         return fields[4], fields[8]
 
 
@@ -117,7 +121,15 @@ def cut_power(trials: Trials, count: int, delays_s: Sequence[float] = (0.0, 6.0)
                 if outcome.ended != "returned":
                     raise RuntimeError(f"{name!r} fails on the disk: {outcome}")
                 time.sleep(delay)
-                _judge_cut(disk, trials, name, root, f"{name}, {delay:g} s after it returned", figures, done=True)
+                _judge_cut(
+                    disk,
+                    trials,
+                    name,
+                    root,
+                    f"{name}, {delay:g} s after it returned",
+                    figures,
+                    done=True,
+                )
                 shutil.rmtree(root)
         totals = {name: trials.count(name) for name in ALL}
         for name, number in share_out(totals, count):
@@ -133,7 +145,9 @@ def cut_power(trials: Trials, count: int, delays_s: Sequence[float] = (0.0, 6.0)
                 continue
             # Long enough for the journal, not for the data.
             time.sleep(_COMMIT_S + 0.5)
-            _judge_cut(disk, trials, name, root, f"{name} before operation {number}", figures, done=False)
+            _judge_cut(
+                disk, trials, name, root, f"{name} before operation {number}", figures, done=False
+            )
             child.kill()
             shutil.rmtree(root)
     return figures
@@ -146,7 +160,14 @@ def _fresh_on(disk: Disk, trials: Trials, name: str) -> pathlib.Path:
 
 
 def _judge_cut(
-    disk: Disk, trials: Trials, name: str, root: pathlib.Path, where: str, figures: Figures, *, done: bool
+    disk: Disk,
+    trials: Trials,
+    name: str,
+    root: pathlib.Path,
+    where: str,
+    figures: Figures,
+    *,
+    done: bool,
 ) -> None:
     figures.trials += 1
     with disk.cut() as found:
@@ -170,7 +191,9 @@ def _check_premise(disk: Disk) -> None:
         kept = (found / "synced").exists() and (found / "synced").stat().st_size == 10_000
         lost = not (found / "unsynced").exists() or (found / "unsynced").stat().st_size == 0
     if not kept or not lost:
-        raise RuntimeError(f"the image is not that of a power cut: synced kept {kept}, unsynced lost {lost}")
+        raise RuntimeError(
+            f"the image is not that of a power cut: synced kept {kept}, unsynced lost {lost}"
+        )
 
 
 def check_order(trials: Trials, runs: int = 1) -> Figures:
@@ -203,11 +226,34 @@ _SYNCS = ("fsync", "fdatasync", "syncfs")
 _RENAMES = ("rename", "renameat", "renameat2")
 _REMOVALS = ("unlink", "unlinkat", "rmdir", "remove")
 # What may make a new name.
-_MAKES = ("fopen", "fopen64", "open", "open64", "openat", "openat64", "creat", "mkdir", "mkdirat", "symlink", "link")
-_WRITES = ("write", "pwrite", "pwrite64", "writev", "ftruncate", "ftruncate64", "sendfile", "sendfile64")
+_MAKES = (
+    "fopen",
+    "fopen64",
+    "open",
+    "open64",
+    "openat",
+    "openat64",
+    "creat",
+    "mkdir",
+    "mkdirat",
+    "symlink",
+    "link",
+)
+_WRITES = (
+    "write",
+    "pwrite",
+    "pwrite64",
+    "writev",
+    "ftruncate",
+    "ftruncate64",
+    "sendfile",
+    "sendfile64",
+)
 
 
-def broken_rules(operations: Sequence[Operation], base: str, versions: Sequence[int]) -> list[tuple[str, str]]:
+def broken_rules(
+    operations: Sequence[Operation], base: str, versions: Sequence[int]
+) -> list[tuple[str, str]]:
     """Checks recorded operations against the rule that makes publishing survive a power cut.
 
     - What a rename shows under a numeric name, or puts into a version, was fsynced after its last write: each file and
@@ -233,7 +279,9 @@ def broken_rules(operations: Sequence[Operation], base: str, versions: Sequence[
     def is_visible(path: str) -> bool:
         """Whether a server reads this name: a version, or an entry of one; drafts in a version are no part of it."""
         version, _, entry = path.removeprefix(f"{base}/").partition("/")
-        return path.startswith(f"{base}/") and version.isdecimal() and (not entry or entry in ENTRIES)
+        return (
+            path.startswith(f"{base}/") and version.isdecimal() and (not entry or entry in ENTRIES)
+        )
 
     def inside(path: str, directory: str) -> bool:
         return path == directory or path.startswith(f"{directory}/")
@@ -265,13 +313,17 @@ def broken_rules(operations: Sequence[Operation], base: str, versions: Sequence[
             dirty.discard(path)
             unsynced_names.discard(path)
         elif one.name in (*_RENAMES, "exchange"):
-            new = [(one.path, one.other)] + ([(one.other, one.path)] if one.name == "exchange" else [])
+            new = [(one.path, one.other)] + (
+                [(one.other, one.path)] if one.name == "exchange" else []
+            )
             for source, target in new:
                 if not is_visible(target):
                     continue
                 late = sorted(path for path in dirty | buffered if inside(path, source))
                 if late and source not in shown:
-                    faults.append(("half_written", f"{target} is shown before fsync of {', '.join(late[:4])}"))
+                    faults.append(
+                        ("half_written", f"{target} is shown before fsync of {', '.join(late[:4])}")
+                    )
             if one.name == "exchange":
                 move(one.path, f"{one.path}\0")
                 move(one.other, one.path)
@@ -287,10 +339,17 @@ def broken_rules(operations: Sequence[Operation], base: str, versions: Sequence[
         elif one.name in _REMOVALS:
             seen = [directory for directory in shown if inside(path, directory)]
             if seen and unsynced_names:
-                faults.append(("missing", f"{path} is removed before fsync of {', '.join(sorted(unsynced_names))}"))
+                faults.append(
+                    (
+                        "missing",
+                        f"{path} is removed before fsync of {', '.join(sorted(unsynced_names))}",
+                    )
+                )
                 unsynced_names.clear()
             shown.discard(path)
             dirty.discard(path)
     if unsynced_names:
-        faults.append(("missing", f"the call returns before fsync of {', '.join(sorted(unsynced_names))}"))
+        faults.append(
+            ("missing", f"the call returns before fsync of {', '.join(sorted(unsynced_names))}")
+        )
     return faults

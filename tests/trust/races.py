@@ -54,7 +54,8 @@ def race_exports(trials: Trials, processes: int = 8, exports: int = 40) -> Figur
     with timed(figures):
         children = [
             trials.server.start(
-                "tests.trust.races:export_often", {"base": str(base), "first": 1 + index * exports, "exports": exports}
+                "tests.trust.races:export_often",
+                {"base": str(base), "first": 1 + index * exports, "exports": exports},
             )
             for index in range(processes)
         ]
@@ -63,7 +64,9 @@ def race_exports(trials: Trials, processes: int = 8, exports: int = 40) -> Figur
     expected = {(generation, generation) for generation in range(1, processes * exports + 1)}
     lost = expected - set(seen.values())
     if len(seen) != len(expected) or lost:
-        figures.add("missing", f"{len(seen)} versions for {len(expected)} exports; lost: {sorted(lost)[:5]}")
+        figures.add(
+            "missing", f"{len(seen)} versions for {len(expected)} exports; lost: {sorted(lost)[:5]}"
+        )
     _check_leftovers(root, base, figures)
     return figures
 
@@ -72,7 +75,10 @@ def export_often(base: str, first: int, exports: int) -> None:
     """Exports models of the generations `first`, `first + 1`, ...: in a child."""
     for generation in range(first, first + exports):
         kw.export_with_warmup(
-            build_model(generation), f"{base}/{{version}}", data=build_rows(generation), warmup=WARMUP
+            build_model(generation),
+            f"{base}/{{version}}",
+            data=build_rows(generation),
+            warmup=WARMUP,
         )
 
 
@@ -95,7 +101,8 @@ def race_saves(trials: Trials, processes: int = 6, rounds: int = 20) -> Figures:
     with timed(figures):
         children = [
             trials.server.start(
-                "tests.trust.races:save_often", {"base": str(base), "first": 2 + index * rounds, "rounds": rounds}
+                "tests.trust.races:save_often",
+                {"base": str(base), "first": 2 + index * rounds, "rounds": rounds},
             )
             for index in range(processes)
         ]
@@ -117,7 +124,9 @@ def save_often(base: str, first: int, rounds: int) -> None:
         kw.save(build_model(generation), f"{base}/1", data=build_rows(generation), warmup=WARMUP)
 
 
-def overtake(trials: Trials, count: int, names: Sequence[str] = ("new", "overwrite", "save")) -> Figures:
+def overtake(
+    trials: Trials, count: int, names: Sequence[str] = ("new", "overwrite", "save")
+) -> Figures:
     """Stops an export in the middle, lets another one overtake it, and lets it go on: both must succeed.
 
     What the stopped one has built looks days old by then, and must not be swept: its owner lives.
@@ -131,7 +140,10 @@ def overtake(trials: Trials, count: int, names: Sequence[str] = ("new", "overwri
             where = f"{name} stopped before operation {number}"
             arguments = {"name": name, "base": str(base)}
             child = trials.server.start(
-                "tests.trust.scenarios:run", arguments, arm=shim.Arm.at(number, shim.STOP), root=root
+                "tests.trust.scenarios:run",
+                arguments,
+                arm=shim.Arm.at(number, shim.STOP),
+                root=root,
             )
             if child.wait().ended != "stopped":
                 figures.measure("not reached")
@@ -141,7 +153,10 @@ def overtake(trials: Trials, count: int, names: Sequence[str] = ("new", "overwri
             overtaking = trials.run(name, root, generation=3)
             child.resume()
             faults: list[Fault] = [
-                ("failed", f"the {which} export {outcome.ended}: {outcome.error}: {outcome.message[:300]}")
+                (
+                    "failed",
+                    f"the {which} export {outcome.ended}: {outcome.error}: {outcome.message[:300]}",
+                )
                 for which, outcome in (("overtaking", overtaking), ("stopped", child.wait()))
                 if outcome.ended != "returned"
             ]
@@ -160,7 +175,11 @@ def _judge_both(name: str, root: pathlib.Path) -> list[Fault]:
         except IncompleteError as error:
             faults.append(("half_written", f"version {version}: {error}"))
     if not faults:
-        both = sorted(states) == [(1, 1), (2, 2), (3, 3)] if name == "new" else states in ([(2, 2)], [(3, 3)])
+        both = (
+            sorted(states) == [(1, 1), (2, 2), (3, 3)]
+            if name == "new"
+            else states in ([(2, 2)], [(3, 3)])
+        )
         if not both:
             faults.append(("missing", f"the versions hold the generations {states}"))
     if left := leftovers_of(root, base):
@@ -185,7 +204,9 @@ def _watch(children: Sequence[Child], look: Callable[[], None], figures: Figures
         running = [child for child, outcome in ended if outcome is None]
         for _, outcome in ended:
             if outcome is not None and outcome.ended != "returned":
-                figures.add("failed", f"a process {outcome.ended}: {outcome.error}: {outcome.message[:300]}")
+                figures.add(
+                    "failed", f"a process {outcome.ended}: {outcome.error}: {outcome.message[:300]}"
+                )
     look()
 
 

@@ -39,7 +39,10 @@ class Scenario:
 
 
 def _scenario(
-    name: str, done: tuple[int, int], allowed: dict[int, set[tuple[int, int | None]]], *versions: set[int]
+    name: str,
+    done: tuple[int, int],
+    allowed: dict[int, set[tuple[int, int | None]]],
+    *versions: set[int],
 ) -> Scenario:
     return Scenario(
         name,
@@ -107,12 +110,18 @@ def run(name: str, base: str, generation: int = 2) -> dict[str, Any]:
 
 
 def _run_new(base: str, generation: int) -> None:
-    kw.export_with_warmup(build_model(generation), f"{base}/{{version}}", data=build_rows(generation), warmup=WARMUP)
+    kw.export_with_warmup(
+        build_model(generation), f"{base}/{{version}}", data=build_rows(generation), warmup=WARMUP
+    )
 
 
 def _run_overwrite(base: str, generation: int) -> None:
     kw.export_with_warmup(
-        build_model(generation), f"{base}/1", data=build_rows(generation), warmup=WARMUP, overwrite=True
+        build_model(generation),
+        f"{base}/1",
+        data=build_rows(generation),
+        warmup=WARMUP,
+        overwrite=True,
     )
 
 
@@ -125,7 +134,9 @@ def _run_add(base: str, generation: int) -> None:
 
 
 def _run_add_with_twins(base: str, generation: int) -> None:
-    kw.add_warmup(f"{base}/1", build_rows(generation), warmup={**WARMUP, "share_twin_signatures": True})
+    kw.add_warmup(
+        f"{base}/1", build_rows(generation), warmup={**WARMUP, "share_twin_signatures": True}
+    )
 
 
 class FitEndedError(Exception):
@@ -146,14 +157,26 @@ def _run_fit(base: str, generation: int) -> None:
     model = build_model(2)
     model.compile("sgd", "mse")
     rows = build_rows(generation)
-    export = kw.WarmupExport(f"{base}/{{version}}", save_freq="epoch", max_to_keep=1, warmup=WARMUP, verbose=0)
+    export = kw.WarmupExport(
+        f"{base}/{{version}}", save_freq="epoch", max_to_keep=1, warmup=WARMUP, verbose=0
+    )
     spell = _SpellEpoch()
     try:
-        model.fit(rows, rows[:, :3], batch_size=8, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[spell, export])
+        model.fit(
+            rows,
+            rows[:, :3],
+            batch_size=8,
+            epochs=EPOCHS,
+            shuffle=False,
+            verbose=0,
+            callbacks=[spell, export],
+        )
     except Exception as error:
         # Before the first step the path may be refused; later no export may end a training.
         if spell.epochs:
-            raise FitEndedError(f"after {spell.epochs} epochs: {type(error).__name__}: {error}") from error
+            raise FitEndedError(
+                f"after {spell.epochs} epochs: {type(error).__name__}: {error}"
+            ) from error
         raise
 
 

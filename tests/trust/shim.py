@@ -31,9 +31,23 @@ def build_shim(directory: pathlib.Path) -> pathlib.Path | str:
     if compiler is None:
         return "there is no C compiler (cc) to build the shim with"
     library = directory / "shim.so"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-o", str(library), str(SOURCE), "-ldl"]
+    command = [
+        compiler,
+        "-O1",
+        "-shared",
+        "-fPIC",
+        "-U_FORTIFY_SOURCE",
+        "-o",
+        str(library),
+        str(SOURCE),
+        "-ldl",
+    ]
     built = subprocess.run(command, capture_output=True, text=True)
-    return library if built.returncode == 0 else f"the shim does not compile here: {built.stderr[:500]}"
+    return (
+        library
+        if built.returncode == 0
+        else f"the shim does not compile here: {built.stderr[:500]}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +79,17 @@ class Arm:
 def arm(arm: Arm, root: str, log: str | None) -> None:
     """Arms the shim of this process; `log` is a file outside `root`."""
     library = ctypes.CDLL(None)
-    library.trust_arm.argtypes = [ctypes.c_char_p, *[ctypes.c_int], *[ctypes.c_long] * 2, *[ctypes.c_int] * 3]
+    library.trust_arm.argtypes = [
+        ctypes.c_char_p,
+        *[ctypes.c_int],
+        *[ctypes.c_long] * 2,
+        *[ctypes.c_int] * 3,
+    ]
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644) if log else -1
     library.trust_deny_exchange(int(arm.deny_exchange))
-    library.trust_arm(root.encode(), arm.classes, arm.first, arm.last, arm.action, arm.error, descriptor)
+    library.trust_arm(
+        root.encode(), arm.classes, arm.first, arm.last, arm.action, arm.error, descriptor
+    )
 
 
 def disarm() -> int:

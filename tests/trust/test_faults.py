@@ -14,7 +14,9 @@ from tests.trust.faults import (
     kill_everywhere,
 )
 
-by_failure = pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.attack.replace(" ", "_"))
+by_failure = pytest.mark.parametrize(
+    "failure", FAILURES, ids=lambda failure: failure.attack.replace(" ", "_")
+)
 
 
 def test_a_few_kills_leave_whole_versions(trials, report_figures):
@@ -50,7 +52,9 @@ def test_a_kill_without_an_exchange_of_directories_loses_nothing(trials, report_
         pytest.param(REPLACING, True, id="no_exchange"),
     ],
 )
-def test_a_kill_of_an_export_that_sweeps_loses_nothing(trials, report_figures, names, deny_exchange):
+def test_a_kill_of_an_export_that_sweeps_loses_nothing(
+    trials, report_figures, names, deny_exchange
+):
     report_figures(kill_everywhere(trials, 80, names, deny_exchange=deny_exchange, twice=True))
 
 

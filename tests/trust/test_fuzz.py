@@ -31,9 +31,13 @@ def _parse_examples(rows: tf.Tensor) -> dict[str, tf.Tensor]:
 
 
 def _loop_and_branch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
-    text = tf.while_loop(lambda row: tf.constant(False), lambda row: (tf.identity(row),), (rows,))[0]
+    text = tf.while_loop(lambda row: tf.constant(False), lambda row: (tf.identity(row),), (rows,))[
+        0
+    ]
     numbers = tf.cond(
-        tf.size(text) > 3, lambda: tf.io.decode_csv(text, [[0.0], [""]])[0], lambda: tf.strings.to_number(text)
+        tf.size(text) > 3,
+        lambda: tf.io.decode_csv(text, [[0.0], [""]])[0],
+        lambda: tf.strings.to_number(text),
     )
     return {"y": numbers}
 
@@ -52,7 +56,9 @@ def exports(tmp_path_factory) -> list[pathlib.Path]:
     kw.export_with_warmup(dense, str(base / "dense" / "1"), data=np.zeros([4, 3], np.float32))
     words = keras.Input((1,), dtype="string")
     looked_up = keras.layers.StringLookup(vocabulary=["a", "b"])(words)
-    keras.Model(words, keras.layers.Embedding(3, 2)(looked_up)).export(str(base / "lookup" / "1"), verbose=False)
+    keras.Model(words, keras.layers.Embedding(3, 2)(looked_up)).export(
+        str(base / "lookup" / "1"), verbose=False
+    )
     _save_function(_parse_examples, base / "examples" / "1")
     _save_function(_loop_and_branch, base / "loop" / "1")
     made = [base / name / "1" for name in ("dense", "lookup", "examples", "loop")]
@@ -85,7 +91,9 @@ def test_some_mutants_of_models_and_records_end_well(exports):
 @pytest.mark.parametrize("what", ["saved_model.pb", "warmup"])
 def test_thousands_of_mutants_end_well(exports, what, report_figures):
     count = 3500 if what == "saved_model.pb" else 3000
-    cases = _model_cases(exports, count) if what == "saved_model.pb" else _record_cases(exports, count)
+    cases = (
+        _model_cases(exports, count) if what == "saved_model.pb" else _record_cases(exports, count)
+    )
     outcomes = run_measured(cases)
     report_figures(figures_of(f"fuzzed {what} files, inspect", count, outcomes))
     assert len(outcomes) == len(cases)

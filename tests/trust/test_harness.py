@@ -37,7 +37,12 @@ def test_the_shim_counts_and_logs_what_changes_files(fork_server, tmp_path):
     outcome = run(fork_server, tmp_path / "d", shim.Arm(), tmp_path / "log")
     assert (outcome.ended, outcome.operations) == ("returned", 12)
     operations = shim.read_log(tmp_path / "log")
-    assert [one.name.removesuffix("64") for one in operations] == ["open", "write", "close", "rename"] * 3
+    assert [one.name.removesuffix("64") for one in operations] == [
+        "open",
+        "write",
+        "close",
+        "rename",
+    ] * 3
     assert operations[3].path == f"{tmp_path}/d/a" and operations[3].other == f"{tmp_path}/d/a.done"
 
 
@@ -60,7 +65,9 @@ def test_the_shim_lets_one_operation_fail(fork_server, tmp_path):
 
 
 def test_the_shim_stops_the_process(fork_server, tmp_path):
-    child = fork_server.start(MAKE, {"directory": str(tmp_path)}, arm=shim.Arm.at(5, shim.STOP), root=tmp_path)
+    child = fork_server.start(
+        MAKE, {"directory": str(tmp_path)}, arm=shim.Arm.at(5, shim.STOP), root=tmp_path
+    )
     assert child.wait().ended == "stopped"
     assert os.listdir(tmp_path) == ["a.done"]
     child.kill()
@@ -69,7 +76,9 @@ def test_the_shim_stops_the_process(fork_server, tmp_path):
 @pytest.fixture(scope="module")
 def whole(fork_server, tmp_path_factory):
     base = tmp_path_factory.mktemp("whole") / "m"
-    fork_server.run("tests.trust.scenarios:run", {"name": "new", "base": str(base), "generation": 5})
+    fork_server.run(
+        "tests.trust.scenarios:run", {"name": "new", "base": str(base), "generation": 5}
+    )
     assert leftovers_of(base.parent, base) == []
     return base / "1"
 
@@ -90,7 +99,9 @@ def test_a_cut_file_is_seen(whole, tmp_path, name, keep):
 
 
 def test_parts_of_two_exports_are_seen(fork_server, whole, tmp_path):
-    fork_server.run("tests.trust.scenarios:run", {"name": "new", "base": str(tmp_path), "generation": 6})
+    fork_server.run(
+        "tests.trust.scenarios:run", {"name": "new", "base": str(tmp_path), "generation": 6}
+    )
     shutil.copytree(whole / "variables", tmp_path / "1" / "variables", dirs_exist_ok=True)
     (tmp_path / "1" / "fingerprint.pb").unlink()
     assert read_version(tmp_path / "1").state == (5, 6)
@@ -111,14 +122,20 @@ def test_whatever_is_no_part_of_a_version_is_left_over(tmp_path):
 def test_points_are_spread():
     assert spread(5, 99) == [1, 2, 3, 4, 5]
     assert spread(100, 4) == [13, 38, 63, 88]
-    small, large = [("small", 1), ("small", 2)], [("large", 7), ("large", 19), ("large", 32), ("large", 44)]
+    small, large = (
+        [("small", 1), ("small", 2)],
+        [("large", 7), ("large", 19), ("large", 32), ("large", 44)],
+    )
     assert share_out({"large": 50, "small": 2}, 6) == [*small, *large]
 
 
 def test_the_table_is_written_between_its_markers(tmp_path):
     path = tmp_path / "page.md"
     path.write_text(f"before\n{reporting.BEGIN}\nold\n{reporting.END}\nafter\n")
-    rows = [Figures("b", trials=2, missing=1), Figures("a", trials=3, measured={"ms": 1.25}, seconds=4.4)]
+    rows = [
+        Figures("b", trials=2, missing=1),
+        Figures("a", trials=3, measured={"ms": 1.25}, seconds=4.4),
+    ]
     reporting.write_tables(path, ["A machine.", reporting.render_table(rows)])
     assert path.read_text() == (
         f"before\n{reporting.BEGIN}\n\nA machine.\n\n"
@@ -137,4 +154,7 @@ def test_scenarios_spell_generations_in_their_rows():
 
 def test_the_shim_is_not_built_without_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert shim.build_shim(pathlib.Path(tmp_path)) == "there is no C compiler (cc) to build the shim with"
+    assert (
+        shim.build_shim(pathlib.Path(tmp_path))
+        == "there is no C compiler (cc) to build the shim with"
+    )

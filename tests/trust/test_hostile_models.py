@@ -32,7 +32,9 @@ QUICK = (
 def _run(tmp_path: pathlib.Path, names: list[str]) -> list[Outcome]:
     for index, name in enumerate(names):
         HOSTILE[name](tmp_path / str(index) / "1")
-    return run_measured([Case(name, (str(tmp_path / str(index) / "1"),)) for index, name in enumerate(names)])
+    return run_measured(
+        [Case(name, (str(tmp_path / str(index) / "1"),)) for index, name in enumerate(names)]
+    )
 
 
 def test_the_corpus_is_as_large_as_promised():
@@ -41,9 +43,13 @@ def test_the_corpus_is_as_large_as_promised():
 
 
 def test_quick_hostile_files_end_well(tmp_path, report_figures):
-    report_figures(figures_of("some hostile files, inspect", len(QUICK), _run(tmp_path, list(QUICK))))
+    report_figures(
+        figures_of("some hostile files, inspect", len(QUICK), _run(tmp_path, list(QUICK)))
+    )
 
 
 @pytest.mark.trust
 def test_all_hostile_files_end_well(tmp_path, report_figures):
-    report_figures(figures_of("hostile files, inspect", len(HOSTILE), _run(tmp_path, list(HOSTILE))))
+    report_figures(
+        figures_of("hostile files, inspect", len(HOSTILE), _run(tmp_path, list(HOSTILE)))
+    )

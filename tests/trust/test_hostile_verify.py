@@ -125,7 +125,9 @@ def _verify(name: str, export_dir: pathlib.Path) -> Outcome:
     started = time.perf_counter()
     with peak.watched():
         try:
-            report = verify(export_dir, isolated=True, timeout_s=_TIMEOUT_S, memory_limit_bytes=MAX_MIB * 2**20)
+            report = verify(
+                export_dir, isolated=True, timeout_s=_TIMEOUT_S, memory_limit_bytes=MAX_MIB * 2**20
+            )
         except WarmupError as error:
             said = f"{type(error).__name__}: {error}"[:500]
         except Exception:  # what must not be
@@ -137,7 +139,9 @@ def _verify(name: str, export_dir: pathlib.Path) -> Outcome:
     return Outcome(name, said, problem, ended, seconds, peak.mib)
 
 
-def _verify_all(attack: str, tmp_path: pathlib.Path, cases: Sequence[tuple[str, Build]]) -> HostileFigures:
+def _verify_all(
+    attack: str, tmp_path: pathlib.Path, cases: Sequence[tuple[str, Build]]
+) -> HostileFigures:
     outcomes = []
     for index, (name, build) in enumerate(cases):
         directory = tmp_path / str(index)
@@ -159,7 +163,11 @@ def _verify_all(attack: str, tmp_path: pathlib.Path, cases: Sequence[tuple[str, 
 
 @pytest.mark.filterwarnings("ignore:SavedModel")
 def test_quick_hostile_files_are_verified_well(tmp_path, report_figures):
-    report_figures(_verify_all("some hostile files, verify", tmp_path, [(name, HOSTILE[name]) for name in QUICK]))
+    report_figures(
+        _verify_all(
+            "some hostile files, verify", tmp_path, [(name, HOSTILE[name]) for name in QUICK]
+        )
+    )
 
 
 @pytest.mark.trust

@@ -55,7 +55,9 @@ def without(*indices):
             id="a_file_not_synced",
         ),
         pytest.param(
-            without(5), [("half_written", "/b/1 is shown before fsync of /b/.w")], id="a_directory_not_synced"
+            without(5),
+            [("half_written", "/b/1 is shown before fsync of /b/.w")],
+            id="a_directory_not_synced",
         ),
         pytest.param(
             without(7),
@@ -63,7 +65,9 @@ def without(*indices):
             id="the_parent_not_synced",
         ),
         pytest.param(
-            without(7, 8, 9), [("missing", "the call returns before fsync of /b")], id="the_parent_not_synced_at_return"
+            without(7, 8, 9),
+            [("missing", "the call returns before fsync of /b")],
+            id="the_parent_not_synced_at_return",
         ),
     ],
 )
