@@ -45,13 +45,13 @@ from zoo import SCORE, ZOO, Specimen
 import keras_warmup as kw
 from keras_warmup.bench.plot import new_figure
 from keras_warmup.bench.probes import Probe, plan_probes
-from keras_warmup.bench.processes import Figures, ProcessEngine, Sample
+from keras_warmup.bench.processes import ProcessEngine, RunTiming, Timings
 from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import OptionsError
 from keras_warmup.options import WarmupOptions
-from keras_warmup.pipeline.candidates import Rows, find_candidates
-from keras_warmup.planning.plan import Candidate
+from keras_warmup.pipeline.candidates import ExportInputs, bind_signatures
+from keras_warmup.planning.plan import BoundSignature
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
 from keras_warmup.records.warmup_file import read_records, warmup_path, write_records
@@ -82,21 +82,21 @@ class Variant:
     export_dir: str
     file: str | None
     records: int
-    samples: list[list[Sample]] = dataclasses.field(default_factory=list)
+    samples: list[list[RunTiming]] = dataclasses.field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """Size of the file."""
         return 0 if self.file is None else os.path.getsize(self.file)
 
-    def first(self, probe: int) -> Figures:
+    def first(self, probe: int) -> Timings:
         """First requests of a probe."""
-        return Figures(tuple(sample.request_ms[0] for sample in self.samples[probe]))
+        return Timings(tuple(sample.request_ms[0] for sample in self.samples[probe]))
 
     @property
-    def load_added(self) -> Figures:
+    def load_added(self) -> Timings:
         """What replaying the file takes."""
-        return Figures(tuple(sum(sample.replay_ms) for group in self.samples for sample in group))
+        return Timings(tuple(sum(sample.replay_ms) for group in self.samples for sample in group))
 
 
 def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     variants = [Variant(NONE, plain, None, 0), *ours_of(specimen, model, directory, data)]
     meta_graph = read_meta_graph(plain)
     probes = probes_of(specimen, meta_graph, variants[-1].export_dir)
-    candidates, _ = find_candidates(
-        meta_graph, read_signatures(meta_graph), Rows(batches_of(data)), WarmupOptions()
+    candidates, _ = bind_signatures(
+        meta_graph, read_signatures(meta_graph), ExportInputs(batches_of(data)), WarmupOptions()
     )
     # `serving_default` is what a client asks who names no signature, and what a tutorial warms.
     candidates.sort(key=lambda one: one.signature.key != "serving_default")
@@ -171,7 +171,7 @@ def batches_of(data: Any) -> list[Any]:
     return select_batches(read_batches(data), num_batches=2, rows=32, seed=0)
 
 
-def request_of(candidate: Candidate, size: int) -> Any:
+def request_of(candidate: BoundSignature, size: int) -> Any:
     """A record of real rows."""
     picks = tuple((0, row) for row in range(size))
     request = PlannedRequest(
@@ -187,7 +187,7 @@ def variant_of(name: str, export_dir: str, directory: str, logs: Sequence[Any]) 
     return Variant(name, export_dir, path, len(logs))
 
 
-def sample(variant: Variant, probe: Probe, count: int) -> Sample:
+def sample(variant: Variant, probe: Probe, count: int) -> RunTiming:
     """One fresh process."""
     return ProcessEngine(variant.export_dir).sample(probe.logs, count, variant.file)
 
@@ -196,7 +196,7 @@ def smallest_by_trial(
     specimen: Specimen,
     export_dir: str,
     directory: str,
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BoundSignature],
     probes: Sequence[Probe],
 ) -> Variant:
     """A set of records that leaves every probe warm, and no longer does so without any one of them.
@@ -242,7 +242,7 @@ def _warm_in(variant: Variant, probe: Probe) -> bool:
     """Warm in one of two processes, so that one hiccup of the machine does not rule a set out."""
     for _ in range(2):
         first, *later = sample(variant, probe, 12).request_ms
-        if is_warm(first, Figures(tuple(later)).median):
+        if is_warm(first, Timings(tuple(later)).median):
             return True
     return False
 
@@ -252,7 +252,7 @@ def summary_of(
 ) -> dict[str, Any]:
     """The figures of one model, ready for JSON."""
     steady = [
-        Figures(
+        Timings(
             tuple(
                 ms
                 for variant in variants

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from keras_warmup.records.warmup_file import read_records as read_records
     from keras_warmup.verification import verify as verify
 
-_ROOM_OF_NAME = {
+_MODULE_OF = {
     "WarmupExport": "callbacks",
     "BatchCapture": "callbacks",
     "WarmupError": "errors",
@@ -58,7 +58,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name == "endpoints":
         return importlib.import_module(f"{__name__}.endpoints")
-    room = _ROOM_OF_NAME.get(name)
+    room = _MODULE_OF.get(name)
     if room is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{room}"), name)

@@ -2,6 +2,6 @@
 
 import sys
 
-from keras_warmup.cli.main import main
+from keras_warmup.cli.commands import main
 
 sys.exit(main())

@@ -12,14 +12,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_warmup.data.batch import Batch, Path, is_string_vector, map_leaves, walk
+from keras_warmup.data.batch import Batch, FeaturePath, is_string_vector, map_leaves, walk
 from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import ExportError, OptionsError, WarmupError
 from keras_warmup.op_errors import text_of
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.paths import as_path, explained, reason_of
-from keras_warmup.pipeline.candidates import Rows, choose_signatures
+from keras_warmup.pipeline.candidates import ExportInputs, choose_signatures
 from keras_warmup.pipeline.keras_model import (
     arrange_batch,
     captured_signature,
@@ -277,21 +277,21 @@ def _rows(
     batches: Sequence[Batch],
     options: WarmupOptions,
     own_calls: frozenset[str],
-) -> Rows:
+) -> ExportInputs:
     if model is None or options.transform is not None:
-        return Rows(batches, model, own_calls)
+        return ExportInputs(batches, model, own_calls)
     # Serialized Examples have no structure yet: a signature that parses them takes them as they are.
     if (
         batches
         and not takes_one_string(model)
         and all(is_string_vector(batch) for batch in batches)
     ):
-        return Rows(batches, None, own_calls)
+        return ExportInputs(batches, None, own_calls)
     arranged = [arrange_batch(model, batch) for batch in batches]
     ignored = tuple(dict.fromkeys(path for _, paths in arranged for path in paths))
     # What was captured is of no account where data was given.
     seen = captured_shapes(model) if batches and batches[0].source == "captured" else 0
-    return Rows([batch for batch, _ in arranged], model, own_calls, ignored, seen)
+    return ExportInputs([batch for batch, _ in arranged], model, own_calls, ignored, seen)
 
 
 def _export_model(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
@@ -356,7 +356,7 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
     )
     names = {path: spec.name or name for path, spec, name in numbered if spec is not None}
 
-    def name_spec(path: Path, spec: Any) -> Any:
+    def name_spec(path: FeaturePath, spec: Any) -> Any:
         return None if spec is None else tf.TensorSpec(spec.shape, spec.dtype, names[path])
 
     def serving_default(inputs: Any) -> Any:

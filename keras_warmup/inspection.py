@@ -19,8 +19,12 @@ from keras_warmup.report import RecordList, RecordReport, RequestKind, printable
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
 from keras_warmup.savedmodel.request_kinds import TFRT_NOTE, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
-from keras_warmup.savedmodel.string_formats import Consumer, ExampleParser, describe_consumer
-from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.savedmodel.string_formats import (
+    ExampleParser,
+    StringFormat,
+    describe_string_format,
+)
+from keras_warmup.savedmodel.string_inputs import find_string_formats
 from keras_warmup.savedmodel.unsafe_ops import UnsafeOp, find_unsafe_ops, render_unsafe_ops
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ class InspectedSignature:
     facts: GraphFacts
     same_tensors_as: tuple[str, ...]
     kinds: Mapping[RequestKind, str | None]
-    consumers: Mapping[str, Consumer]
+    consumers: Mapping[str, StringFormat]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the traced structure and tensor names included."""
@@ -118,7 +122,11 @@ def _lines_of(one: InspectedSignature) -> list[str]:
     signature = one.signature
     lines = []
     for name, spec in sorted(signature.inputs.items()):
-        reads = f", reads {describe_consumer(one.consumers[name])}" if name in one.consumers else ""
+        reads = (
+            f", reads {describe_string_format(one.consumers[name])}"
+            if name in one.consumers
+            else ""
+        )
         default = ", has a default" if name in signature.defaults else ""
         lines.append(f"input {name}: {spec.dtype} {render_shape(spec.shape)}{reads}{default}")
     lines += [
@@ -158,8 +166,8 @@ def _notes(one: InspectedSignature) -> list[str]:
     return notes
 
 
-def _consumer_to_dict(consumer: Consumer) -> dict[str, Any]:
-    plain: dict[str, Any] = {"reads": describe_consumer(consumer)}
+def _consumer_to_dict(consumer: StringFormat) -> dict[str, Any]:
+    plain: dict[str, Any] = {"reads": describe_string_format(consumer)}
     if isinstance(consumer, ExampleParser):
         # A default is a value of the model, not of a row, but it is bytes as often as not.
         plain["features"] = {
@@ -199,7 +207,7 @@ def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
             graph_facts(graph, signature),
             tuple(key for key in keys_by_tensors[signature.tensors] if key != signature.key),
             servable_kinds(signature),
-            find_consumers(graph, signature),
+            find_string_formats(graph, signature),
         )
         for signature in signatures
     )

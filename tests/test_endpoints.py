@@ -14,7 +14,7 @@ from keras_warmup.savedmodel.request_kinds import servable_kinds
 from keras_warmup.savedmodel.rewriting import share_input
 from keras_warmup.savedmodel.saving import save_saved_model
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
-from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.savedmodel.string_inputs import find_string_formats
 from keras_warmup.serving.replay import open_session
 
 SPEC = {
@@ -87,7 +87,7 @@ def export_dir(request, model, functions, tmp_path_factory):
 def rows(export_dir):
     meta_graph = read_meta_graph(export_dir)
     signature = next(found for found in read_signatures(meta_graph) if found.key == "predict")
-    return build_examples(ROWS, find_consumers(meta_graph, signature)["examples"].spec)
+    return build_examples(ROWS, find_string_formats(meta_graph, signature)["examples"].spec)
 
 
 @pytest.fixture(scope="module")

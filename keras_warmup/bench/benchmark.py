@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_warmup.bench.probes import Probe, plan_probes
-from keras_warmup.bench.processes import Engine, Figures, ProcessEngine, Sample
+from keras_warmup.bench.processes import Engine, ProcessEngine, RunTiming, Timings
 from keras_warmup.bench.report import (
     BenchmarkEntry,
     BenchmarkReport,
@@ -146,7 +146,7 @@ def benchmark(
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
+class ProbeRuns:
     """Samples of one probe.
 
     Attributes:
@@ -154,19 +154,19 @@ class Runs:
         problem: why it could not be measured; empty where it could.
     """
 
-    samples: dict[str, list[Sample]]
+    samples: dict[str, list[RunTiming]]
     problem: str = ""
 
-    def first_ms(self, name: str) -> Figures | None:
+    def first_ms(self, name: str) -> Timings | None:
         """The first request after each start; `None` where there is no such file."""
         samples = self.samples.get(name)
-        return Figures(tuple(sample.request_ms[0] for sample in samples)) if samples else None
+        return Timings(tuple(sample.request_ms[0] for sample in samples)) if samples else None
 
-    def steady_ms(self, name: str) -> Figures | None:
+    def steady_ms(self, name: str) -> Timings | None:
         """All later requests; `None` where there is no such file."""
         samples = self.samples.get(name)
         return (
-            Figures(tuple(ms for sample in samples for ms in sample.request_ms[1:]))
+            Timings(tuple(ms for sample in samples for ms in sample.request_ms[1:]))
             if samples
             else None
         )
@@ -180,7 +180,7 @@ def measure_probes(
     processes: int,
     requests: int,
     progress: Progress | None = None,
-) -> list[Runs]:
+) -> list[ProbeRuns]:
     """Samples each probe with each warmup file, in turn.
 
     Args:
@@ -192,12 +192,12 @@ def measure_probes(
         progress: called with `(done, total, what)`.
 
     Returns:
-        One `Runs` for each probe. A probe without a record may fail, and says why; one with a record may not.
+        One `ProbeRuns` for each probe. A probe without a record may fail, and says why; one with a record may not.
 
     Raises:
         ReplayError: a request that the file has a record for fails.
     """
-    runs = [Runs({name: [] for name in files}) for _ in probes]
+    runs = [ProbeRuns({name: [] for name in files}) for _ in probes]
     done, total = 0, processes * len(probes) * len(files)
     for turn in range(processes):
         # Each turn begins with another probe and another file: drift of the machine falls on all alike.
@@ -238,7 +238,7 @@ def _read_data(data: Any, batch_sizes: Sequence[int], seed: int) -> list[Any]:
 
 
 def _entries(
-    directory: str, probes: Sequence[Probe], runs: Sequence[Runs], notes: list[str]
+    directory: str, probes: Sequence[Probe], runs: Sequence[ProbeRuns], notes: list[str]
 ) -> tuple[BenchmarkEntry, ...]:
     entries = []
     for probe, run in zip(probes, runs, strict=True):
@@ -253,7 +253,7 @@ def _entries(
     return tuple(entries)
 
 
-def _load_figures(kind: EngineKind, runs: Sequence[Runs]) -> dict[str, Any]:
+def _load_figures(kind: EngineKind, runs: Sequence[ProbeRuns]) -> dict[str, Any]:
     """Load times over all samples: a process tells the replay apart, a server only takes longer with it."""
     samples = {name: [one for run in runs for one in run.samples[name]] for name in runs[0].samples}
     cold, warm = samples.get("cold", []), samples.get("warm", [])
@@ -265,13 +265,13 @@ def _load_figures(kind: EngineKind, runs: Sequence[Runs]) -> dict[str, Any]:
             "load_added_range_ms": None,
         }
     if kind == "process":
-        load = Figures(tuple(sample.load_ms for sample in [*cold, *warm]))
-        added = Figures(tuple(sum(sample.replay_ms) for sample in warm)) if warm else None
+        load = Timings(tuple(sample.load_ms for sample in [*cold, *warm]))
+        added = Timings(tuple(sum(sample.replay_ms) for sample in warm)) if warm else None
         between = added and added.range
     else:
-        load = Figures(tuple(sample.load_ms for sample in cold))
-        longer = Figures(tuple(sample.load_ms for sample in warm)) if warm else None
-        added = longer and Figures((longer.median - load.median,))
+        load = Timings(tuple(sample.load_ms for sample in cold))
+        longer = Timings(tuple(sample.load_ms for sample in warm)) if warm else None
+        added = longer and Timings((longer.median - load.median,))
         between = longer and (longer.low - load.high, longer.high - load.low)
     return {
         "load_ms": load.median,

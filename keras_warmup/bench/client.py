@@ -15,7 +15,7 @@ from tensorflow_serving.apis.model_service_pb2_grpc import ModelServiceStub
 from tensorflow_serving.apis.prediction_service_pb2_grpc import PredictionServiceStub
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.bench.processes import Sample
+from keras_warmup.bench.processes import RunTiming
 from keras_warmup.errors import OptionsError, ReplayError, ServerError
 from keras_warmup.op_errors import describe_op_error
 from keras_warmup.records.prediction_logs import log_kind, log_signature_key
@@ -172,11 +172,11 @@ class RunningServer:
 
     def sample(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
-    ) -> Sample:
+    ) -> RunTiming:
         """Sends the requests; the server has loaded the model, with whatever warmup file, before."""
         with PredictionClient(self.address, self.model_name) as client:
             client.wait_available(self.timeout_s)
-            return Sample(0.0, (), client.time_requests(requests, count))
+            return RunTiming(0.0, (), client.time_requests(requests, count))
 
 
 def _describe(log: PredictionLog) -> str:

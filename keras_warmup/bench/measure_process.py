@@ -15,7 +15,7 @@ from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import WarmupError
 from keras_warmup.records.warmup_file import read_records
 from keras_warmup.serving.replay import ServingSession, open_session
-from keras_warmup.serving.rules import Refusal, to_array
+from keras_warmup.serving.rules import ServerStatusError, to_array
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _start_eager(logs: list[PredictionLog]) -> None:
                 seen.add(proto.dtype)
                 try:
                     to_array(name, proto)
-                except Refusal:  # the replay will say so, as the server does
+                except ServerStatusError:  # the replay will say so, as the server does
                     continue
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.bench.processes import MIN_FIGURES, Engine, Figures, ProcessEngine, Sample
+from keras_warmup.bench.processes import MIN_FIGURES, Engine, ProcessEngine, RunTiming, Timings
 from keras_warmup.bench.report import render_ms
 from keras_warmup.errors import OptionsError, RecordsError
 from keras_warmup.options import MAX_RECORDS
@@ -180,7 +180,7 @@ def find_redundant(
     *,
     processes: int,
     progress: Progress | None = None,
-) -> tuple[dict[int, tuple[Figures, Figures]], tuple[float, float]]:
+) -> tuple[dict[int, tuple[Timings, Timings]], tuple[float, float]]:
     """Finds redundant records.
 
     Args:
@@ -212,8 +212,8 @@ def find_redundant(
         checked = _one_of_each(logs, found)
         total = processes * (1 + 2 * len(checked))
         rest = _write(directory, "rest", [logs[index] for index in order if index not in found])
-        with_all: Mapping[int, list[Sample]] = {index: [] for index in checked}
-        without: Mapping[int, list[Sample]] = {index: [] for index in checked}
+        with_all: Mapping[int, list[RunTiming]] = {index: [] for index in checked}
+        without: Mapping[int, list[RunTiming]] = {index: [] for index in checked}
         done = processes
         for turn in range(processes):
             for index in checked:
@@ -236,9 +236,9 @@ def find_redundant(
 
 
 def _candidates(
-    logs: Sequence[PredictionLog], order: Sequence[int], samples: Sequence[Sample]
-) -> dict[int, tuple[Figures, Figures]]:
-    found: dict[int, tuple[Figures, Figures]] = {}
+    logs: Sequence[PredictionLog], order: Sequence[int], samples: Sequence[RunTiming]
+) -> dict[int, tuple[Timings, Timings]]:
+    found: dict[int, tuple[Timings, Timings]] = {}
     groups: dict[bytes, list[int]] = {}
     for place, index in enumerate(order):
         groups.setdefault(logs[index].SerializeToString(deterministic=True), []).append(place)
@@ -252,15 +252,15 @@ def _candidates(
         # The first of equal records is judged alone; the others can only repeat it, so they are judged together.
         for judged in (places[:1], places[1:]):
             costs = tuple(sample.replay_ms[place] for sample in samples for place in judged)
-            if judged and _as_fast(Figures(costs), Figures(later)):
-                found.update({order[place]: (Figures(costs), Figures(later)) for place in judged})
+            if judged and _as_fast(Timings(costs), Timings(later)):
+                found.update({order[place]: (Timings(costs), Timings(later)) for place in judged})
     # One record must stay, or nothing would be warm.
     if len(found) == len(order):
         del found[order[0]]
     return found
 
 
-def _as_fast(figures: Figures, others: Figures) -> bool:
+def _as_fast(figures: Timings, others: Timings) -> bool:
     """Whether these are no slower than the others; in doubt not."""
     if figures.median - others.median > max(_TOLERANCE * others.median, _TOLERANCE_MS):
         return False
@@ -284,12 +284,12 @@ def _identity(log: PredictionLog) -> Hashable:
     )
 
 
-def _firsts(samples: Sequence[Sample]) -> Figures:
-    return Figures(tuple(sample.request_ms[0] for sample in samples))
+def _firsts(samples: Sequence[RunTiming]) -> Timings:
+    return Timings(tuple(sample.request_ms[0] for sample in samples))
 
 
-def _replay_cost(samples: Sequence[Sample]) -> float:
-    return Figures(tuple(sum(sample.replay_ms) for sample in samples)).median
+def _replay_cost(samples: Sequence[RunTiming]) -> float:
+    return Timings(tuple(sum(sample.replay_ms) for sample in samples)).median
 
 
 def _write(directory: str, name: str, logs: Sequence[PredictionLog]) -> str:
@@ -299,7 +299,7 @@ def _write(directory: str, name: str, logs: Sequence[PredictionLog]) -> str:
 
 
 def _redundant_record(
-    index: int, log: PredictionLog, replay: Figures, later: Figures
+    index: int, log: PredictionLog, replay: Timings, later: Timings
 ) -> RedundantRecord:
     about = describe_log(log)
     return RedundantRecord(

@@ -19,7 +19,7 @@ from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE, Transform, WarmupOptions
-from keras_warmup.pipeline.candidates import Rows, find_candidates
+from keras_warmup.pipeline.candidates import ExportInputs, bind_signatures
 from keras_warmup.planning.plan import fetched_aliases
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
@@ -64,7 +64,7 @@ class Probe:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ask:
+class _ProbeSpec:
     """A request without its rows; for MultiInference `signature` is that of the first task."""
 
     signature: Signature
@@ -123,7 +123,7 @@ def plan_probes(
         WarmupOptions(transform=transform, seed=seed),
     )
     notes: list[str] = []
-    asks: dict[Hashable, _Ask] = {}
+    asks: dict[Hashable, _ProbeSpec] = {}
     for ask, _ in read:
         asks.setdefault(ask.identity, ask)
     for ask in [*_twins(asks.values(), signatures), *_other_sizes(asks.values(), batch_sizes)]:
@@ -157,7 +157,7 @@ class _Pool:
         self,
         meta_graph: MetaGraphDef,
         signatures: Sequence[Signature],
-        read: Sequence[tuple[_Ask, BoundBatch]],
+        read: Sequence[tuple[_ProbeSpec, BoundBatch]],
         batches: Sequence[Batch],
         options: WarmupOptions,
     ) -> None:
@@ -168,7 +168,9 @@ class _Pool:
         self._other: dict[str, Sequence[BoundBatch]] = {}
         if batches:
             # What reads a string input of one signature tells how rows for another are serialized: bind them together.
-            candidates, cold = find_candidates(meta_graph, signatures, Rows(batches), options)
+            candidates, cold = bind_signatures(
+                meta_graph, signatures, ExportInputs(batches), options
+            )
             self._other = {one.signature.key: one.bound for one in candidates}
             self.notes = [
                 f"data= was not sent to signature {key!r}: {why}"
@@ -187,7 +189,7 @@ class _Pool:
     def synthetic(self, signature: Signature) -> Sequence[BoundBatch]:
         """Made-up rows; the same ones each time."""
         options = dataclasses.replace(self._options, signatures=(signature.key,), transform=None)
-        return find_candidates(self._meta_graph, [signature], Rows(()), options)[0][0].bound
+        return bind_signatures(self._meta_graph, [signature], ExportInputs(()), options)[0][0].bound
 
     def any_of(self, signature: Signature) -> BoundBatch:
         """Whatever there is for it, the best first."""
@@ -196,7 +198,7 @@ class _Pool:
 
 def _read_record(
     log: PredictionLog, signatures: Mapping[str, Signature]
-) -> tuple[_Ask, BoundBatch] | None:
+) -> tuple[_ProbeSpec, BoundBatch] | None:
     """What a record asks and its rows; `None` for what no client can ask."""
     about = describe_log(log)
     kind, key = about["kind"], about["signature_key"]
@@ -231,7 +233,9 @@ def _read_record(
     else:
         bound = BoundBatch(arrays, None, 1, frozenset(), "log")
     size = bound.size if bound.row_inputs else None
-    return _Ask(signature, kind, about["output_filter"], tasks, size, bound.shapes, True), bound
+    return _ProbeSpec(
+        signature, kind, about["output_filter"], tasks, size, bound.shapes, True
+    ), bound
 
 
 def _takes(signature: Signature, bound: BoundBatch) -> bool:
@@ -245,7 +249,7 @@ def _takes(signature: Signature, bound: BoundBatch) -> bool:
     return all(signature.inputs[name].dtype == dtype for name, dtype in dtypes.items())
 
 
-def _twins(asks: Iterable[_Ask], signatures: Mapping[str, Signature]) -> Iterator[_Ask]:
+def _twins(asks: Iterable[_ProbeSpec], signatures: Mapping[str, Signature]) -> Iterator[_ProbeSpec]:
     """The same asked of each other signature over the same tensors: its record is theirs too."""
     for ask in list(asks):
         for other in signatures.values():
@@ -257,26 +261,26 @@ def _twins(asks: Iterable[_Ask], signatures: Mapping[str, Signature]) -> Iterato
                 yield dataclasses.replace(ask, signature=other)
 
 
-def _other_sizes(asks: Iterable[_Ask], batch_sizes: Sequence[int]) -> Iterator[_Ask]:
+def _other_sizes(asks: Iterable[_ProbeSpec], batch_sizes: Sequence[int]) -> Iterator[_ProbeSpec]:
     for ask in list(asks):
         if ask.size is not None and ask.signature.fixed_batch_size is None:
             for size in batch_sizes:
                 yield dataclasses.replace(ask, size=size, in_file=False)
 
 
-def _uncovered(signature: Signature, pool: _Pool, size: int | None) -> _Ask:
+def _uncovered(signature: Signature, pool: _Pool, size: int | None) -> _ProbeSpec:
     bound, kind = pool.any_of(signature), default_kind(signature)
     if not bound.row_inputs:
-        return _Ask(signature, kind, (), (), None, bound.shapes, False)
+        return _ProbeSpec(signature, kind, (), (), None, bound.shapes, False)
     # As large as what the file warms elsewhere: the same request to another signature.
     warmed = pool.warmed(signature)
     usual = warmed[0].size if warmed else DEFAULT_BATCH_SIZE
-    return _Ask(
+    return _ProbeSpec(
         signature, kind, (), (), signature.fixed_batch_size or size or usual, bound.shapes, False
     )
 
 
-def _probe(ask: _Ask, rows: _Pool) -> Probe:
+def _probe(ask: _ProbeSpec, rows: _Pool) -> Probe:
     pool, picks, source = _choose_rows(ask, rows)
     logs = []
     for variant in range(1 if ask.size is None else _VARIANTS):
@@ -303,7 +307,7 @@ def _probe(ask: _Ask, rows: _Pool) -> Probe:
 
 
 def _choose_rows(
-    ask: _Ask, rows: _Pool
+    ask: _ProbeSpec, rows: _Pool
 ) -> tuple[Sequence[BoundBatch], list[tuple[int, int]], RowsFrom]:
     """Bound batches, `(batch, row)` in the order to send them, and what they are."""
     warmed = [bound for bound in rows.warmed(ask.signature) if bound.shapes == ask.shapes]

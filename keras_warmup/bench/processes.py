@@ -23,7 +23,7 @@ _UNLIMITED = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class RunTiming:
     """What one freshly started process (or server) took.
 
     Attributes:
@@ -38,7 +38,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class Timings:
     """A few timings of the same thing, milliseconds, and their spread."""
 
     values: tuple[float, ...]
@@ -71,7 +71,7 @@ class Figures:
         lower, _, upper = statistics.quantiles(self.values, n=4, method="inclusive")
         return upper - lower
 
-    def exceeds(self, other: Figures) -> bool:
+    def exceeds(self, other: Timings) -> bool:
         """Whether these are larger than the others by more than either spreads, and no value of theirs overlaps."""
         if min(len(self.values), len(other.values)) < MIN_FIGURES:
             return False
@@ -83,7 +83,7 @@ class Engine(Protocol):
 
     def sample(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
-    ) -> Sample:
+    ) -> RunTiming:
         """Starts anew, loads the model with this warmup file or none, sends `count` of the requests in turn."""
 
 
@@ -100,7 +100,7 @@ class ProcessEngine:
 
     def sample(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
-    ) -> Sample:
+    ) -> RunTiming:
         """Measures in a new process.
 
         Args:
@@ -140,7 +140,7 @@ class ProcessEngine:
                 result = json.load(file)
         if "error" in result:
             raise ReplayError(result["error"])
-        return Sample(result["load_ms"], tuple(result["replay_ms"]), tuple(result["request_ms"]))
+        return RunTiming(result["load_ms"], tuple(result["replay_ms"]), tuple(result["request_ms"]))
 
 
 def _absolute(path: str) -> str:

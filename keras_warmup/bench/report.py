@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from keras_warmup.bench.probes import Probe, RowsFrom
-from keras_warmup.bench.processes import MIN_FIGURES, Figures
+from keras_warmup.bench.processes import MIN_FIGURES, Timings
 from keras_warmup.report import RequestKind, printable, to_plain
 
 if TYPE_CHECKING:
@@ -63,10 +63,10 @@ class BenchmarkEntry:
 
     @classmethod
     def of(
-        cls, probe: Probe, cold: Figures | None, warm: Figures | None, steady: Figures | None
+        cls, probe: Probe, cold: Timings | None, warm: Timings | None, steady: Timings | None
     ) -> BenchmarkEntry:
         """Sums up the figures of one probe; `steady` is there where one of the others is."""
-        later = steady or Figures((float("nan"),))
+        later = steady or Timings((float("nan"),))
         ratio, faster = None, None
         if cold is not None and warm is not None:
             ratio = cold.median / warm.median

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.bench.client import PredictionClient, without_values
-from keras_warmup.bench.processes import Sample
+from keras_warmup.bench.processes import RunTiming
 from keras_warmup.errors import ReplayError, ServerError
 from keras_warmup.records.warmup_file import WARMUP_PATH
 
@@ -141,7 +141,7 @@ class LaunchedServer:
 
     def sample(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
-    ) -> Sample:
+    ) -> RunTiming:
         """Starts the server cold (`--enable_model_warmup=false`) or with the warmup file, and sends the requests.
 
         Raises:
@@ -149,7 +149,7 @@ class LaunchedServer:
             ServerError: it cannot be started or does not get ready.
         """
         with self.started(warmup_file) as (client, load_ms):
-            return Sample(load_ms, (), client.time_requests(requests, count))
+            return RunTiming(load_ms, (), client.time_requests(requests, count))
 
     @contextlib.contextmanager
     def started(self, warmup_file: str | None) -> Iterator[tuple[PredictionClient, float]]:

@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from keras_warmup.binding.cast import Misfit, as_array, cast_array
+from keras_warmup.binding.cast import MismatchError, as_array, cast_array
 from keras_warmup.binding.components import component_leaves, find_composites
 from keras_warmup.binding.dense_rows import dense_parts, dense_structure
 from keras_warmup.binding.match import match_inputs, render_inputs
-from keras_warmup.data.batch import Batch, Path, Source, describe, render_path, render_shape, walk
+from keras_warmup.data.batch import (
+    Batch,
+    FeaturePath,
+    Source,
+    describe,
+    render_path,
+    render_shape,
+    walk,
+)
 from keras_warmup.errors import BindingError
 from keras_warmup.options import Transform
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 __all__ = ["BoundBatch", "bind_batch", "bind_leaves", "match_inputs"]
 
@@ -93,7 +101,7 @@ def bind_batch(
 def bind_leaves(
     batch: Batch,
     signature: Signature,
-    paths: Mapping[str, Path],
+    paths: Mapping[str, FeaturePath],
     ignored: tuple[str, ...] = (),
     encoded: Mapping[str, np.ndarray] | None = None,
 ) -> list[BoundBatch]:
@@ -171,7 +179,7 @@ def _bind_arrays(
             arrays[name], cast = cast_array(leaf, spec.dtype)
             if cast:
                 casts[name] = cast
-        except Misfit as misfit:
+        except MismatchError as misfit:
             reasons.insert(0, str(misfit))
         if reasons:
             problems.append(
@@ -214,7 +222,7 @@ def _rows_of(
     return rows
 
 
-def _shape_problems(spec: TensorSpec, leaf: np.ndarray) -> list[str]:
+def _shape_problems(spec: SignatureTensor, leaf: np.ndarray) -> list[str]:
     if spec.shape is None:
         return []
     shape = leaf.shape

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_warmup.data.batch import encode_strings
 
 
-class Misfit(Exception):
+class MismatchError(Exception):
     """A leaf that does not fit what takes it; the argument says how, without values."""
 
 
@@ -29,15 +29,15 @@ def cast_array(array: np.ndarray, dtype: str) -> tuple[np.ndarray, str | None]:
     """
     if dtype == "string":
         if array.dtype.kind != "O":
-            raise Misfit("a number for a string input")
+            raise MismatchError("a number for a string input")
         return array, None
     if array.dtype.kind == "O":
-        raise Misfit("strings for a numeric input")
+        raise MismatchError("strings for a numeric input")
     wanted = tf.as_dtype(dtype)
     try:
         got = tf.as_dtype(array.dtype)
     except TypeError as error:
-        raise Misfit(f"{array.dtype} is no dtype of TensorFlow") from error
+        raise MismatchError(f"{array.dtype} is no dtype of TensorFlow") from error
     if got == wanted:
         return array, None
     cast = f"{got.name} -> {wanted.name}"
@@ -46,14 +46,14 @@ def cast_array(array: np.ndarray, dtype: str) -> tuple[np.ndarray, str | None]:
             # As `fit` casts to the model's float type.
             made = array.astype(wanted.as_numpy_dtype)
             if overflows(array, made):
-                raise Misfit("dtype differs: some sampled values overflow")
+                raise MismatchError("dtype differs: some sampled values overflow")
             return made, cast
         if got.is_floating or got.is_complex:
-            raise Misfit("dtype differs: a float is never cut to an integer")
+            raise MismatchError("dtype differs: a float is never cut to an integer")
         made = array.astype(wanted.as_numpy_dtype)
         if np.array_equal(made.astype(array.dtype), array) and _same_sign(array, made):
             return made, cast
-    raise Misfit("dtype differs: some sampled values do not survive the cast")
+    raise MismatchError("dtype differs: some sampled values do not survive the cast")
 
 
 def overflows(array: np.ndarray, made: np.ndarray) -> bool:
@@ -68,7 +68,7 @@ def as_array(leaf: Any) -> np.ndarray:
         Misfit: numpy makes no array of it, or it holds objects that are no strings.
     """
     if isinstance(leaf, tf.RaggedTensor):
-        raise Misfit("a ragged tensor for a dense input")
+        raise MismatchError("a ragged tensor for a dense input")
     if isinstance(leaf, tf.SparseTensor):
         leaf = tf.sparse.to_dense(tf.sparse.reorder(leaf))
     try:
@@ -78,12 +78,12 @@ def as_array(leaf: Any) -> np.ndarray:
         ValueError,
         RuntimeError,
     ) as error:  # rows of different shapes; torch tensors with a gradient
-        raise Misfit(f"numpy makes no array of it: {type(error).__name__}") from error
+        raise MismatchError(f"numpy makes no array of it: {type(error).__name__}") from error
     if array.dtype.kind in "OSUT":
         try:
             return encode_strings(array)
         except TypeError as error:
-            raise Misfit(f"objects that are neither bytes nor str: {error}") from error
+            raise MismatchError(f"objects that are neither bytes nor str: {error}") from error
     # A TensorProto is little-endian; tf.as_dtype knows native byte order only.
     return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
 

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.binding.match import names_of, sanitize
-from keras_warmup.data.batch import Path, render_path, walk
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.data.batch import FeaturePath, render_path, walk
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _components_of(leaf: Any) -> list[np.ndarray]:
     return [np.asarray(part) for part in (ordered.indices, ordered.values, ordered.dense_shape)]
 
 
-def _render(path: Path, leaf: Any, place: int) -> str:
+def _render(path: FeaturePath, leaf: Any, place: int) -> str:
     if isinstance(leaf, tf.RaggedTensor):
         return f"{render_path(path)}.{'flat_values' if place == 0 else f'nested_row_splits[{place - 1}]'}"
     return f"{render_path(path)}.{('indices', 'values', 'dense_shape')[place]}"
@@ -135,7 +135,7 @@ def _takes(
     ) and all(_fits(spec, part) for spec, part in zip(specs, components, strict=True))
 
 
-def _fits(spec: TensorSpec, part: np.ndarray) -> bool:
+def _fits(spec: SignatureTensor, part: np.ndarray) -> bool:
     return spec.shape is None or (
         len(spec.shape) == part.ndim
         and all(want in (None, got) for want, got in zip(spec.shape, part.shape, strict=True))

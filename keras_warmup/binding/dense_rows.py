@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.data.batch import Batch, Path, map_leaves, render_path, walk
+from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, render_path, walk
 from keras_warmup.errors import BindingError
 
 
@@ -26,7 +26,7 @@ class DensePart:
     rows: list[int] | None = None
 
 
-def dense_parts(batch: Batch, paths: Collection[Path]) -> list[DensePart]:
+def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]:
     """Splits a batch so that the leaves at `paths` are dense in each part.
 
     Args:
@@ -45,7 +45,7 @@ def dense_parts(batch: Batch, paths: Collection[Path]) -> list[DensePart]:
         x = map_leaves(lambda path, leaf: _from_sparse(leaf) if path in paths else leaf, batch.x)
         return [DensePart(dataclasses.replace(batch, x=x))]
     groups: dict[tuple[Any, ...], list[int]] = {}
-    rows: dict[Path, dict[int, np.ndarray]] = {path: {} for path in ragged}
+    rows: dict[FeaturePath, dict[int, np.ndarray]] = {path: {} for path in ragged}
     for index in range(batch.size):
         dense = [_from_ragged(leaves[path][index]) for path in ragged]
         found = [row for row in dense if row is not None]
@@ -61,7 +61,7 @@ def dense_parts(batch: Batch, paths: Collection[Path]) -> list[DensePart]:
     parts = []
     for indices in groups.values():
 
-        def take(path: Path, leaf: Any, indices: list[int] = indices) -> Any:
+        def take(path: FeaturePath, leaf: Any, indices: list[int] = indices) -> Any:
             if path in rows:
                 return np.stack([rows[path][index] for index in indices])
             return _take_rows(_from_sparse(leaf) if path in paths else leaf, indices)

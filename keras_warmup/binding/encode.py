@@ -23,15 +23,22 @@ from keras_warmup.binding.examples import (
     refuse_unbuildable,
 )
 from keras_warmup.binding.match import match_inputs, sanitize
-from keras_warmup.data.batch import Batch, Path, describe, is_string_vector, render_path, walk
+from keras_warmup.data.batch import (
+    Batch,
+    FeaturePath,
+    describe,
+    is_string_vector,
+    render_path,
+    walk,
+)
 from keras_warmup.errors import BindingError
 from keras_warmup.savedmodel.signatures import Signature
 from keras_warmup.savedmodel.string_formats import (
     Base64,
-    Consumer,
     ExampleParser,
     FeatureSpec,
-    describe_consumer,
+    StringFormat,
+    describe_string_format,
 )
 
 
@@ -40,12 +47,12 @@ class _Encoded:
     """Values `[rows]` of a string input, and the leaves they were made of."""
 
     values: np.ndarray
-    used: frozenset[Path]
+    used: frozenset[FeaturePath]
     casts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def bind_encoded(
-    batch: Batch, signature: Signature, consumers: Mapping[str, Consumer]
+    batch: Batch, signature: Signature, consumers: Mapping[str, StringFormat]
 ) -> list[BoundBatch]:
     """Binds a batch to a signature with string inputs, encoding the rows as each input reads them.
 
@@ -85,7 +92,7 @@ def bind_encoded(
 def rows_for(
     batch: Batch,
     signature: Signature,
-    consumers: Mapping[str, Consumer],
+    consumers: Mapping[str, StringFormat],
     parsers: Sequence[ExampleParser],
 ) -> Batch:
     """The rows in the form that a signature takes: one may read serialized `tf.Example`s, while another takes their features.
@@ -147,11 +154,11 @@ def parse_features(batch: Batch, spec: Mapping[str, FeatureSpec]) -> Batch | Non
     return Batch(x, batch.size, batch.source)
 
 
-def _reads_examples(consumer: Consumer) -> bool:
+def _reads_examples(consumer: StringFormat) -> bool:
     return isinstance(consumer.inner if isinstance(consumer, Base64) else consumer, ExampleParser)
 
 
-def _match_whole(x: Any, signature: Signature) -> dict[str, Path] | None:
+def _match_whole(x: Any, signature: Signature) -> dict[str, FeaturePath] | None:
     """The leaf of each input; `None` where that is not told, as for features that become one input."""
     try:
         return match_inputs(x, signature)[0]
@@ -160,8 +167,8 @@ def _match_whole(x: Any, signature: Signature) -> dict[str, Path] | None:
 
 
 def _match_others(
-    x: Any, signature: Signature, made: set[str], whole: Mapping[str, Path] | None
-) -> dict[str, Path]:
+    x: Any, signature: Signature, made: set[str], whole: Mapping[str, FeaturePath] | None
+) -> dict[str, FeaturePath]:
     """The leaves of the inputs that are not encoded: as the whole signature was matched, else by name alone."""
     if whole is not None:
         return {name: path for name, path in whole.items() if name not in made}
@@ -177,8 +184,8 @@ def _encode(
     batch: Batch,
     signature: Signature,
     name: str,
-    consumer: Consumer,
-    whole: Mapping[str, Path] | None,
+    consumer: StringFormat,
+    whole: Mapping[str, FeaturePath] | None,
 ) -> _Encoded | None:
     """What a string input should be sent; `None` where the rows go as they are."""
     path = (whole or {}).get(name)
@@ -193,7 +200,7 @@ def _encode(
     refuse_unbuildable(name, consumer)
     if not isinstance(leaf, np.ndarray):
         raise BindingError(
-            f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads {describe_consumer(consumer)}, and "
+            f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads {describe_string_format(consumer)}, and "
             f"{render_path(path)} is {describe(leaf)}. Give the bytes as clients send them, or pass transform=."
         )
     return _Encoded(encode_rows(leaf, consumer), frozenset({path}))
@@ -204,7 +211,7 @@ def _encode_examples(
     signature: Signature,
     name: str,
     parser: ExampleParser,
-    path: Path | None,
+    path: FeaturePath | None,
     in_base64: bool,
 ) -> _Encoded:
     """Examples built of the features, or the rows themselves where they are serialized already."""
@@ -239,11 +246,11 @@ def _encode_examples(
 
 def _features(
     x: Any,
-    leaves: Mapping[Path, Any],
+    leaves: Mapping[FeaturePath, Any],
     spec: Mapping[str, FeatureSpec],
     name: str,
-    text: Path | None,
-) -> dict[str, Path] | None:
+    text: FeaturePath | None,
+) -> dict[str, FeaturePath] | None:
     """Feature key -> path, where x is a flat dict of features, or one leaf for a parser of one feature.
 
     Args:

@@ -13,17 +13,17 @@ from keras_warmup.data.batch import as_objects, describe, encode_strings
 from keras_warmup.errors import BindingError
 from keras_warmup.savedmodel.string_formats import (
     Base64,
-    Consumer,
     ImageDecoder,
     RawDecoder,
+    StringFormat,
     TensorParser,
-    describe_consumer,
+    describe_string_format,
 )
 
 _CURE = "Give the bytes a client would send, or pass transform=."
 
 
-def encode_rows(rows: Array, consumer: Consumer) -> Array:
+def encode_rows(rows: Array, consumer: StringFormat) -> Array:
     """Encodes rows of numbers for a string input; rows of strings are what clients send already.
 
     Args:
@@ -50,11 +50,11 @@ def encode_rows(rows: Array, consumer: Consumer) -> Array:
         return encode_images(rows, consumer)
     if not isinstance(consumer, (TensorParser, RawDecoder)):
         raise BindingError(
-            f"Cannot encode {describe(rows)} for a string input that takes {describe_consumer(consumer)}. {_CURE}"
+            f"Cannot encode {describe(rows)} for a string input that takes {describe_string_format(consumer)}. {_CURE}"
         )
     if rows.dtype.name != consumer.out_type or rows.ndim == 0:
         raise BindingError(
-            f"Cannot encode {describe(rows)} for a string input that takes {describe_consumer(consumer)}: expected "
+            f"Cannot encode {describe(rows)} for a string input that takes {describe_string_format(consumer)}: expected "
             f"{consumer.out_type} [n, ...]. Cast the data, or pass transform=."
         )
     if isinstance(consumer, TensorParser):
@@ -103,7 +103,7 @@ def encode_images(images: Array, consumer: ImageDecoder) -> Array:
     Raises:
         BindingError: floats or other dtypes, a wrong rank or number of channels, or a format that cannot be written.
     """
-    where = f"Cannot encode images for {describe_consumer(consumer)}"
+    where = f"Cannot encode images for {describe_string_format(consumer)}"
     cure = "Pass transform= to give the encoded files yourself"
     allowed = (
         ("uint8", "uint16")

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.binding.cast import Misfit, overflows
+from keras_warmup.binding.cast import MismatchError, overflows
 from keras_warmup.data.batch import encode_strings, render_shape
 from keras_warmup.savedmodel.string_formats import FeatureSpec
 
@@ -30,19 +30,19 @@ def rows_of(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
     """
     if isinstance(leaf, tf.SparseTensor):
         if feature.kind == "dense" and not feature.is_sequence:
-            raise Misfit("a sparse tensor cannot fill a dense feature")
+            raise MismatchError("a sparse tensor cannot fill a dense feature")
         return [_convert(row, feature) for row in sparse_rows(leaf)]
     if isinstance(leaf, tf.RaggedTensor):
         if feature.kind == "dense" and not feature.is_sequence:
-            raise Misfit("a ragged tensor cannot fill a dense feature")
+            raise MismatchError("a ragged tensor cannot fill a dense feature")
         if leaf.ragged_rank != 1:
-            raise Misfit(
+            raise MismatchError(
                 "more than one ragged dimension needs partitions, which the parser's spec does not show"
             )
         return [_shape(_convert(row, feature), feature) for row in ragged_rows(leaf)]
     array = np.asarray(leaf)
     if array.ndim == 0:
-        raise Misfit("a scalar has no rows")
+        raise MismatchError("a scalar has no rows")
     if array.dtype.kind == "O" and array.ndim == 1:
         return _object_rows(array, feature)
     return [_shape(row, feature) for row in split_rows(_convert(array, feature))]
@@ -54,7 +54,7 @@ def _object_rows(column: Array, feature: FeatureSpec) -> list[Array | None]:
     for value in column:
         if value is None:
             if feature.required:
-                raise Misfit("a row is None, but the feature is required")
+                raise MismatchError("a row is None, but the feature is required")
             rows.append(None)
             continue
         array = value if isinstance(value, np.ndarray) else np.array(value, dtype=object)
@@ -70,18 +70,18 @@ def split_rows(array: Array) -> list[Array]:
 def _shape(row: Array, feature: FeatureSpec) -> Array:
     if feature.kind != "dense" or feature.shape is None:
         if row.ndim > 1:
-            raise Misfit(
+            raise MismatchError(
                 f"a row of a {feature.kind} feature is a list of values, not {render_shape(row.shape)}"
             )
         return row.reshape(-1)
     if feature.is_sequence:
         rest = cast(tuple[int, ...], feature.shape[1:])
         if row.shape[1:] != rest or row.ndim == 0:
-            raise Misfit(f"a row has shape {render_shape(row.shape)}")
+            raise MismatchError(f"a row has shape {render_shape(row.shape)}")
         return row
     wanted = cast(tuple[int, ...], feature.shape)
     if row.shape != wanted and not (row.shape in ((), (1,)) and wanted in ((), (1,))):
-        raise Misfit(f"a row has shape {render_shape(row.shape)}")
+        raise MismatchError(f"a row has shape {render_shape(row.shape)}")
     return row.reshape(wanted)
 
 
@@ -98,14 +98,14 @@ def sparse_rows(leaf: Any) -> list[Array]:
         Misfit: they do not.
     """
     if len(leaf.shape) != 2:
-        raise Misfit("only sparse tensors of rank 2, [rows, values], can be written")
+        raise MismatchError("only sparse tensors of rank 2, [rows, values], can be written")
     indices, values = leaf.indices.numpy(), np.asarray(leaf.values.numpy())
     order = np.lexsort((indices[:, 1], indices[:, 0]))
     indices, values = indices[order], values[order]
     counts = np.bincount(indices[:, 0], minlength=int(leaf.dense_shape.numpy()[0]))
     starts = np.cumsum(counts) - counts
     if np.any(indices[:, 1] != np.arange(len(indices)) - np.repeat(starts, counts)):
-        raise Misfit(
+        raise MismatchError(
             "rows have holes (their values are not at columns 0, 1, 2, ...), and an Example holds a plain list: this "
             "is perhaps a SparseFeature, whose index and value features must be given under their own keys"
         )
@@ -121,24 +121,24 @@ def _convert(array: Array, feature: FeatureSpec) -> Array:
         array = _plain_numbers(array, feature.dtype)
         kind = array.dtype.kind
     if kind in "SUT":
-        raise Misfit(f"strings for a feature of {feature.dtype}")
+        raise MismatchError(f"strings for a feature of {feature.dtype}")
     name = array.dtype.name
     if feature.dtype == "int64":
         if kind in "fV" or name.startswith(("bfloat16", "float8")):
-            raise Misfit("floats for a feature of int64 are not cast")
+            raise MismatchError("floats for a feature of int64 are not cast")
         if kind == "u" and array.size and int(array.max()) >= 2**63:
-            raise Misfit("values of 2**63 and more do not fit an int64")
+            raise MismatchError("values of 2**63 and more do not fit an int64")
         if kind not in "iub":
-            raise Misfit(f"{name} for a feature of int64")
+            raise MismatchError(f"{name} for a feature of int64")
         return array.astype(np.int64)
     if kind not in "fiubV" or kind == "c":
-        raise Misfit(f"{name} for a feature of float32")
+        raise MismatchError(f"{name} for a feature of float32")
     with np.errstate(over="ignore", invalid="ignore"):
         converted = array.astype(np.float32)
     if kind in "fV" and overflows(array, converted):
-        raise Misfit("values beyond the range of float32")
+        raise MismatchError("values beyond the range of float32")
     if kind in "iu" and not _survives(array, converted):
-        raise Misfit("integers that a float32 does not hold exactly")
+        raise MismatchError("integers that a float32 does not hold exactly")
     return converted
 
 
@@ -154,20 +154,20 @@ def _plain_numbers(array: Array, dtype: str) -> Array:
     """An object array of numbers as an array of theirs."""
     values = array.reshape(-1).tolist()
     if any(isinstance(value, (bytes, str)) for value in values):
-        raise Misfit(f"strings for a feature of {dtype}")
+        raise MismatchError(f"strings for a feature of {dtype}")
     if not all(isinstance(value, (bool, int, float, np.generic)) for value in values):
-        raise Misfit("objects that are no numbers")
+        raise MismatchError("objects that are no numbers")
     if any(isinstance(value, (float, np.floating)) for value in values):
         return np.array(values, dtype=np.float64).reshape(array.shape)
     if any(not -(2**63) <= int(value) < 2**63 for value in values):
-        raise Misfit("values beyond the range of int64")
+        raise MismatchError("values beyond the range of int64")
     return np.array([int(value) for value in values], dtype=np.int64).reshape(array.shape)
 
 
 def _to_bytes(array: Array) -> Array:
     if array.dtype.kind not in "SUTO":
-        raise Misfit(f"{array.dtype.name} for a feature of strings")
+        raise MismatchError(f"{array.dtype.name} for a feature of strings")
     try:
         return encode_strings(array)
     except TypeError as error:
-        raise Misfit(f"{error} among strings") from error
+        raise MismatchError(f"{error} among strings") from error

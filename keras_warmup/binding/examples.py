@@ -13,16 +13,16 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup.binding.cast import Misfit
+from keras_warmup.binding.cast import MismatchError
 from keras_warmup.binding.example_rows import Array, ragged_rows, rows_of, sparse_rows, split_rows
 from keras_warmup.data.batch import as_objects, describe, render_shape
 from keras_warmup.errors import BindingError, DataError
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     Compressed,
-    Consumer,
     FeatureSpec,
     SequenceExampleParser,
+    StringFormat,
 )
 
 Spec = Mapping[str, FeatureSpec]
@@ -58,7 +58,7 @@ def build_examples(features: Mapping[str, Any], spec: Spec) -> Array:
             continue
         try:
             columns[key] = rows_of(features[key], feature)
-        except Misfit as misfit:
+        except MismatchError as misfit:
             problems.append(
                 f"feature {key!r} expects {_render(feature)}, got {describe(features[key])}: {misfit.args[0]}"
             )
@@ -156,7 +156,7 @@ def parsing_spec(spec: Spec) -> dict[str, Any]:
     return {key: _parsing_feature(feature) for key, feature in spec.items()}
 
 
-def refuse_unbuildable(input_name: str, consumer: Consumer) -> None:
+def refuse_unbuildable(input_name: str, consumer: StringFormat) -> None:
     """Refuses inputs whose bytes cannot be made from features.
 
     Raises:

@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from keras_warmup.data.batch import Path, describe, is_sequence, render_path, render_shape, walk
+from keras_warmup.data.batch import (
+    FeaturePath,
+    describe,
+    is_sequence,
+    render_path,
+    render_shape,
+    walk,
+)
 from keras_warmup.errors import BindingError
 from keras_warmup.savedmodel.signatures import Signature
 
 
-def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, Path], tuple[str, ...]]:
+def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], tuple[str, ...]]:
     """Finds the leaf of `x` for each input of a signature.
 
     Args:
@@ -53,10 +60,10 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, Path], tuple[s
     return found, tuple(render_path(path) for path, _ in leaves if path not in used)
 
 
-def names_of(x: Any) -> Iterator[tuple[str, Path]]:
+def names_of(x: Any) -> Iterator[tuple[str, FeaturePath]]:
     """Yields `(name, path)` of each leaf below a dict: the nearest key above it. `None` is no leaf."""
 
-    def visit(node: Any, path: Path, name: str | None) -> Iterator[tuple[str, Path]]:
+    def visit(node: Any, path: FeaturePath, name: str | None) -> Iterator[tuple[str, FeaturePath]]:
         if isinstance(node, Mapping):
             for key in sorted(node):
                 yield from visit(node[key], (*path, key), str(key))
@@ -84,7 +91,7 @@ def render_inputs(signature: Signature) -> str:
 
 
 def _hint_of_components(
-    missing: Sequence[str], leaves: Sequence[tuple[Path, Any]], signature: Signature
+    missing: Sequence[str], leaves: Sequence[tuple[FeaturePath, Any]], signature: Signature
 ) -> str:
     composite = [
         path for path, leaf in leaves if hasattr(leaf, "row_splits") or hasattr(leaf, "dense_shape")
@@ -98,13 +105,13 @@ def _hint_of_components(
     )
 
 
-def _match_structure(x: Any, signature: Signature) -> dict[str, Path] | None:
+def _match_structure(x: Any, signature: Signature) -> dict[str, FeaturePath] | None:
     """Pairs `x` with the positional arguments the exported function was traced with; `None` where they differ."""
     if signature.structure is None:
         return None
     arguments = signature.structure
     target = arguments[0] if is_sequence(arguments) and len(arguments) == 1 else arguments
-    found: dict[str, Path] = {}
+    found: dict[str, FeaturePath] = {}
     if _pair(target, x, (), found):
         return found
     names = [name for _, name in walk(target)]
@@ -127,7 +134,7 @@ def _match_structure(x: Any, signature: Signature) -> dict[str, Path] | None:
     return dict(zip(names, flat, strict=True)) if ordered and len(names) == len(flat) else None
 
 
-def _pair(target: Any, x: Any, path: Path, found: dict[str, Path]) -> bool:
+def _pair(target: Any, x: Any, path: FeaturePath, found: dict[str, FeaturePath]) -> bool:
     if isinstance(target, Mapping):
         if not isinstance(x, Mapping) or not set(target) <= set(x):
             return False
@@ -152,7 +159,9 @@ def _pair(target: Any, x: Any, path: Path, found: dict[str, Path]) -> bool:
     return True
 
 
-def _match_names(x: Any, leaves: list[tuple[Path, Any]], signature: Signature) -> dict[str, Path]:
+def _match_names(
+    x: Any, leaves: list[tuple[FeaturePath, Any]], signature: Signature
+) -> dict[str, FeaturePath]:
     if not isinstance(x, Mapping):
         return (
             {next(iter(signature.inputs)): leaves[0][0]}
@@ -160,7 +169,7 @@ def _match_names(x: Any, leaves: list[tuple[Path, Any]], signature: Signature) -
             else {}
         )
     named = list(names_of(x))
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[FeaturePath]] = {}
     for name in signature.inputs:
         # A name that tf.function would have changed was given by hand, and means itself.
         by_hand = name != sanitize(name)
@@ -184,7 +193,7 @@ def _match_names(x: Any, leaves: list[tuple[Path, Any]], signature: Signature) -
 
 
 def _refuse_renumbered(
-    found: Mapping[str, Path], order: Sequence[Path], signature: Signature
+    found: Mapping[str, FeaturePath], order: Sequence[FeaturePath], signature: Signature
 ) -> None:
     """Refuses names that may be numbers: `tf.function` numbers unnamed leaves and equal names `x`, `x_1`, ... as they flatten.
 

@@ -13,13 +13,13 @@ from keras_warmup.binding.examples import build_examples
 from keras_warmup.data.batch import as_objects
 from keras_warmup.errors import SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 from keras_warmup.savedmodel.string_formats import (
     Base64,
-    Consumer,
     ExampleParser,
     FeatureSpec,
     ImageDecoder,
+    StringFormat,
 )
 
 # Free dimensions that are no batch: large enough for the stack of convolutions a small image model has.
@@ -28,7 +28,7 @@ _RGB = 3
 
 
 def synthesize_rows(
-    signature: Signature, consumers: Mapping[str, Consumer], seed: int
+    signature: Signature, consumers: Mapping[str, StringFormat], seed: int
 ) -> BoundBatch:
     """Rows made up from a signature alone.
 
@@ -61,13 +61,13 @@ def synthesize_rows(
     return BoundBatch(arrays, None, size if row_inputs else 1, row_inputs, "synthetic")
 
 
-def _is_vector(spec: TensorSpec) -> bool:
+def _is_vector(spec: SignatureTensor) -> bool:
     # Estimators leave the rank of their Examples open.
     return spec.shape is None or len(spec.shape) == 1
 
 
 def _array(
-    signature: Signature, spec: TensorSpec, rng: np.random.Generator, rows: int
+    signature: Signature, spec: SignatureTensor, rng: np.random.Generator, rows: int
 ) -> np.ndarray:
     if spec.shape is None:
         raise SignatureError(
@@ -90,7 +90,7 @@ def _array(
     return np.zeros(shape, dtype.as_numpy_dtype)
 
 
-def _strings(spec: TensorSpec, consumer: Consumer, size: int) -> np.ndarray:
+def _strings(spec: SignatureTensor, consumer: StringFormat, size: int) -> np.ndarray:
     rows = (spec.shape[0] if spec.shape else None) or size
     inner = consumer.inner if isinstance(consumer, Base64) else consumer
     if isinstance(inner, ExampleParser):

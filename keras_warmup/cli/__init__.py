@@ -1,3 +1,3 @@
 """The command line, `keras-warmup`."""
 
-from keras_warmup.cli.main.main import main as main
+from keras_warmup.cli.commands import main as main

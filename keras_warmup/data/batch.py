@@ -11,7 +11,7 @@ import numpy as np
 from keras_warmup.errors import DataError
 
 Source = Literal["captured", "data", "synthetic", "log"]
-Path = tuple[str | int, ...]
+FeaturePath = tuple[str | int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Batch:
     source: Source = "data"
 
 
-def walk(x: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:
     """Yields `(path, leaf)` in the order `tf.nest` and `keras.tree` flatten: dict keys sorted, sequences in place."""
     if isinstance(x, Mapping):
         try:
@@ -50,7 +50,7 @@ def walk(x: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield path, x
 
 
-def map_leaves(function: Any, x: Any, path: Path = ()) -> Any:
+def map_leaves(function: Any, x: Any, path: FeaturePath = ()) -> Any:
     """Rebuilds `x` with `function(path, leaf)` in place of each leaf; namedtuples keep their type."""
     if isinstance(x, Mapping):
         return {key: map_leaves(function, value, (*path, key)) for key, value in x.items()}
@@ -67,7 +67,7 @@ def is_sequence(x: Any) -> bool:
     return isinstance(x, Sequence) and not isinstance(x, (str, bytes, bytearray))
 
 
-def render_path(path: Path, root: str = "x") -> str:
+def render_path(path: FeaturePath, root: str = "x") -> str:
     """`("image", 0)` as `x['image'][0]`, for messages."""
     return root + "".join(f"[{part!r}]" for part in path)
 
@@ -107,7 +107,7 @@ def leaf_nbytes(leaf: Any) -> int:
 def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
     """Rows `start` to `stop` of a batch, as a batch of their own (arrays are views)."""
 
-    def take(_: Path, leaf: Any) -> Any:
+    def take(_: FeaturePath, leaf: Any) -> Any:
         if leaf is None:
             return None
         if type(leaf).__name__ == "SparseTensor":

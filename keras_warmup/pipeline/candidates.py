@@ -15,17 +15,17 @@ from keras_warmup.binding.synthesize import synthesize_rows
 from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, DataError, SignatureError
 from keras_warmup.options import WarmupOptions
-from keras_warmup.planning.plan import Candidate
+from keras_warmup.planning.plan import BoundSignature
 from keras_warmup.report import REQUEST_KINDS, RequestKind
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature
-from keras_warmup.savedmodel.string_formats import Consumer, ExampleParser
-from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.savedmodel.string_formats import ExampleParser, StringFormat
+from keras_warmup.savedmodel.string_inputs import find_string_formats
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ExportInputs:
     """The rows at hand for an export.
 
     Attributes:
@@ -62,9 +62,9 @@ def choose_signatures(signatures: Sequence[Signature], options: WarmupOptions) -
     return [by_key[key] for key in dict.fromkeys(options.signatures)]
 
 
-def find_candidates(
-    graph: ModelGraph, signatures: Sequence[Signature], rows: Rows, options: WarmupOptions
-) -> tuple[list[Candidate], dict[str, str]]:
+def bind_signatures(
+    graph: ModelGraph, signatures: Sequence[Signature], rows: ExportInputs, options: WarmupOptions
+) -> tuple[list[BoundSignature], dict[str, str]]:
     """Binds the rows to each signature.
 
     Args:
@@ -82,7 +82,7 @@ def find_candidates(
         DataError: there are no rows, and `on_no_data="error"`.
     """
     # Rows may be serialized for one signature while another takes the features themselves.
-    consumers = {signature.key: find_consumers(graph, signature) for signature in signatures}
+    consumers = {signature.key: find_string_formats(graph, signature) for signature in signatures}
     parsers = [
         one
         for found in consumers.values()
@@ -91,7 +91,7 @@ def find_candidates(
     ]
     if not rows.batches and options.on_no_data == "error":
         _refuse_no_data(signatures)
-    candidates: list[Candidate] = []
+    candidates: list[BoundSignature] = []
     cold: dict[str, str] = {}
     errors: list[BindingError | DataError | SignatureError] = []
     for signature in signatures:
@@ -128,7 +128,7 @@ def find_candidates(
             errors.append(error)
             continue
         can_predict = servable_kinds(signature)["predict"] is None
-        candidates.append(Candidate(signature, facts, bound, kinds, task, can_predict))
+        candidates.append(BoundSignature(signature, facts, bound, kinds, task, can_predict))
     if errors and not candidates and rows.batches:
         raise errors[0]
     return candidates, cold
@@ -194,9 +194,9 @@ def _why_unreachable(signature: Signature) -> str:
 
 def _bind(
     signature: Signature,
-    consumers: Mapping[str, Consumer],
+    consumers: Mapping[str, StringFormat],
     parsers: Sequence[ExampleParser],
-    rows: Rows,
+    rows: ExportInputs,
     options: WarmupOptions,
 ) -> list[BoundBatch]:
     if not signature.inputs:

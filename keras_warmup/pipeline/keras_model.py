@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_warmup.data.batch import (
     Batch,
-    Path,
+    FeaturePath,
     describe,
     is_sequence,
     map_leaves,
@@ -76,7 +76,7 @@ def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, .
     by_path = dict(walk(batch.x))
     wanted = dict(walk(structure))
 
-    def pick(path: Path, tensor: Any) -> Any:
+    def pick(path: FeaturePath, tensor: Any) -> Any:
         return _adjust_rank(by_path[found[path]], tensor) if path in found else None
 
     arranged = map_leaves(pick, _plain(structure))
@@ -90,7 +90,7 @@ def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, .
     return dataclasses.replace(batch, x=arranged), ignored
 
 
-def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]:
+def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath, FeaturePath]:
     targets = list(walk(structure))
     leaves = list(walk(x))
     if isinstance(structure, Mapping) and isinstance(x, Mapping):
@@ -98,7 +98,7 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]
         return {path: path for path, _ in targets if path in present}
     if isinstance(x, Mapping):
         # A dict for a list (or a single Input): by Input name.
-        found: dict[Path, Path] = {
+        found: dict[FeaturePath, FeaturePath] = {
             path: (tensor.name,) for path, tensor in targets if x.get(tensor.name) is not None
         }
         if not found and len(targets) == len(leaves) == 1:
@@ -119,7 +119,10 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[Path, Path]
 
 
 def _missing_text(
-    model: keras.Model, missing: list[Path], wanted: Mapping[Path, Any], got: Mapping[Path, Any]
+    model: keras.Model,
+    missing: list[FeaturePath],
+    wanted: Mapping[FeaturePath, Any],
+    got: Mapping[FeaturePath, Any],
 ) -> str:
     names = ", ".join(
         f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} {render_shape(wanted[path].shape)})"
@@ -191,7 +194,7 @@ def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any
     """
     built = _built_shapes(model, batches[0].x)
 
-    def spec(path: Path, leaf: Any) -> Any:
+    def spec(path: FeaturePath, leaf: Any) -> Any:
         if leaf is None:
             return None
         shapes = [tuple(dict(walk(batch.x))[path].shape) for batch in batches]
@@ -229,15 +232,15 @@ def _dtype_of(leaf: Any) -> tf.DType:
     return tf.as_dtype(keras.config.floatx()) if dtype == tf.float64 else dtype
 
 
-def _built_shapes(model: keras.Model, x: Any) -> dict[Path, tuple[int | None, ...]]:
+def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | None, ...]]:
     """Shapes the model was built with, by path in `x`, where they line up with it."""
     config = model.get_build_config() or {}
     shape = config.get("input_shape", config.get("shapes_dict"))
     if isinstance(shape, Mapping) and len(shape) == 1 and not isinstance(x, Mapping):
         shape = next(iter(shape.values()))
-    found: dict[Path, tuple[int | None, ...]] = {}
+    found: dict[FeaturePath, tuple[int | None, ...]] = {}
 
-    def visit(node: Any, path: Path) -> None:
+    def visit(node: Any, path: FeaturePath) -> None:
         if is_sequence(node) and all(size is None or isinstance(size, int) for size in node):
             found[path] = tuple(node)
         elif isinstance(node, Mapping):

@@ -10,7 +10,7 @@ from typing import Any
 
 from keras_warmup.errors import ProofError, ReplayError
 from keras_warmup.options import WarmupOptions
-from keras_warmup.pipeline.candidates import Rows
+from keras_warmup.pipeline.candidates import ExportInputs
 from keras_warmup.pipeline.proof import RANDOM_OR_STATEFUL, prove_signature, same_values
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
@@ -42,7 +42,7 @@ def replay_draft(
     export_dir: str,
     draft: str,
     requests: Sequence[PlannedRequest | None],
-    rows: Rows,
+    rows: ExportInputs,
     options: WarmupOptions,
     twins: Mapping[str, str],
     facts: Mapping[str, GraphFacts],
@@ -98,7 +98,7 @@ def _replay_in(
     session: ServingSession,
     draft: str,
     requests: Sequence[PlannedRequest | None],
-    rows: Rows,
+    rows: ExportInputs,
     twins: Mapping[str, str],
     facts: Mapping[str, GraphFacts],
 ) -> Replays:
@@ -150,7 +150,7 @@ def _add_proofs(
     log: Any,
     outputs: Mapping[str, Any],
     session: ServingSession,
-    rows: Rows,
+    rows: ExportInputs,
     facts: GraphFacts,
 ) -> None:
     """Proves the signatures a record warms and no earlier one has proved."""

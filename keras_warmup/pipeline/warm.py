@@ -13,10 +13,10 @@ from typing import Any
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.paths import explained
-from keras_warmup.pipeline.candidates import Rows, choose_signatures, find_candidates
+from keras_warmup.pipeline.candidates import ExportInputs, bind_signatures, choose_signatures
 from keras_warmup.pipeline.replay_draft import replay_draft, warms_of
 from keras_warmup.planning.batching_parameters import read_batching_parameters
-from keras_warmup.planning.plan import Candidate, plan_requests
+from keras_warmup.planning.plan import BoundSignature, plan_requests
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.records.build import encode_log
@@ -30,7 +30,7 @@ from keras_warmup.savedmodel.twins import find_twins
 
 def warm_saved_model(
     export_dir: str,
-    rows: Rows,
+    rows: ExportInputs,
     options: WarmupOptions,
     *,
     model_name: str,
@@ -60,7 +60,7 @@ def warm_saved_model(
     graph = ModelGraph(meta_graph)
     # Never publish a model that a server cannot run, warm or not.
     _require_restorable(graph, everything, export_dir)
-    candidates, cold = find_candidates(graph, choose_signatures(everything, options), rows, options)
+    candidates, cold = bind_signatures(graph, choose_signatures(everything, options), rows, options)
     if options.share_twin_signatures is not None:
         share_twins = options.share_twin_signatures
     # The equality of twins is shown by replaying both.
@@ -153,7 +153,7 @@ def _has_file(path: str) -> bool:
         return exists(path)
 
 
-def _shareable(meta_graph: Any, candidates: Sequence[Candidate]) -> dict[str, str]:
+def _shareable(meta_graph: Any, candidates: Sequence[BoundSignature]) -> dict[str, str]:
     """Twins among the candidates; what draws random numbers or writes state cannot be shown to be equal."""
     plain = [
         one.signature for one in candidates if not one.facts.random and not one.facts.writes_state
@@ -194,7 +194,7 @@ def _record_report(
     )
 
 
-def _ignored(rows: Rows, candidates: Sequence[Candidate]) -> tuple[str, ...]:
+def _ignored(rows: ExportInputs, candidates: Sequence[BoundSignature]) -> tuple[str, ...]:
     """Features that no signature takes."""
     sets = [set(bound.ignored) for one in candidates for bound in one.bound]
     unused = set.intersection(*sets) if sets else set()
@@ -212,7 +212,9 @@ def _rows_shipped(request: PlannedRequest) -> set[tuple[int, int]]:
 
 
 def _notes(
-    candidates: Sequence[Candidate], rows: Rows, requests: Sequence[PlannedRequest | None]
+    candidates: Sequence[BoundSignature],
+    rows: ExportInputs,
+    requests: Sequence[PlannedRequest | None],
 ) -> list[str]:
     notes = []
     # An upper bound: two signatures may hold the same row, and of a ragged batch sent whole the components are counted.

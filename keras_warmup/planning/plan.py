@@ -30,7 +30,7 @@ MAX_SHAPES = 32
 
 
 @dataclasses.dataclass(frozen=True)
-class Candidate:
+class BoundSignature:
     """A signature with what the planner must know of it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plan:
 
 
 def plan_requests(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BoundSignature],
     options: WarmupOptions,
     *,
     taken: int = 0,
@@ -133,11 +133,11 @@ def plan_requests(
 
 
 def _share_tensors(
-    candidates: Sequence[Candidate], twins: Mapping[str, str]
-) -> list[list[Candidate]]:
+    candidates: Sequence[BoundSignature], twins: Mapping[str, str]
+) -> list[list[BoundSignature]]:
     """Groups signatures over the same tensors, `serving_default` first: they share one executor."""
     tensors = {candidate.signature.key: candidate.signature.tensors for candidate in candidates}
-    groups: dict[tuple[frozenset[str], frozenset[str]], list[Candidate]] = {}
+    groups: dict[tuple[frozenset[str], frozenset[str]], list[BoundSignature]] = {}
     for candidate in sorted(
         candidates, key=lambda one: (one.signature.key != "serving_default", one.signature.key)
     ):
@@ -147,7 +147,7 @@ def _share_tensors(
 
 
 def _executors(
-    group: Sequence[Candidate], options: WarmupOptions
+    group: Sequence[BoundSignature], options: WarmupOptions
 ) -> list[tuple[RequestKind, tuple[str, ...]]]:
     """`(kind, output filter)` of each set of tensors that is fetched: a request of another kind over the same set, or a
     filter that names every output, runs the same executor and warms nothing new.
@@ -175,7 +175,7 @@ def fetched_aliases(signature: Signature, kind: RequestKind) -> frozenset[str]:
 
 
 def _missing_kinds(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BoundSignature],
     requests: Sequence[PlannedRequest],
     options: WarmupOptions,
     batching: BatchingParameters | None,
@@ -197,7 +197,7 @@ def _missing_kinds(
 
 
 def _multi_inferences(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[BoundSignature],
     options: WarmupOptions,
     batching: BatchingParameters | None,
     twins: Mapping[str, str],
@@ -205,7 +205,7 @@ def _multi_inferences(
     """One MultiInference over all Classify and Regress signatures that share an input tensor, which the server demands;
     signatures over the same tensors are one task.
     """
-    by_input: dict[str, list[Candidate]] = {}
+    by_input: dict[str, list[BoundSignature]] = {}
     for group in _share_tensors(candidates, twins):
         lead = group[0]
         if lead.task is not None and not lead.facts.compiles:
@@ -225,7 +225,7 @@ def _multi_inferences(
 
 
 def _batch_sizes(
-    candidate: Candidate, options: WarmupOptions, batching: BatchingParameters | None
+    candidate: BoundSignature, options: WarmupOptions, batching: BatchingParameters | None
 ) -> list[int | None]:
     if not any(bound.row_inputs for bound in candidate.bound):
         return [None]
@@ -261,7 +261,7 @@ def _unheeded_sizes(
     return [f"Signature {key!r} cannot take {name} {left}, which stay cold: {why}." for key in keys]
 
 
-def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> None:
+def _require_known(candidates: Sequence[BoundSignature], options: WarmupOptions) -> None:
     """Refuses what is asked for and no signature can give: an option is never accepted and ignored."""
     outputs = {one.signature.key: sorted(one.signature.outputs) for one in candidates}
     filters = options.output_filters or ()
@@ -293,7 +293,7 @@ def _require_known(candidates: Sequence[Candidate], options: WarmupOptions) -> N
 
 
 def _require_batchable(
-    candidate: Candidate, options: WarmupOptions, batching: BatchingParameters
+    candidate: BoundSignature, options: WarmupOptions, batching: BatchingParameters
 ) -> None:
     """Refuses what a batching session fails on, and a model with it: it concatenates all inputs along one batch."""
     signature = candidate.signature
@@ -321,7 +321,7 @@ def _shape_matters(facts: GraphFacts) -> bool:
     return facts.compiles or facts.convolves
 
 
-def _shapes_of(candidate: Candidate) -> list[tuple[Any, ...]]:
+def _shapes_of(candidate: BoundSignature) -> list[tuple[Any, ...]]:
     """Shapes of the sampled rows, the most frequent first."""
     counts: dict[tuple[Any, ...], int] = {}
     for bound in candidate.bound:
@@ -329,12 +329,14 @@ def _shapes_of(candidate: Candidate) -> list[tuple[Any, ...]]:
     return sorted(counts, key=lambda shape: (-counts[shape], shape))
 
 
-def _shapes_to_warm(candidate: Candidate, shapes: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+def _shapes_to_warm(
+    candidate: BoundSignature, shapes: list[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
     return shapes[:MAX_SHAPES] if _shape_matters(candidate.facts) else shapes[:1]
 
 
 def _request(
-    candidate: Candidate,
+    candidate: BoundSignature,
     keys: tuple[str, ...],
     shape: tuple[Any, ...],
     size: int | None,

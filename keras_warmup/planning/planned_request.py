@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_warmup.binding.bind import BoundBatch
-from keras_warmup.data.batch import Path, leaf_nbytes, map_leaves, stack_rows, walk
+from keras_warmup.data.batch import FeaturePath, leaf_nbytes, map_leaves, stack_rows, walk
 from keras_warmup.report import RequestKind
 
 
@@ -74,7 +74,7 @@ class PlannedRequest:
             return self.pool[0].x
         leaves = [dict(walk(bound.x)) for bound in self.pool]
 
-        def take(path: Path, leaf: Any) -> Any:
+        def take(path: FeaturePath, leaf: Any) -> Any:
             if leaf is None or leaf.ndim == 0:
                 return leaf
             return stack_rows([leaves[index][path][row] for index, row in self.picks or ()])

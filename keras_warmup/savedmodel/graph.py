@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from keras_warmup.savedmodel.graph_bodies import (
-    Body,
     Call,
-    Frame,
+    CallFrame,
+    GraphBody,
     attribute,
     canonical,
     identity_of,
@@ -151,11 +151,11 @@ class ModelGraph:
         check_graph(meta_graph.graph_def)
         self.meta_graph = meta_graph
         self.budget = VisitBudget.of(meta_graph.graph_def)
-        self.main = Body("", meta_graph.graph_def.node)
+        self.main = GraphBody("", meta_graph.graph_def.node)
         self._functions = {
             function.signature.name: function for function in meta_graph.graph_def.library.function
         }
-        self._bodies: dict[str, Body] = {}
+        self._bodies: dict[str, GraphBody] = {}
         self._reaches: dict[str, _Reach] = {}
         self._main_reaches: dict[tuple[frozenset[str], frozenset[str]], _Reach] = {}
         self._roles: dict[str, tuple[tuple[str, int | None], ...]] = {}
@@ -169,7 +169,7 @@ class ModelGraph:
         """Whether the function library defines `name`."""
         return name in self._functions
 
-    def function(self, name: str) -> Body | None:
+    def function(self, name: str) -> GraphBody | None:
         """The body of a function, or `None` when the library does not hold it."""
         if name not in self._bodies:
             definition = self._functions.get(name)
@@ -177,7 +177,7 @@ class ModelGraph:
                 return None
             signature = definition.signature
             self.budget.spend(len(definition.node_def), name)
-            self._bodies[name] = Body(
+            self._bodies[name] = GraphBody(
                 name,
                 definition.node_def,
                 tuple(arg.name for arg in signature.input_arg),
@@ -215,18 +215,18 @@ class ModelGraph:
         self._roles[node.op] = roles
         return roles
 
-    def enter(self, frame: Frame, node: Any, call: Call) -> Frame | None:
+    def enter(self, frame: CallFrame, node: Any, call: Call) -> CallFrame | None:
         """The frame of a function called by `node` of `frame`; `None` when the library does not hold it."""
         body = self.function(call.function)
         return (
             None
             if body is None
-            else Frame(body, frame, node, call, (*frame.path, node.name, call.function))
+            else CallFrame(body, frame, node, call, (*frame.path, node.name, call.function))
         )
 
     def origin(
-        self, frame: Frame, tensor: str | None, fed: frozenset[str] = frozenset()
-    ) -> tuple[Frame, Any] | None:
+        self, frame: CallFrame, tensor: str | None, fed: frozenset[str] = frozenset()
+    ) -> tuple[CallFrame, Any] | None:
         """Follows a tensor back to the node that makes its value: through same-value ops, arguments and calls.
 
         Args:
@@ -271,7 +271,7 @@ class ModelGraph:
             return frame, node
         return None
 
-    def is_invariant(self, frame: Frame, index: int) -> bool:
+    def is_invariant(self, frame: CallFrame, index: int) -> bool:
         """Whether a while loop passes its argument `index` on unchanged."""
         names = [call.function for call in self.calls(frame.node) if call.role == "body"]
         body = self.function(names[0]) if names else None
@@ -290,10 +290,12 @@ class ModelGraph:
         return frozenset(self.assignments)
 
     @functools.cached_property
-    def assignments(self) -> Mapping[tuple[str, str], list[tuple[Frame, Any] | None]]:
+    def assignments(self) -> Mapping[tuple[str, str], list[tuple[CallFrame, Any] | None]]:
         """Each variable that the restore op and the init op assign -> where the values come from, as `origin` says."""
-        found: dict[tuple[str, str], list[tuple[Frame, Any] | None]] = {}
-        self._collect_assigned(Frame(self.main), [*self.restore_starts, *self.init_starts], found)
+        found: dict[tuple[str, str], list[tuple[CallFrame, Any] | None]] = {}
+        self._collect_assigned(
+            CallFrame(self.main), [*self.restore_starts, *self.init_starts], found
+        )
         return found
 
     def ops_run_by(self, starts: list[str]) -> frozenset[str]:
@@ -322,9 +324,9 @@ class ModelGraph:
 
     def _collect_assigned(
         self,
-        frame: Frame,
+        frame: CallFrame,
         starts: list[str],
-        found: dict[tuple[str, str], list[tuple[Frame, Any] | None]],
+        found: dict[tuple[str, str], list[tuple[CallFrame, Any] | None]],
     ) -> None:
         for name in frame.body.ancestors(starts):
             self.budget.spend(1, frame.body.name)
@@ -352,7 +354,7 @@ class ModelGraph:
             self._main_reaches[key] = self._reach(self.main, starts, fed)
         return self._main_reaches[key]
 
-    def needed(self, body: Body, signature: SignatureLike) -> frozenset[str]:
+    def needed(self, body: GraphBody, signature: SignatureLike) -> frozenset[str]:
         """Names of the nodes and arguments of a body that running a signature runs; a function runs for its returns."""
         if body is self.main:
             return self.reach(signature).names
@@ -370,7 +372,9 @@ class ModelGraph:
             self._reaches[name] = found
         return self._reaches[name]
 
-    def _reach(self, body: Body, starts: list[str], fed: frozenset[str] = frozenset()) -> _Reach:
+    def _reach(
+        self, body: GraphBody, starts: list[str], fed: frozenset[str] = frozenset()
+    ) -> _Reach:
         ops: set[str] = set()
         variables: set[tuple[str, str]] = set()
         compiles = False

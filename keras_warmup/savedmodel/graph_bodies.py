@@ -29,7 +29,7 @@ class Call:
     offset: int | None
 
 
-class Body:
+class GraphBody:
     """The nodes of the main graph, or of one function.
 
     Attributes:
@@ -116,14 +116,14 @@ class Body:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frame:
+class CallFrame:
     """A body being run: the main graph (`caller` is None), or a function called by `node` of the frame `caller`.
 
     `path` names the calls that led here: two frames with equal paths are the same.
     """
 
-    body: Body
-    caller: Frame | None = None
+    body: GraphBody
+    caller: CallFrame | None = None
     node: Any = None
     call: Call | None = None
     path: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ MAX_SIGNATURES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorSpec:
+class SignatureTensor:
     """One input or output of a signature.
 
     Attributes:
@@ -70,8 +70,8 @@ class Signature:
 
     key: str
     method_name: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
+    inputs: Mapping[str, SignatureTensor]
+    outputs: Mapping[str, SignatureTensor]
     defaults: frozenset[str]
     structure: Any = None
     tags: tuple[str, ...] = SERVE_TAGS
@@ -242,7 +242,7 @@ def _parse(path: str, content: bytes) -> SavedModel:
     return saved_model
 
 
-def _spec_of(key: str, kind: str, name: str, info: TensorInfo) -> TensorSpec:
+def _spec_of(key: str, kind: str, name: str, info: TensorInfo) -> SignatureTensor:
     try:
         return _tensor_spec(name, info)
     except TypeError:
@@ -253,10 +253,10 @@ def _spec_of(key: str, kind: str, name: str, info: TensorInfo) -> TensorSpec:
     )
 
 
-def _tensor_spec(name: str, info: TensorInfo) -> TensorSpec:
+def _tensor_spec(name: str, info: TensorInfo) -> SignatureTensor:
     if info.WhichOneof("encoding") == "composite_tensor":
-        return TensorSpec(name, "", _composite_dtype(info), None)
-    return TensorSpec(
+        return SignatureTensor(name, "", _composite_dtype(info), None)
+    return SignatureTensor(
         name, info.name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape)
     )
 

@@ -114,7 +114,7 @@ class Compressed:
 class Base64:
     """Web-safe base64 of what `inner` reads."""
 
-    inner: Consumer
+    inner: StringFormat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Unknown:
     reason: str
 
 
-Consumer: TypeAlias = (
+StringFormat: TypeAlias = (
     ExampleParser
     | SequenceExampleParser
     | ImageDecoder
@@ -138,7 +138,7 @@ Consumer: TypeAlias = (
 )
 
 
-def describe_consumer(consumer: Consumer) -> str:
+def describe_string_format(consumer: StringFormat) -> str:
     """A consumer in a few words, for people: `tf.Example with 5 features`."""
     match consumer:
         case ExampleParser(spec):
@@ -158,6 +158,6 @@ def describe_consumer(consumer: Consumer) -> str:
         case Compressed(compression):
             return f"compressed bytes ({compression or 'no compression'})"
         case Base64(inner):
-            return f"base64 of {describe_consumer(inner)}"
+            return f"base64 of {describe_string_format(inner)}"
         case Unknown(reason):
             return f"unknown: {reason}"

@@ -16,8 +16,8 @@ import tensorflow as tf
 
 from keras_warmup.savedmodel.graph import LOOPS, SAME_VALUE, ModelGraph, SignatureLike
 from keras_warmup.savedmodel.graph_bodies import (
-    Body,
-    Frame,
+    CallFrame,
+    GraphBody,
     attribute,
     input_of,
     output_index,
@@ -27,7 +27,6 @@ from keras_warmup.savedmodel.graph_limits import constant_value, text_of_bytes
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     Compressed,
-    Consumer,
     CsvDecoder,
     ExampleParser,
     FeatureSpec,
@@ -35,6 +34,7 @@ from keras_warmup.savedmodel.string_formats import (
     PlainText,
     RawDecoder,
     SequenceExampleParser,
+    StringFormat,
     TensorParser,
     Unknown,
 )
@@ -131,7 +131,7 @@ _TEXT_OPS = frozenset(
 )
 
 
-def find_consumers(meta_graph: Any, signature: SignatureLike) -> dict[str, Consumer]:
+def find_string_formats(meta_graph: Any, signature: SignatureLike) -> dict[str, StringFormat]:
     """Finds what reads each string input of a signature.
 
     Only nodes that the signature runs count: other readers of the same placeholder belong to other signatures.
@@ -144,10 +144,10 @@ def find_consumers(meta_graph: Any, signature: SignatureLike) -> dict[str, Consu
         Input name -> consumer, for the string inputs that have a tensor.
     """
     graph = meta_graph if isinstance(meta_graph, ModelGraph) else ModelGraph(meta_graph)
-    found: dict[str, Consumer] = {}
+    found: dict[str, StringFormat] = {}
     for name, spec in signature.inputs.items():
         if spec.tensor and getattr(spec, "dtype", "string") == "string":
-            found[name] = _Trace(graph, signature).consumer(Frame(graph.main), spec.tensor)
+            found[name] = _Trace(graph, signature).consumer(CallFrame(graph.main), spec.tensor)
     return found
 
 
@@ -164,11 +164,13 @@ class _Trace:
         self._base64 = base64
         self._seen: set[tuple[tuple[str, ...], str, int]] = set()
 
-    def consumer(self, frame: Frame, tensor: str) -> Consumer:
+    def consumer(self, frame: CallFrame, tensor: str) -> StringFormat:
         """What all readers of a tensor of `frame`, together, want its strings to be."""
         return _agree(list(self._follow(frame, source_of(tensor), output_index(tensor))))
 
-    def _follow(self, frame: Frame, name: str, index: int) -> Iterator[tuple[str, Consumer]]:
+    def _follow(
+        self, frame: CallFrame, name: str, index: int
+    ) -> Iterator[tuple[str, StringFormat]]:
         stack = [(frame, name, index)]
         while stack:
             frame, name, index = stack.pop()
@@ -228,7 +230,7 @@ class _Trace:
                         if loop is not None and position < len(loop.body.args)
                     ]
 
-    def _read_by(self, frame: Frame, node: Any, position: int) -> Consumer:
+    def _read_by(self, frame: CallFrame, node: Any, position: int) -> StringFormat:
         op = node.op
         if op in _EXAMPLE_OPS:
             return (
@@ -281,7 +283,7 @@ def _outputs_for(node: Any, position: int) -> range:
     return range(int(node.attr[count].i)) if count else range(1)
 
 
-def _output_of(body: Body, tensor: str) -> int:
+def _output_of(body: GraphBody, tensor: str) -> int:
     """Position of a tensor among all outputs of its node; a function's body counts within each output argument."""
     index = output_index(tensor)
     node = body.nodes.get(source_of(tensor))
@@ -293,7 +295,7 @@ def _output_of(body: Body, tensor: str) -> int:
     return 1 if (node.op, argument) in _SECOND_OUTPUTS else index
 
 
-def _agree(found: list[tuple[str, Consumer]]) -> Consumer:
+def _agree(found: list[tuple[str, StringFormat]]) -> StringFormat:
     """One consumer for all readers. A parser decides against text ops, which only peek at the bytes (magic numbers)."""
     if not found:
         return Unknown("no op reads it on the way to the outputs")
@@ -319,7 +321,7 @@ def _agree(found: list[tuple[str, Consumer]]) -> Consumer:
     return formats[0]
 
 
-def _merge_examples(parsers: list[ExampleParser]) -> Consumer:
+def _merge_examples(parsers: list[ExampleParser]) -> StringFormat:
     merged: dict[str, FeatureSpec] = {}
     for parser in parsers:
         for key, spec in parser.spec.items():
@@ -331,7 +333,7 @@ def _merge_examples(parsers: list[ExampleParser]) -> Consumer:
     return ExampleParser(merged)
 
 
-def _example_parser(graph: ModelGraph, frame: Frame, node: Any) -> Consumer:
+def _example_parser(graph: ModelGraph, frame: CallFrame, node: Any) -> StringFormat:
     """Reads the feature spec off a parser node; argument layouts as in TensorFlow's core/ops/parsing_ops.cc."""
     inputs = [tensor for tensor in node.input if not tensor.startswith("^")]
     enums = [
@@ -404,7 +406,7 @@ def _joined(parts: Iterator[list[str] | None]) -> list[str] | None:
     )
 
 
-def _strings(graph: ModelGraph, frame: Frame, tensor: str) -> list[str] | None:
+def _strings(graph: ModelGraph, frame: CallFrame, tensor: str) -> list[str] | None:
     value = _constant(graph, frame, tensor)
     if value is None:
         return None
@@ -413,13 +415,13 @@ def _strings(graph: ModelGraph, frame: Frame, tensor: str) -> list[str] | None:
     return _texts(value.reshape(-1))
 
 
-def _default(graph: ModelGraph, frame: Frame, tensor: str) -> tuple[Any, ...] | None:
+def _default(graph: ModelGraph, frame: CallFrame, tensor: str) -> tuple[Any, ...] | None:
     """Flat default values; `None` for an empty default (the feature is required) and for one that is no constant."""
     value = _constant(graph, frame, tensor)
     return None if value is None or value.size == 0 else tuple(value.reshape(-1).tolist())
 
 
-def _constant(graph: ModelGraph, frame: Frame, tensor: str) -> np.ndarray[Any, Any] | None:
+def _constant(graph: ModelGraph, frame: CallFrame, tensor: str) -> np.ndarray[Any, Any] | None:
     at = graph.origin(frame, tensor)
     # tf.io.parse_example reshapes its defaults; only the values matter here, the parser's attributes hold the shape.
     for _ in range(_MAX_RESHAPES):

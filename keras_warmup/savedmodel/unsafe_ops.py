@@ -18,7 +18,7 @@ from keras_warmup.errors import UnsafeOpsError
 from keras_warmup.savedmodel.files import is_inside_assets, read_assets
 from keras_warmup.savedmodel.graph import ModelGraph
 from keras_warmup.savedmodel.graph_bodies import (
-    Frame,
+    CallFrame,
     attribute,
     canonical,
     identity_of,
@@ -171,7 +171,7 @@ class _Search:
         """
         graph = self._graph
         found: dict[UnsafeOp, None] = {}
-        stack = [(Frame(graph.main), graph.main.ancestors(starts, fed))]
+        stack = [(CallFrame(graph.main), graph.main.ancestors(starts, fed))]
         while stack and len(found) < _MAX_FOUND:
             frame, names = stack.pop()
             for name in names:
@@ -206,7 +206,7 @@ class _Search:
                 return ()
             self._graph.budget.spend(len(body.nodes), function)
             for node in body.nodes.values():
-                effect = self._effect(Frame(body), node, frozenset())
+                effect = self._effect(CallFrame(body), node, frozenset())
                 if effect:
                     places[node.op, effect, f"{place_of(function)}, node {shown(node.name)}"] = None
                 for call in self._graph.calls(node):
@@ -237,7 +237,7 @@ class _Search:
         """What an op may do, told by its name; empty for a safe one and for a function."""
         return "" if self._graph.has_function(op) else _effect_of(op)
 
-    def _effect(self, frame: Frame, node: Any, own: frozenset[str]) -> str:
+    def _effect(self, frame: CallFrame, node: Any, own: frozenset[str]) -> str:
         """What a node does, told by its attributes and inputs as well."""
         effect, op = self._effect_of(node.op), node.op
         if not effect:
@@ -261,7 +261,7 @@ class _Search:
             return "" if self._is_own(at, own) else effect
         return effect
 
-    def _is_own(self, at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
+    def _is_own(self, at: tuple[CallFrame, Any] | None, own: frozenset[str]) -> bool:
         """Whether a path comes from one of the tensors `own`; TensorFlow 2 keeps paths of assets in variables."""
         if at is not None and at[1].op == "VarHandleOp" and not self._patches_variables:
             origins = self._graph.assignments.get(identity_of(at[1]), [])
@@ -269,7 +269,7 @@ class _Search:
         return self._is_fed(at, own)
 
     @staticmethod
-    def _is_fed(at: tuple[Frame, Any] | None, own: frozenset[str]) -> bool:
+    def _is_fed(at: tuple[CallFrame, Any] | None, own: frozenset[str]) -> bool:
         return (
             at is not None
             and at[0].caller is None
@@ -282,7 +282,7 @@ class _Search:
         ops = self._graph.ops_run_by([*self._graph.restore_starts, *self._graph.init_starts])
         return any(_PATCHES.match(op) for op in ops)
 
-    def _is_empty(self, frame: Frame, node: Any) -> bool:
+    def _is_empty(self, frame: CallFrame, node: Any) -> bool:
         if node.op != "Const":
             return False
         value = constant_value(node, self._graph.budget, frame.body.name)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from keras_warmup.savedmodel.graph import ModelGraph
-from keras_warmup.savedmodel.graph_bodies import Body, source_of
+from keras_warmup.savedmodel.graph_bodies import GraphBody, source_of
 from keras_warmup.savedmodel.signatures import RESERVED_PREFIX
 
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
@@ -77,7 +77,7 @@ def leave_unoptimized(
                 node.attr["config_proto"].s = b""
 
 
-def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[Body, str]]:
+def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[GraphBody, str]]:
     """All nodes that run for some nodes of the main graph."""
     functions: set[str] = set()
     bodies = [(graph.main, list(names))]

@@ -34,7 +34,7 @@ from keras_warmup.serving.rules import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
     Outputs,
-    Refusal,
+    ServerStatusError,
     check_classification,
     check_feed_dtypes,
     check_input_names,
@@ -136,10 +136,10 @@ class ServingSession:
         try:
             with no_status_log():
                 outputs = self._outputs(log)
-        except Refusal as error:
+        except ServerStatusError as error:
             refusal = error
         except MemoryError:
-            refusal = Refusal(
+            refusal = ServerStatusError(
                 "RESOURCE_EXHAUSTED", "MemoryError: its tensors do not fit into memory"
             )
         else:
@@ -266,7 +266,7 @@ class ServingSession:
                 never_free(self._session)
             said = named(error, describe_op_error(error, self.meta_graph.graph_def))
             cure = cure_of(error, no_variables=lacks_variables(self.export_dir, self.meta_graph))
-            raise Refusal(status_of(error), said + cure) from None
+            raise ServerStatusError(status_of(error), said + cure) from None
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
 
 

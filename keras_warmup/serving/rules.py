@@ -31,7 +31,7 @@ _STRING_BYTES = 72
 Outputs = dict[str, np.ndarray]
 
 
-class Refusal(Exception):
+class ServerStatusError(Exception):
     """A status as the server would return it."""
 
     def __init__(self, status: str, text: str) -> None:
@@ -41,7 +41,7 @@ class Refusal(Exception):
 
 def refuse(status: str, text: str) -> NoReturn:
     """Ends the request as the server would."""
-    raise Refusal(status, text)
+    raise ServerStatusError(status, text)
 
 
 def render_set(names: Iterable[str]) -> str:
@@ -114,7 +114,7 @@ def to_array(name: str, proto: TensorProto) -> np.ndarray:
             value = tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
     except (tf.errors.OpError, TypeError, ValueError):
         # TensorFlow's own text quotes the bytes.
-        raise Refusal("INVALID_ARGUMENT", f"tensor parsing error: {name}") from None
+        raise ServerStatusError("INVALID_ARGUMENT", f"tensor parsing error: {name}") from None
     array = host_array(value)
     return (
         array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array

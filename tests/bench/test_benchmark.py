@@ -14,7 +14,7 @@ from rich.console import Console
 from keras_warmup._protos import PredictionLog
 from keras_warmup.bench.benchmark import benchmark, measure_probes
 from keras_warmup.bench.probes import Probe, plan_probes
-from keras_warmup.bench.processes import Figures, ProcessEngine, Sample
+from keras_warmup.bench.processes import ProcessEngine, RunTiming, Timings
 from keras_warmup.bench.report import (
     BenchmarkEntry,
     BenchmarkReport,
@@ -95,7 +95,7 @@ WARMED = [[1, 2, 3], [4, 5, 6]]
     ids=["clear", "too-few", "slower", "overlap", "gain-within-the-spread", "one-straggler"],
 )
 def test_a_gain_is_claimed_only_beyond_the_spread(cold, warm, exceeds):
-    assert Figures(cold).exceeds(Figures(warm)) is exceeds
+    assert Timings(cold).exceeds(Timings(warm)) is exceeds
 
 
 # What is sent.
@@ -208,7 +208,7 @@ class FakeEngine:
         self.asked.append((requests, count, warmup_file))
         if requests in self._fails:
             raise ReplayError("no")
-        return Sample(1.0, (), tuple(range(count)))
+        return RunTiming(1.0, (), tuple(range(count)))
 
 
 def probe_named(name, in_file=True):

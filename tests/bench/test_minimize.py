@@ -7,7 +7,7 @@ from rich.console import Console
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.bench.minimize import drop_records, find_redundant, minimize
-from keras_warmup.bench.processes import Sample
+from keras_warmup.bench.processes import RunTiming
 from keras_warmup.errors import OptionsError, RecordsError
 from keras_warmup.records.build import fill_tensor
 from keras_warmup.records.prediction_logs import describe_log
@@ -39,7 +39,7 @@ class LazyModel:
         replay = tuple(
             self._cost(log, warm) for log in (read_records(warmup_file) if warmup_file else ())
         )
-        return Sample(
+        return RunTiming(
             10.0,
             replay,
             tuple(self._cost(requests[index % len(requests)], warm) for index in range(count)),

@@ -17,7 +17,7 @@ from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
 from keras_warmup.savedmodel.signatures import (
     Signature,
-    TensorSpec,
+    SignatureTensor,
     read_meta_graph,
     read_signatures,
 )
@@ -26,9 +26,10 @@ from keras_warmup.serving.replay import open_session
 
 def signature(inputs, *, structure=None, defaults=(), key="serving_default"):
     specs = {
-        name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()
+        name: SignatureTensor(name, f"{name}:0", dtype, shape)
+        for name, (dtype, shape) in inputs.items()
     }
-    outputs = {"output_0": TensorSpec("output_0", "out:0", "float32", (None, 1))}
+    outputs = {"output_0": SignatureTensor("output_0", "out:0", "float32", (None, 1))}
     return Signature(
         key, "tensorflow/serving/predict", specs, outputs, frozenset(defaults), structure
     )

@@ -13,7 +13,7 @@ import keras_warmup as kw
 from keras_warmup.binding.encode import bind_encoded, rows_for
 from keras_warmup.data.batch import Batch, as_objects
 from keras_warmup.errors import BindingError, DataError
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     ExampleParser,
@@ -144,14 +144,16 @@ class Strings(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="images")])
     def image(self, images):
-        decode = lambda one: tf.image.resize(
-            tf.io.decode_image(one, 3, expand_animations=False), [4, 4]
-        )  # noqa: E731
+        def decode(one):
+            return tf.image.resize(tf.io.decode_image(one, 3, expand_animations=False), [4, 4])
+
         return {"y": tf.map_fn(decode, images, fn_output_signature=tf.float32)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="encoded")])
     def base64_image(self, encoded):
-        decode = lambda one: tf.image.resize(tf.io.decode_png(tf.io.decode_base64(one), 3), [4, 4])  # noqa: E731
+        def decode(one):
+            return tf.image.resize(tf.io.decode_png(tf.io.decode_base64(one), 3), [4, 4])
+
         return {"y": tf.map_fn(decode, encoded, fn_output_signature=tf.float32)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="tensors")])
@@ -220,7 +222,8 @@ def test_inspect_shows_what_a_string_input_reads_and_which_kinds_are_possible(ta
 
 def signature(inputs, *, structure=None, defaults=(), key="s"):
     specs = {
-        name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()
+        name: SignatureTensor(name, f"{name}:0", dtype, shape)
+        for name, (dtype, shape) in inputs.items()
     }
     return Signature(key, "tensorflow/serving/predict", specs, {}, frozenset(defaults), structure)
 

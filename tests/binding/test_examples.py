@@ -28,7 +28,7 @@ from keras_warmup.savedmodel.string_formats import (
     PlainText,
     SequenceExampleParser,
 )
-from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.savedmodel.string_inputs import find_string_formats
 
 SAVEDMODELS = pathlib.Path(__file__).parents[3] / "shared" / "savedmodels"
 CURE = "Change the data, or pass transform= to give the serialized Examples yourself."
@@ -590,7 +590,7 @@ def test_the_taxi_models_own_examples_fit_the_spec_found_in_its_graph():
     signature = next(
         found for found in read_signatures(meta_graph) if found.key == "classification"
     )
-    spec = find_consumers(meta_graph, signature)["inputs"].spec
+    spec = find_string_formats(meta_graph, signature)["inputs"].spec
     dataset = tf.data.TFRecordDataset(
         str(SAVEDMODELS / "chicago_taxi_examples.tfrecord.gz"), "GZIP"
     )

@@ -10,7 +10,7 @@ from keras_warmup.binding.synthesize import FREE_DIM, synthesize_rows
 from keras_warmup.errors import SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE
 from keras_warmup.records.build import fill_tensor
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     ExampleParser,
@@ -25,7 +25,8 @@ DTYPES += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 def signature(inputs, defaults=()):
     specs = {
-        name: TensorSpec(name, f"{name}:0", dtype, shape) for name, (dtype, shape) in inputs.items()
+        name: SignatureTensor(name, f"{name}:0", dtype, shape)
+        for name, (dtype, shape) in inputs.items()
     }
     return Signature(
         "serving_default", "tensorflow/serving/predict", specs, {}, frozenset(defaults)

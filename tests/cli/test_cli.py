@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_warmup as kw
-from keras_warmup.cli.main import EXIT_FAILED, EXIT_OK, EXIT_USAGE, main
+from keras_warmup.cli.commands import EXIT_FAILED, EXIT_OK, EXIT_USAGE, main
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.errors import OptionsError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.planning.batching_parameters import BatchingParameters
-from keras_warmup.planning.plan import MAX_SHAPES, Candidate, plan_requests
+from keras_warmup.planning.plan import MAX_SHAPES, BoundSignature, plan_requests
 from keras_warmup.savedmodel.graph import GraphFacts
-from keras_warmup.savedmodel.signatures import Signature, TensorSpec
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 
 def facts(**changes):
@@ -38,9 +38,9 @@ def candidate(
     dim0=None,
     **changes,
 ):
-    inputs = {"x": TensorSpec("x", feed, "float32", (dim0, *(None for _ in shapes[0])))}
+    inputs = {"x": SignatureTensor("x", feed, "float32", (dim0, *(None for _ in shapes[0])))}
     outputs = {
-        name: TensorSpec(name, f"{key if feed == 'x:0' else feed}/{name}", "float32", None)
+        name: SignatureTensor(name, f"{key if feed == 'x:0' else feed}/{name}", "float32", None)
         for name in fetches
     }
     signature = Signature(key, "tensorflow/serving/predict", inputs, outputs, frozenset())
@@ -51,7 +51,7 @@ def candidate(
             + 1000 * index
         )
         bound.append(BoundBatch({"x": array}, array, size, frozenset({"x"}), "data"))
-    return Candidate(signature, facts(**changes), bound)
+    return BoundSignature(signature, facts(**changes), bound)
 
 
 def plan(*candidates, taken=0, **options):
@@ -117,7 +117,7 @@ def test_batch_sizes_that_a_signature_cannot_take_are_told():
     )
     scalar = candidate()
     bound = BoundBatch({"x": np.float32(3)[...]}, None, 1, frozenset(), "data")
-    made = plan(Candidate(scalar.signature, scalar.facts, [bound]), batch_sizes=[8])
+    made = plan(BoundSignature(scalar.signature, scalar.facts, [bound]), batch_sizes=[8])
     assert sizes(made) == [("serving_default", None)]
     assert made.notes == (
         "Signature 'serving_default' cannot take batch_sizes [8], which stay cold: its inputs have no batch dimension, or are "
@@ -196,7 +196,7 @@ def test_xla_signatures_are_left_out_unless_asked_for_and_single_rows_come_with_
 def test_inputs_without_a_batch_are_sent_as_they_are():
     scalar = candidate()
     bound = BoundBatch({"x": np.float32(3)[...]}, None, 1, frozenset(), "data")
-    (request,) = plan(Candidate(scalar.signature, scalar.facts, [bound])).requests
+    (request,) = plan(BoundSignature(scalar.signature, scalar.facts, [bound])).requests
     assert (request.batch_size, request.arrays()["x"].shape) == (None, ())
 
 

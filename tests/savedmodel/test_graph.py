@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_warmup.savedmodel import ops
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
-from keras_warmup.savedmodel.graph_bodies import Frame
+from keras_warmup.savedmodel.graph_bodies import CallFrame
 from keras_warmup.savedmodel.signatures import read_meta_graph
 
 SAVEDMODELS = pathlib.Path(__file__).parents[3] / "shared" / "savedmodels"
@@ -359,7 +359,7 @@ def test_origin_resolves_constants_up_the_frames_and_through_loops(tmp_path):
 
     path = save_function(serve, tmp_path / "m", [tf.TensorSpec([None], tf.string, "x")])
     model_graph = ModelGraph(read_meta_graph(path))
-    frame, gather = find_op(model_graph, Frame(model_graph.main), "GatherV2")
+    frame, gather = find_op(model_graph, CallFrame(model_graph.main), "GatherV2")
     assert frame.caller is not None
     origin = model_graph.origin(frame, gather.input[0])
     assert origin is not None and origin[1].op == "Const"

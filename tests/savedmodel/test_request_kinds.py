@@ -7,7 +7,7 @@ import pytest
 from keras_warmup.savedmodel.request_kinds import default_kind, servable_kinds
 from keras_warmup.savedmodel.signatures import (
     Signature,
-    TensorSpec,
+    SignatureTensor,
     read_meta_graph,
     read_signatures,
 )
@@ -18,7 +18,7 @@ NO_TASK = "its tasks are Classify and Regress, and neither is possible"
 
 def specs(given):
     return {
-        name: TensorSpec(name, "" if dtype == "composite" else f"{name}:0", dtype, shape)
+        name: SignatureTensor(name, "" if dtype == "composite" else f"{name}:0", dtype, shape)
         for name, (dtype, shape) in given.items()
     }
 

@@ -12,7 +12,7 @@ from keras_warmup.inspection import inspect
 from keras_warmup.savedmodel.request_kinds import servable_kinds
 from keras_warmup.savedmodel.signatures import (
     Signature,
-    TensorSpec,
+    SignatureTensor,
     read_meta_graph,
     read_signatures,
 )
@@ -175,8 +175,8 @@ def test_signature_has_names_dtypes_and_shapes(tmp_path):
     assert two.method_name == "tensorflow/serving/predict"
     assert two.tags == ("serve",)
     assert two.inputs == {
-        "a": TensorSpec("a", "two_a:0", "float32", (None,)),
-        "z": TensorSpec("z", "two_z:0", "float32", (None,)),
+        "a": SignatureTensor("a", "two_a:0", "float32", (None,)),
+        "z": SignatureTensor("z", "two_z:0", "float32", (None,)),
     }
     assert {name: (spec.dtype, spec.shape) for name, spec in two.outputs.items()} == {
         "n": ("int32", (1,)),
@@ -192,7 +192,7 @@ def test_signature_has_names_dtypes_and_shapes(tmp_path):
 
 
 def test_a_tensor_fed_here_and_fetched_there_tells_signatures_apart():
-    x, y, z = (TensorSpec(name, f"{name}:0", "float32", (None,)) for name in "xyz")
+    x, y, z = (SignatureTensor(name, f"{name}:0", "float32", (None,)) for name in "xyz")
     one = Signature("one", "", {"x": x, "y": y}, {"z": z}, frozenset())
     other = Signature("other", "", {"x": x}, {"y": y, "z": z}, frozenset())
     assert one.tensors == ({"x:0", "y:0"}, {"z:0"})
@@ -321,7 +321,7 @@ def test_a_composite_type_that_does_not_tell_its_dtype_is_a_variant():
     meta_graph = MetaGraphDef()
     meta_graph.signature_def["s"].outputs["y"].composite_tensor.components.add(name="y:0")
     (signature,) = read_signatures(meta_graph)
-    assert signature.outputs == {"y": TensorSpec("y", "", "variant", None)}
+    assert signature.outputs == {"y": SignatureTensor("y", "", "variant", None)}
 
 
 @pytest.mark.parametrize(("number", "side"), [(0, "input"), (77, "input"), (77, "output")])

@@ -23,9 +23,9 @@ from keras_warmup.savedmodel.string_formats import (
     SequenceExampleParser,
     TensorParser,
     Unknown,
-    describe_consumer,
+    describe_string_format,
 )
-from keras_warmup.savedmodel.string_inputs import find_consumers
+from keras_warmup.savedmodel.string_inputs import find_string_formats
 
 SAVEDMODELS = pathlib.Path(__file__).parents[3] / "shared" / "savedmodels"
 
@@ -65,7 +65,7 @@ def signature_of(meta_graph, key="serving_default"):
 def consumers_of(export_dir, key="serving_default"):
     meta_graph = read_meta_graph(export_dir)
     before = meta_graph.SerializeToString(deterministic=True)
-    found = find_consumers(meta_graph, signature_of(meta_graph, key))
+    found = find_string_formats(meta_graph, signature_of(meta_graph, key))
     assert meta_graph.SerializeToString(deterministic=True) == before, (
         "reading must not change the proto"
     )
@@ -383,7 +383,7 @@ def test_strings_are_followed_into_a_later_output_of_the_main_graph(function):
         inputs={"inputs": SimpleNamespace(tensor=x.name)},
         outputs={"y": SimpleNamespace(tensor=y.name)},
     )
-    assert find_consumers(meta_graph, signature) == {"inputs": ExampleParser(DENSE_SPEC)}
+    assert find_string_formats(meta_graph, signature) == {"inputs": ExampleParser(DENSE_SPEC)}
 
 
 @pytest.mark.parametrize(("function", "consumer"), FORMATS.values(), ids=FORMATS)
@@ -525,7 +525,7 @@ def test_sparse_and_partitioned_features_show_their_raw_keys(tmp_path):
     ],
 )
 def test_describes_consumers_in_a_few_words(consumer, text):
-    assert describe_consumer(consumer) == text
+    assert describe_string_format(consumer) == text
 
 
 @pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
@@ -533,7 +533,7 @@ def test_the_taxi_model_shows_the_features_its_examples_have():
     meta_graph = read_meta_graph(SAVEDMODELS / "chicago_taxi_estimator" / "1")
     graph = ModelGraph(meta_graph)
     found = [
-        find_consumers(graph, signature_of(meta_graph, key))
+        find_string_formats(graph, signature_of(meta_graph, key))
         for key in ("classification", "regression", "predict", "serving_default")
     ]
     consumer = found[0]["inputs"]

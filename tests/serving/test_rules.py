@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_warmup.serving.rules import MAX_EXPANDED_BYTES, Refusal, to_array
+from keras_warmup.serving.rules import MAX_EXPANDED_BYTES, ServerStatusError, to_array
 from tests.trust.hostile_models import FLOAT, INT64, STRING, constant
 
 PARSING = "tensor parsing error: x"
@@ -44,7 +44,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("proto", "status", "text"), REFUSED.values(), ids=REFUSED)
 def test_a_tensor_that_its_shape_blows_up_is_refused(proto, status, text):
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(ServerStatusError) as caught:
         to_array("x", proto)
     assert (caught.value.status, str(caught.value)) == (status, text)
 
