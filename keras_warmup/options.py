@@ -220,7 +220,9 @@ def as_options(warmup: WarmupOptions | Mapping[str, Any] | None) -> WarmupOption
 
 def is_integer(value: object, *, at_least: int) -> bool:
     """Returns whether a value is an integer, numpy's included, but no bool, and large enough."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= at_least
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return False
+    return int(value) >= at_least
 
 
 def _read_sequence(
