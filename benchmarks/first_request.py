@@ -50,7 +50,7 @@ from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import OptionsError
 from keras_warmup.options import WarmupOptions
-from keras_warmup.pipeline.candidates import ExportInputs, bind_signatures
+from keras_warmup.pipeline.bind_signatures import ExportInputs, bind_signatures
 from keras_warmup.planning.plan import BoundSignature
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log

@@ -1,6 +1,7 @@
-"""A model leaves training already warm: TensorFlow Serving warmup records from the batches it was trained on.
+"""Exports Keras models with the warmup file that TensorFlow Serving replays when it loads them.
 
-Public names are imported when first used, so that `import keras_warmup` imports neither tensorflow nor keras.
+Public names are imported when they are first used: `import keras_warmup` imports neither tensorflow
+nor keras.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name == "endpoints":
         return importlib.import_module(f"{__name__}.endpoints")
-    room = _MODULE_OF.get(name)
-    if room is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{room}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The callbacks: `WarmupExport` exports a model that is already warm, `BatchCapture` remembers batches for later."""
+"""The callbacks `WarmupExport`, which exports a warm model, and `BatchCapture`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import keras
 import tensorflow as tf
 
 from keras_warmup.errors import OptionsError, PublishError, WarmupError, warn_or_print
-from keras_warmup.export import publish_model
 from keras_warmup.op_errors import describe_op_error
-from keras_warmup.options import DEFAULT_MAX_BYTES, WarmupOptions, as_options
+from keras_warmup.options import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_MAX_BYTES,
+    WarmupOptions,
+    as_options,
+    is_integer,
+)
 from keras_warmup.paths import absolute, as_path, explained, reason_of
+from keras_warmup.pipeline.export_model import publish_model
 from keras_warmup.publishing.publish import (
     Published,
     check_free,
@@ -33,17 +39,16 @@ from keras_warmup.training.capture import BatchTap, remember
 OnError = Literal["raise", "warn"]
 
 _NUM_BATCHES = 8
-# A batch of 1 never warms the first matrix product.
-_MIN_ROWS = 2
-# Which batch sizes a later export will ask for is not known yet; `fit`'s default batch bounds what is kept for it.
+# The batch sizes of a later export are not known yet: `fit`'s default batch size bounds the rows.
 _CAPTURE_ROWS = 32
 
 
 class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
-    """Hooks a `BatchTap` into `fit` and remembers what it kept.
+    """Base of the callbacks that sample training batches with a `BatchTap`.
 
-    No `on_train_batch_end` here or below: with one, Keras gives up computing logs asynchronously. And during batches
-    the model is `self._model`: the property `self.model` forces a state sync on JAX.
+    Neither it nor a subclass may define `on_train_batch_end`: Keras would no longer compute logs
+    asynchronously. During batches the model is `self._model`: the property `self.model` forces a
+    state sync on JAX.
     """
 
     def __init__(self, tap: BatchTap | None) -> None:
@@ -73,12 +78,14 @@ class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class BatchCapture(_Tapped):
-    """Remembers a few of the batches that a model is trained on, for a later `export_with_warmup(model, path)`.
+    """Remembers some training batches for a later `export_with_warmup(model, path)`.
 
-    Training is bit-identical with and without it. The batches are kept as long as the model lives, at most 256 MiB.
+    Training is bit-identical with and without it. The batches are kept as long as the model exists;
+    they take at most 256 MiB.
 
     Args:
-        num_batches: batches to keep, sampled evenly over the whole `fit`. Defaults to `8`.
+        num_batches: number of batches to keep, sampled evenly over the whole `fit`. Defaults to
+            `8`.
         seed: seed of the sample. Defaults to `0`.
 
     Raises:
@@ -93,9 +100,9 @@ class BatchCapture(_Tapped):
 
     def __init__(self, num_batches: int = _NUM_BATCHES, seed: int = 0) -> None:
         problems = []
-        if not _is_int(num_batches) or num_batches < 1:
+        if not is_integer(num_batches, at_least=1):
             problems.append(f"num_batches must be an integer >= 1, got {num_batches!r}")
-        if not _is_int(seed) or seed < 0:
+        if not is_integer(seed, at_least=0):
             problems.append(f"seed must be an integer >= 0, got {seed!r}")
         if problems:
             raise OptionsError("Bad BatchCapture options: " + "; ".join(problems) + ".")
@@ -103,42 +110,48 @@ class BatchCapture(_Tapped):
 
 
 class WarmupExport(_Tapped):
-    """Exports the model, with the warmup file TensorFlow Serving replays, at the end of training or at (best) epochs.
+    """Exports the model with its warmup file, at the end of training or at (best) epochs.
 
-    The records hold rows of the very batches the model was trained on. Training is bit-identical with and without it.
-    Path, options and writability are checked before the first step.
+    The records hold rows of the batches that the model was trained on. Training is bit-identical
+    with and without it. Path, options and write permissions are checked before the first step.
 
-    With `EarlyStopping(restore_best_weights=True)` the restored weights are exported, whichever stands first in
-    `callbacks=`: this callback moves itself behind one that restores. (It finds the list through the
-    `keras.callbacks.CallbackList` that calls it. In a loop of your own that calls the hooks without one, call those of
-    this callback last.) For epoch exports with `SwapEMAWeights(swap_on_epoch=True)` put this callback behind it, as you
-    would `ModelCheckpoint`.
+    With `EarlyStopping(restore_best_weights=True)` the restored weights are exported, in whichever
+    order the two are in `callbacks=`: this callback moves behind one that restores weights. (It
+    finds the list through the `keras.callbacks.CallbackList` that calls it. A custom training loop
+    that calls the hooks without one must call those of this callback last.) For epoch exports with
+    `SwapEMAWeights(swap_on_epoch=True)`, place this callback after it, as for `ModelCheckpoint`.
 
     Under a multi-worker strategy the callback of each worker exports: pass it on the chief only.
 
     Args:
-        filepath: where to publish, such as `"./digits/{version}"`. `{version}` takes the next free version; `{epoch}`
-            and metric names are filled in as `keras.callbacks.ModelCheckpoint` does. What this instance itself
-            published under the same path is replaced; what others made is not.
-        data: rows to warm with, as `export_with_warmup` takes them. Defaults to `None`: the batches trained on.
-        warmup: `WarmupOptions`, or a mapping of them.
-        monitor: the metric that says which epoch is best. Defaults to `"val_loss"`.
-        mode: whether the best is the lowest (`"min"`) or the highest (`"max"`). Defaults to `"auto"`: the metric tells.
-        save_best_only: export only at epochs whose `monitor` is better than ever before in the fits of this instance;
-            epochs where it is missing or NaN are never best. Needs `save_freq="epoch"`. Defaults to `False`.
+        filepath: where to publish, such as `"./digits/{version}"`. `{version}` takes the next free
+            version; `{epoch}` and metric names are filled in as `keras.callbacks.ModelCheckpoint`
+            does. A version that this instance published under the same path is replaced; other
+            directories are not.
+        data: rows to warm with, as `export_with_warmup` takes them. Defaults to `None`: the batches
+            trained on.
+        warmup: `WarmupOptions`, or a mapping of its fields.
+        monitor: the metric that decides which epoch is best. Defaults to `"val_loss"`.
+        mode: whether the best value is the lowest (`"min"`) or the highest (`"max"`). Defaults to
+            `"auto"`: inferred from the metric.
+        save_best_only: export only at epochs whose `monitor` is better than ever before in the fits
+            of this instance. Epochs where it is missing or NaN are never best. Needs
+            `save_freq="epoch"`. Defaults to `False`.
         save_freq: `"train_end"` or `"epoch"`. Defaults to `"train_end"`.
-        max_to_keep: how many versions to keep, at least 1; older ones that this instance published are removed.
-            Defaults to `None`: all.
+        max_to_keep: number of versions to keep, at least 1; older ones that this instance published
+            are removed. Defaults to `None`: all.
         export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
-        on_error: `"raise"` or `"warn"` when an export fails. Defaults to `None`: raise at train end, warn at an epoch.
+        on_error: `"raise"` or `"warn"` when an export fails. Defaults to `None`: raise at the end
+            of training, warn at an epoch.
         verbose: 1 prints a line for each export, 0 nothing. Defaults to `1`.
 
     Attributes:
         reports: a `WarmupReport` for each export, newest last.
 
     Raises:
-        OptionsError: an argument is wrong, at construction; or `filepath` or `monitor` needs what no metric gives, at
-            the end of the first epoch, where metrics are first known (`on_error="warn"` warns).
+        OptionsError: an argument is wrong, at construction; or `filepath` or `monitor` needs a
+            metric that does not exist, at the end of the first epoch, when metrics are first known
+            (`on_error="warn"` warns).
         PublishError: `filepath` exists or cannot be written, before the first step.
 
     Example:
@@ -171,9 +184,9 @@ class WarmupExport(_Tapped):
             problems.append(f"save_freq must be 'train_end' or 'epoch', got {save_freq!r}")
         elif save_best_only and save_freq == "train_end":
             problems.append(
-                "save_best_only needs save_freq='epoch', since at train end there is nothing to choose from"
+                "save_best_only needs save_freq='epoch': at train end there is only one export"
             )
-        if max_to_keep is not None and (not _is_int(max_to_keep) or max_to_keep < 1):
+        if max_to_keep is not None and (not is_integer(max_to_keep, at_least=1)):
             problems.append(f"max_to_keep must be an integer >= 1 or None, got {max_to_keep!r}")
         if export_fn is not None and not callable(export_fn):
             problems.append(f"export_fn must be callable, got {type(export_fn).__name__}")
@@ -181,18 +194,18 @@ class WarmupExport(_Tapped):
             problems.append(f"on_error must be 'raise', 'warn' or None, got {on_error!r}")
         if save_freq == "epoch" and hasattr(data, "__next__"):
             problems.append(
-                f"data must be read again at each epoch, but a {type(data).__name__} can be read once; pass a function "
-                "that returns a new one"
+                f"data must be read again at each epoch, but a {type(data).__name__} can be read "
+                "once; pass a function that returns a new one"
             )
         if problems:
             raise OptionsError("Bad WarmupExport options: " + "; ".join(problems) + ".")
         self.filepath = as_path(filepath)
         self._fields = frozenset(fields_of(self.filepath)) - {"version"}
-        # From the start: a chdir during fit must not lead to another directory.
+        # Read at construction: a chdir during fit must not lead to another directory.
         with explained(self.filepath):
             self._directory = os.getcwd()
         self._options = as_options(warmup)
-        rows = max(_MIN_ROWS, *(self._options.batch_sizes or (_MIN_ROWS,)))
+        rows = max(DEFAULT_BATCH_SIZE, *(self._options.batch_sizes or (DEFAULT_BATCH_SIZE,)))
         super().__init__(
             BatchTap(_NUM_BATCHES, rows, self._options.seed, self._options.max_bytes)
             if data is None
@@ -216,7 +229,7 @@ class WarmupExport(_Tapped):
         self._logs: Mapping[str, Any] = {}
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Checks the path, moves behind callbacks that restore weights, and starts sampling."""
+        """Checks the path, moves behind callbacks that restore weights and starts sampling."""
         self._epochs_run = 0
         self._failed_epochs = []
         if self._fields:
@@ -233,7 +246,7 @@ class WarmupExport(_Tapped):
         super().on_train_begin(logs)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Before the first step: refuses directories of others that this `fit` would meet."""
+        """Refuses, before the first step, epoch directories that others published."""
         if self._epochs_run or self._fields != {"epoch"} or has_version(self.filepath):
             return
         last = max((self.params or {}).get("epochs") or 0, epoch + 1)
@@ -265,8 +278,9 @@ class WarmupExport(_Tapped):
         if self._failed_epochs:
             epochs = ", ".join(map(str, self._failed_epochs))
             _warn(
-                f"WarmupExport published nothing at {len(self._failed_epochs)} of {self._epochs_run} epochs: "
-                f"{epochs}. The warning at each of them says why."
+                f"WarmupExport published nothing at {len(self._failed_epochs)} of "
+                f"{self._epochs_run} epochs: {epochs}. The warning at each of them gives the "
+                "reason."
             )
         if self.save_freq != "train_end":
             return
@@ -276,7 +290,7 @@ class WarmupExport(_Tapped):
         self._export("at the end of training", "raise")
 
     def _check_fields(self) -> None:
-        """Metric names are known at the end of the first epoch: early enough not to lose all the work."""
+        """Checks `filepath` at the end of the first epoch, when metric names are first known."""
         known = {"epoch", *self._logs}
         # With validation_freq > 1 the first epoch has no val_ metrics.
         validated = any(name.startswith("val_") for name in known)
@@ -308,12 +322,12 @@ class WarmupExport(_Tapped):
                 self.model,
                 template,
                 data=self.data,
-                warmup=self._options,
+                options=self._options,
                 export_fn=self.export_fn,
                 overwrite=ours is not None,
                 replaces=ours,
             )
-        # Whatever fails - a full disk, a user's export_fn, TensorFlow - must not end a training that is worth days.
+        # No failure - a full disk, a user's export_fn, TensorFlow - may end a training of days.
         except Exception as error:
             if (self.on_error or default) == "raise":
                 raise
@@ -325,17 +339,17 @@ class WarmupExport(_Tapped):
         ]
         self._remove_oldest()
         if self.verbose:
-            # The progress bar of an epoch is an unfinished line.
+            # The progress bar of an epoch ends without a newline.
             start = "\n" if default == "warn" and (self.params or {}).get("verbose") else ""
             print(f"{start}WarmupExport: {_summary(report)}")
         return True
 
     def _path(self, epoch: int | None = None, logs: Mapping[str, Any] | None = None) -> str:
-        """The path to publish to, absolute; `{version}` stays."""
+        """Returns the absolute path to publish to; `{version}` is left in it."""
         return absolute(format_filepath(self.filepath, epoch, logs), self._directory)
 
     def _ours_at(self, path: str) -> Published | None:
-        """The version at a path that this instance published there, unless somebody replaced it since."""
+        """Returns the version that this instance published at a path, unless it was replaced."""
         target = target_of(path)
         return next(
             (one for one in self._published if one.path == target and is_still_there(one)), None
@@ -347,7 +361,8 @@ class WarmupExport(_Tapped):
                 remove_published(self._published.pop(0))
             except PublishError as error:
                 _warn(
-                    f"WarmupExport keeps a version more than max_to_keep={self.max_to_keep}. {error}"
+                    f"WarmupExport keeps a version more than max_to_keep={self.max_to_keep}. "
+                    f"{error}"
                 )
 
 
@@ -356,9 +371,9 @@ def _warn(text: str) -> None:
 
 
 def _with_cause(error: Exception) -> str:
-    """The error's text, and that of what it says it came from: a warning has no traceback to look at.
+    """Returns the error's text with that of its cause: a warning has no traceback.
 
-    Of causes that may quote training data, such as those of a `transform`, only the type is told.
+    Only the type is given of causes that may quote training data, such as those of a `transform`.
     """
     text = f"{type(error).__name__}: {error}"
     cause = error.__cause__
@@ -373,13 +388,8 @@ def _with_cause(error: Exception) -> str:
 
 def _summary(report: WarmupReport) -> str:
     count = len(report.records)
-    records = ", ".join(f"{record.kind} {record.signature_key}" for record in report.records)
+    records = "1 warmup record" if count == 1 else f"{count or 'no'} warmup records"
     rows = " of made-up rows" if report.synthetic else ""
-    return (
-        f"published {report.export_dir} with {count or 'no'} warmup record{'' if count == 1 else 's'}{rows}"
-        f"{f' ({records})' if records else ''}"
-    )
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    kinds = ", ".join(f"{record.kind} {record.signature_key}" for record in report.records)
+    listed = f" ({kinds})" if kinds else ""
+    return f"published {report.export_dir} with {records}{rows}{listed}"

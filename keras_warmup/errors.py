@@ -1,14 +1,17 @@
 """What can go wrong, by meaning.
 
-Every error this package raises for bad input is a `WarmupError`. Each child also inherits the builtin a caller would
-naturally catch. Messages say what failed, where, what was expected, what was got and what to do; they hold names, shapes
-and dtypes, never tensor values: those are training data.
+Every error this package raises for bad input is a `WarmupError`. Each child also inherits the
+builtin a caller would naturally catch. Messages say what failed, where, what was expected, what was
+got and what to do; they hold names, shapes and dtypes, never tensor values: those are training
+data.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from contextlib import __file__ as _CONTEXTLIB
 
 
 class WarmupError(Exception):
@@ -78,3 +81,16 @@ def warn_or_print(text: str, stacklevel: int) -> None:
         warnings.warn(text, stacklevel=stacklevel + 1)
     except UserWarning:
         print(text, file=sys.stderr)
+
+
+def warn_caller(text: str) -> None:
+    """Issues a `UserWarning` at the line outside this package that led here.
+
+    Args:
+        text: the warning.
+    """
+    package = os.path.dirname(os.path.abspath(__file__))
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith((package, _CONTEXTLIB)):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)

@@ -1,4 +1,4 @@
-"""`inspect`: what an export holds, read from its files; no graph is run."""
+"""`inspect`: reads the contents of a SavedModel from its files, without running a graph."""
 
 from __future__ import annotations
 
@@ -36,38 +36,39 @@ MAX_LISTED_RECORDS = 2000
 
 @dataclasses.dataclass(frozen=True)
 class InspectedSignature:
-    """One signature and what its graph does.
+    """A signature and facts about its graph.
 
     Attributes:
         signature: names, dtypes and shapes.
         facts: what the graph does that matters for warmup.
         same_tensors_as: keys of the signatures over the same tensors; one record warms them all.
-        kinds: request kind -> `None` where a request of that kind can reach it, else the reason why not.
-        consumers: string input -> what reads it in the graph.
+        kinds: request kind -> `None` where a request of that kind can reach it, else the reason why
+            not.
+        string_formats: string input -> the format of its bytes that the graph reads.
     """
 
     signature: Signature
     facts: GraphFacts
     same_tensors_as: tuple[str, ...]
     kinds: Mapping[RequestKind, str | None]
-    consumers: Mapping[str, StringFormat]
+    string_formats: Mapping[str, StringFormat]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; the traced structure and tensor names included."""
+        """Returns values that `json.dumps` takes, with the traced structure and tensor names."""
         return {
             **to_plain(self.signature),
             "facts": to_plain(self.facts),
             "same_tensors_as": list(self.same_tensors_as),
             "kinds": dict(self.kinds),
-            "consumers": {
-                name: _consumer_to_dict(consumer) for name, consumer in self.consumers.items()
+            "string_formats": {
+                name: _format_to_dict(one) for name, one in self.string_formats.items()
             },
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """What `inspect` found.
+    """The contents of a SavedModel that matter for warmup.
 
     Attributes:
         export_dir: the SavedModel looked at.
@@ -84,7 +85,7 @@ class Inspection:
     unsafe_ops: tuple[UnsafeOp, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The inspection as JSON-ready values."""
+        """Returns the inspection as values that `json.dumps` takes."""
         return {
             "export_dir": self.export_dir,
             "signatures": [one.to_dict() for one in self.signatures],
@@ -123,8 +124,8 @@ def _lines_of(one: InspectedSignature) -> list[str]:
     lines = []
     for name, spec in sorted(signature.inputs.items()):
         reads = (
-            f", reads {describe_string_format(one.consumers[name])}"
-            if name in one.consumers
+            f", reads {describe_string_format(one.string_formats[name])}"
+            if name in one.string_formats
             else ""
         )
         default = ", has a default" if name in signature.defaults else ""
@@ -134,7 +135,8 @@ def _lines_of(one: InspectedSignature) -> list[str]:
         for name, spec in sorted(signature.outputs.items())
     ]
     lines.append(
-        f"serves {', '.join(kind for kind, why_not in one.kinds.items() if why_not is None) or 'nothing'}"
+        "serves "
+        f"{', '.join(kind for kind, why_not in one.kinds.items() if why_not is None) or 'nothing'}"
     )
     lines += [f"no {kind}: {why_not}" for kind, why_not in one.kinds.items() if why_not]
     return lines + [f"note: {note}" for note in _notes(one)]
@@ -153,7 +155,8 @@ def _notes(one: InspectedSignature) -> list[str]:
         )
         sizes = "batch and image sizes" if free else "batch sizes"
         notes.append(
-            f"convolves: the first request of a size is slower; records of the {sizes} that clients send warm those"
+            f"convolves: the first request of a size is slower; records of the {sizes} that "
+            "clients send warm those"
         )
     if facts.writes_state:
         notes.append("writes state: warmup requests change it")
@@ -161,14 +164,15 @@ def _notes(one: InspectedSignature) -> list[str]:
         notes.append(f"ops outside core TensorFlow: {', '.join(facts.foreign_ops)}")
     if facts.unrestored_variables:
         notes.append(
-            f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never restored"
+            f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never "
+            "restored"
         )
     return notes
 
 
-def _consumer_to_dict(consumer: StringFormat) -> dict[str, Any]:
-    plain: dict[str, Any] = {"reads": describe_string_format(consumer)}
-    if isinstance(consumer, ExampleParser):
+def _format_to_dict(string_format: StringFormat) -> dict[str, Any]:
+    plain: dict[str, Any] = {"reads": describe_string_format(string_format)}
+    if isinstance(string_format, ExampleParser):
         # A default is a value of the model, not of a row, but it is bytes as often as not.
         plain["features"] = {
             key: {
@@ -177,13 +181,13 @@ def _consumer_to_dict(consumer: StringFormat) -> dict[str, Any]:
                 "shape": to_plain(one.shape),
                 "required": one.required,
             }
-            for key, one in sorted(consumer.spec.items())
+            for key, one in sorted(string_format.spec.items())
         }
     return plain
 
 
 def inspect(export_dir: str | os.PathLike[str]) -> Inspection:
-    """Reads the signatures of a SavedModel and what their graphs do, without running or loading a graph.
+    """Reads the signatures of a SavedModel and facts about their graphs, without running them.
 
     Args:
         export_dir: a SavedModel directory (a version directory), local or remote.

@@ -1,14 +1,13 @@
-"""`WarmupOptions`: everything a caller may ask of the warmup file."""
+"""`WarmupOptions`: what a warmup file must warm, and within which limits."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import numbers
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from keras_warmup.errors import OptionsError
 from keras_warmup.report import REQUEST_KINDS, RequestKind
@@ -18,7 +17,7 @@ MAX_RECORDS = 1000
 # protobuf refuses messages of 2 GiB; a warmup file near that size lengthens every load for nothing.
 DEFAULT_MAX_BYTES = 256 * 2**20
 
-# A batch of 1 never warms the first matrix product of more than one row.
+# A batch of 1 never warms the first matrix product with more than one row.
 DEFAULT_BATCH_SIZE = 2
 # A stock server has XLA compilation switched off (model_servers/main.cc).
 XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
@@ -26,65 +25,50 @@ XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enable
 Transform = Callable[[Any], Mapping[str, Any]]
 OutputFilters = Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]]
 
-_T = TypeVar("_T")
 
-
-def _refuse_unknown(cls: type[_T]) -> type[_T]:
-    """Gives the dataclass's `__init__` an error that names the unknown option and its nearest neighbour."""
-    init = cls.__init__
-    known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
-
-    @functools.wraps(init)
-    def checked(self: _T, /, *unnamed: Any, **options: Any) -> None:
-        if unnamed:
-            raise OptionsError(
-                f"{cls.__name__} takes options by name, got {len(unnamed)} without one."
-            )
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise OptionsError(
-                    f"Unknown warmup option {name!r}.{hint} Known options: {', '.join(known)}."
-                )
-        init(self, **options)
-
-    cls.__init__ = checked  # type: ignore[assignment]
-    return cls
-
-
-@_refuse_unknown
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmupOptions:
     """What the warmup file must warm, and within which limits.
 
     Args:
         signatures: signature keys to warm. Defaults to `None`: every servable signature.
-        batch_sizes: batch sizes to warm, exactly these. Defaults to `None`: one batch of 2 rows for each set of tensors (a
-            batch of 1 never warms the first matrix product), or what the signature fixes.
-        output_filters: sets of output aliases that clients ask for in `PredictRequest.output_filter`, *in addition* to
-            all outputs. A list of lists applies to each signature that has those aliases; a dict keyed by
-            signature_key restricts them.
-        kinds: request kinds to write, among `predict`, `classify`, `regress` and `multi_inference`, for each signature that can
-            serve them. Defaults to `None`: Classify or Regress where the signature has their shape, else Predict.
-        transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the model was fed it.
-        xla: also write a record for each exact batch size of signatures that compile with XLA. The server must
-            run with `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`, else it refuses the model.
-        batching_parameters: the server's `--batching_parameters_file`: one record for each of its `allowed_batch_sizes`, none over
-            its `max_batch_size`; signatures that batching cannot take are refused.
-        share_twin_signatures: let signatures that are the same function of the same inputs (`serve` and `serving_default` of
-            `model.export`) name the same tensors, once both gave the same outputs for the same rows: one record then warms both
-            at half the load time. Defaults to `None`: in exports this package makes, not in `add_warmup`.
-        max_load_seconds: warn where replaying the records takes longer than this. A lower bound of the load time they add:
-            the process that replays is warm already; `keras-warmup bench` measures it. Defaults to `None`: never.
-        max_records: most records to write, 1 to 1000 (TensorFlow Serving fails the load on the 1001st).
-        max_bytes: most bytes for the whole warmup file.
-        method_name: give Classify and Regress signatures their own method name, for servers that run with
-            `--enable_signature_method_name_check`; only in exports this package makes (else `keras-warmup method-names`).
-        model_name: `model_spec.name` of the requests; MultiInference needs one. Defaults to `None`: the base path's name.
-        seed: seed of every random choice; same seed, same data, same file.
+        batch_sizes: exact batch sizes to warm. Defaults to `None`: one batch of 2 rows for each set
+            of tensors (a batch of 1 never warms the first matrix product), or the batch that the
+            signature fixes.
+        output_filters: sets of output aliases that clients ask for in
+            `PredictRequest.output_filter`, *in addition* to all outputs. A list of lists applies to
+            each signature that has those aliases; a dict keyed by signature_key restricts them.
+        kinds: request kinds to write, among `predict`, `classify`, `regress` and `multi_inference`,
+            for each signature that can serve them. Defaults to `None`: Classify or Regress where
+            the signature has their inputs and outputs, else Predict.
+        transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the
+            model was fed it.
+        xla: also write a record for each exact batch size of signatures that compile with XLA. The
+            server must run with `--xla_cpu_compilation_enabled` or `--xla_gpu_compilation_enabled`,
+            else it refuses the model.
+        batching_parameters: the server's `--batching_parameters_file`: one record for each of its
+            `allowed_batch_sizes`, none over its `max_batch_size`. Signatures that batching cannot
+            take are refused.
+        share_twin_signatures: let signatures that are the same function of the same inputs (`serve`
+            and `serving_default` of `model.export`) use the same tensors, once both gave the same
+            outputs for the same rows: one record then warms both, in half the load time. Defaults
+            to
+            `None`: in exports this package makes, not in `add_warmup`.
+        max_load_seconds: warn where replaying the records takes longer than this. It is a lower
+            bound of the load time that they add, since the process that replays is warm already;
+            `keras-warmup bench` measures it. Defaults to `None`: never.
+        max_records: largest number of records, 1 to 1000 (TensorFlow Serving fails the load on the
+            1001st).
+        max_bytes: largest size of the warmup file, bytes.
+        method_name: give Classify and Regress signatures their own method names, for servers that
+            run with `--enable_signature_method_name_check`. Only in exports this package makes; for
+            other ones there is `keras-warmup method-names`.
+        model_name: `model_spec.name` of the requests; MultiInference needs one. Defaults to `None`:
+            the name of the base path.
+        seed: seed of every random choice. Equal seeds and data give equal files.
         verify: replay the records in a Session before publishing.
-        on_no_data: `"synthesize"` makes rows up from the signature with a warning, `"error"` refuses.
+        on_no_data: `"synthesize"` makes rows up from the signature with a warning, `"error"`
+            refuses.
 
     Raises:
         OptionsError: an option is unknown or out of range.
@@ -107,33 +91,42 @@ class WarmupOptions:
     verify: bool = True
     on_no_data: Literal["synthesize", "error"] = "synthesize"
 
+    def __new__(cls, *unnamed: object, **options: object) -> WarmupOptions:
+        """Refuses what `__init__` does not take, with an `OptionsError` of the nearest name."""
+        if unnamed:
+            raise OptionsError(f"WarmupOptions takes keyword arguments only, got {unnamed!r}.")
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise OptionsError(
+                    f"Unknown warmup option {name!r}.{hint} Known options: {', '.join(known)}."
+                )
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         problems: list[str] = []
         # Iterators are read once, here; numpy integers become plain ones.
-        for name, of in (
+        for name, items in (
             ("signatures", "signature keys"),
             ("kinds", "request kinds"),
             ("batch_sizes", "integers >= 1"),
         ):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, _read_sequence(name, of, value, problems))
+                object.__setattr__(self, name, _read_sequence(name, items, value, problems))
         if any(not isinstance(key, str) for key in self.signatures or ()):
             problems.append(f"signatures must hold signature keys (str), got {self.signatures!r}")
-        if any(not _is_int(size) or size < 1 for size in self.batch_sizes or ()):
+        if not all(is_integer(size, at_least=1) for size in self.batch_sizes or ()):
             problems.append(
                 f"batch_sizes must hold integers >= 1, got {list(self.batch_sizes or ())!r}"
             )
-        else:
-            object.__setattr__(
-                self,
-                "batch_sizes",
-                self.batch_sizes and tuple(int(size) for size in self.batch_sizes),
-            )
+        elif self.batch_sizes:
+            object.__setattr__(self, "batch_sizes", tuple(map(int, self.batch_sizes)))
         if any(kind not in REQUEST_KINDS for kind in self.kinds or ()):
-            problems.append(
-                f"kinds must be among {', '.join(map(repr, REQUEST_KINDS))}, got {list(self.kinds or ())!r}"
-            )
+            known = ", ".join(map(repr, REQUEST_KINDS))
+            problems.append(f"kinds must be among {known}, got {list(self.kinds or ())!r}")
         object.__setattr__(self, "output_filters", _read_filters(self.output_filters, problems))
         if self.model_name is not None and (
             not isinstance(self.model_name, str) or not self.model_name
@@ -141,39 +134,36 @@ class WarmupOptions:
             problems.append(f"model_name must be a non-empty str, got {self.model_name!r}")
         if self.transform is not None and not callable(self.transform):
             problems.append(f"transform must be callable, got {type(self.transform).__name__}")
-        if not _is_int(self.max_records) or not 1 <= self.max_records <= MAX_RECORDS:
+        if not is_integer(self.max_records, at_least=1) or self.max_records > MAX_RECORDS:
             problems.append(
-                f"max_records must be 1 to {MAX_RECORDS} (TensorFlow Serving refuses more), got {self.max_records!r}"
+                f"max_records must be 1 to {MAX_RECORDS} (TensorFlow Serving refuses more), got "
+                f"{self.max_records!r}"
             )
-        if self.batching_parameters is not None and not isinstance(
-            self.batching_parameters, (str, os.PathLike)
-        ):
-            problems.append(
-                f"batching_parameters must be a path, got {type(self.batching_parameters).__name__}"
-            )
-        for name in ("xla", "verify", "method_name", "share_twin_signatures"):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and not (
-                name == "share_twin_signatures" and value is None
-            ):
-                problems.append(f"{name} must be True or False, got {value!r}")
+        parameters = self.batching_parameters
+        if parameters is not None and not isinstance(parameters, (str, os.PathLike)):
+            problems.append(f"batching_parameters must be a path, got {type(parameters).__name__}")
+        for name in ("xla", "verify", "method_name"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} must be True or False, got {getattr(self, name)!r}")
+        share = self.share_twin_signatures
+        if share is not None and not isinstance(share, bool):
+            problems.append(f"share_twin_signatures must be True, False or None, got {share!r}")
         seconds = self.max_load_seconds
         if seconds is not None and (
             isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0
         ):
             problems.append(f"max_load_seconds must be a number of seconds > 0, got {seconds!r}")
         if self.verify is False:
-            # What only a replay can tell is not taken and then ignored.
-            needing = {"share_twin_signatures=True": self.share_twin_signatures is True}
-            needing[f"max_load_seconds={seconds!r}"] = seconds is not None
-            problems += [
-                f"{asked} needs the replay that verify=False leaves out"
-                for asked, given in needing.items()
-                if given
-            ]
-        if not _is_int(self.max_bytes) or self.max_bytes < 1:
+            # These need the replay: an option is not accepted and then ignored.
+            for option, is_given in (
+                ("share_twin_signatures=True", share is True),
+                (f"max_load_seconds={seconds!r}", seconds is not None),
+            ):
+                if is_given:
+                    problems.append(f"{option} needs the replay that verify=False leaves out")
+        if not is_integer(self.max_bytes, at_least=1):
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
-        if not _is_int(self.seed) or self.seed < 0:
+        if not is_integer(self.seed, at_least=0):
             problems.append(f"seed must be an integer >= 0, got {self.seed!r}")
         if self.on_no_data not in ("synthesize", "error"):
             problems.append(f"on_no_data must be 'synthesize' or 'error', got {self.on_no_data!r}")
@@ -181,14 +171,14 @@ class WarmupOptions:
             raise OptionsError("Bad warmup options: " + "; ".join(problems) + ".")
 
     def filters_for(self, signature_key: str, outputs: Sequence[str]) -> list[tuple[str, ...]]:
-        """The output filters asked of one signature, in the order given.
+        """Returns the output filters asked of one signature, in the order given.
 
         Args:
             signature_key: key of the signature.
             outputs: its output aliases.
 
         Raises:
-            OptionsError: a filter keyed to this signature names an output it does not have.
+            OptionsError: a filter keyed to this signature has an output that the signature lacks.
         """
         if self.output_filters is None:
             return []
@@ -198,8 +188,8 @@ class WarmupOptions:
                 missing = [alias for alias in filter_ if alias not in outputs]
                 if missing:
                     raise OptionsError(
-                        f"output_filters for signature {signature_key!r} name {missing}, which it does not have. "
-                        f"Its outputs: {sorted(outputs)}."
+                        f"output_filters for signature {signature_key!r} name {missing}, which it "
+                        f"does not have. Its outputs: {sorted(outputs)}."
                     )
         else:
             asked = [tuple(filter_) for filter_ in self.output_filters]
@@ -223,27 +213,33 @@ def as_options(warmup: WarmupOptions | Mapping[str, Any] | None) -> WarmupOption
     if isinstance(warmup, Mapping):
         return WarmupOptions(**{str(name): value for name, value in warmup.items()})
     raise OptionsError(
-        f"warmup must be a WarmupOptions, a mapping of its options or None, got {type(warmup).__name__}."
+        "warmup must be a WarmupOptions, a mapping of its options or None, got "
+        f"{type(warmup).__name__}."
     )
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def is_integer(value: object, *, at_least: int) -> bool:
+    """Returns whether a value is an integer, numpy's included, but no bool, and large enough."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        return False
+    return int(value) >= at_least
 
 
-def _read_sequence(name: str, of: str, value: Any, problems: list[str]) -> tuple[Any, ...] | None:
-    """A sequence option as a tuple; `None` with a problem noted where it is none, or empty."""
+def _read_sequence(
+    name: str, items: str, value: Any, problems: list[str]
+) -> tuple[Any, ...] | None:
+    """Returns a sequence option as a tuple; adds a problem where it is no sequence, or empty."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        problems.append(f"{name} must be a sequence of {of}, got {value!r}")
+        problems.append(f"{name} must be a sequence of {items}, got {value!r}")
         return None
     read = tuple(value)
     if not read:
-        problems.append(f"{name} must not be empty; leave it away for the default")
+        problems.append(f"{name} must not be empty; leave it out for the default")
     return read
 
 
 def _read_filters(filters: Any, problems: list[str]) -> Any:
-    """`output_filters` as tuples of tuples, or a dict of them; a problem is noted where they are neither."""
+    """Returns `output_filters` as tuples of tuples, or a dict of them; adds problems."""
     if filters is None:
         return None
     groups = dict(filters) if isinstance(filters, Mapping) else {"": filters}
@@ -258,7 +254,8 @@ def _read_filters(filters: Any, problems: list[str]) -> Any:
             isinstance(one, (str, Mapping)) or not isinstance(one, Iterable) for one in asked
         ):
             problems.append(
-                f"output_filters must hold lists of output aliases, such as [['scores']], got {filters!r}"
+                "output_filters must hold lists of output aliases, such as [['scores']], got "
+                f"{filters!r}"
             )
             return None
         read[key] = tuple(tuple(one) for one in asked)

@@ -14,20 +14,31 @@ RequestKind = Literal["predict", "classify", "regress", "multi_inference"]
 REQUEST_KINDS: tuple[RequestKind, ...] = ("predict", "classify", "regress", "multi_inference")
 
 
+class Report:
+    """Base of the reports: frozen dataclasses that can be printed with `rich` and made JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as values that `json.dumps` takes."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
 @dataclasses.dataclass(frozen=True)
-class RecordReport:
+class RecordReport(Report):
     """One record of a warmup file.
 
     Attributes:
         signature_key: the signature it runs; for MultiInference the tasks' keys joined by `+`.
         kind: the request kind.
-        batch_size: rows, or `None` where the inputs have no batch dimension.
+        batch_size: number of rows; `None` where the inputs have no batch dimension.
         shapes: input name -> shape.
-        output_filter: aliases asked for; empty means all outputs.
-        source: where its rows come from: `captured`, `data`, `synthetic` or `log`.
+        output_filter: output aliases asked for; empty means all outputs.
+        source: where its rows come from: `captured`, `data`, `synthetic`, or `log` for a record
+            that the file already held.
         bytes: serialized size of the record.
-        replay_ms: wall time of its first replay in a fresh Session, milliseconds; `None` where it was not replayed.
-        warms: signature keys whose first request it makes fast.
+        replay_ms: wall time of its first replay in a fresh Session, milliseconds; `None` where it
+            was not replayed.
+        warms: keys of the signatures whose first request it makes fast.
     """
 
     signature_key: str
@@ -42,28 +53,29 @@ class RecordReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class WarmupReport:
+class WarmupReport(Report):
     """What an export wrote.
 
     Attributes:
         export_dir: the published SavedModel.
         warmup_path: its warmup file; `None` where no record could be written.
         records: the records of the file, in the order the server replays them.
-        proofs: signature_key -> `proved`, or why the binding was not proved against the model itself.
+        proofs: signature_key -> `proved`, or why the binding was not proved against the model.
         skipped: signature_key -> why no record warms it.
         casts: input name -> cast applied to the data, such as `float64 -> float32`.
         ignored_features: features of the data that no signature takes.
-        shape_coverage: signature_key -> share of the seen shapes, 0 to 1, that its records hold; only where a shape
-            needs a record of its own.
+        shape_coverage: signature_key -> share of the shapes seen, 0 to 1, that have a record; only
+            where a shape needs a record of its own.
         notes: what the reader should know, one sentence each.
         synthetic: whether any record holds made-up rows.
-        seed: the seed the choice was made with.
+        seed: the seed of the choice of rows.
         verified: whether every record was replayed before publishing.
-        shared_signatures: signature_key -> the twin whose tensors it names since this export.
-        load_added_ms: sum of the replays, a lower bound of the load time the file adds (the process that replays is warm
-            already); `None` where nothing was replayed.
-        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds; where twins were compared
-            TensorFlow's graph optimizer was left out of loading, which takes about half as long then.
+        shared_signatures: signature_key -> the twin whose tensors it uses since this export.
+        load_added_ms: sum of the replays, a lower bound of the load time that the file adds (the
+            process that replays is warm already); `None` where nothing was replayed.
+        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds. Where
+            twins were compared, TensorFlow's graph optimizer was left out of loading, which then
+            takes about half as long.
     """
 
     export_dir: str
@@ -82,11 +94,6 @@ class WarmupReport:
     load_added_ms: float | None = None
     load_ms: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
-
     def __rich__(self) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
@@ -101,7 +108,7 @@ class WarmupReport:
         texts += [f"cold {key}: {why}" for key, why in self.skipped.items()]
         texts += [f"cast {name}: {cast}" for name, cast in self.casts.items()]
         texts += [
-            f"shared {key}: names the tensors of {kept}"
+            f"shared {key}: uses the tensors of {kept}"
             for key, kept in self.shared_signatures.items()
         ]
         texts += [
@@ -116,23 +123,19 @@ class WarmupReport:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecordList:
+class RecordList(Report):
     """The records of a warmup file, without their values.
 
     Attributes:
         warmup_path: the file.
-        records: in the order the server replays them; what the file does not tell (`source`, `replay_ms`, `warms`) is empty.
-        truncated: whether the file holds more records, which are not listed.
+        records: in the order the server replays them. What the file does not record (`source`,
+            `replay_ms`, `warms`) is empty.
+        truncated: whether the file holds more records than are listed.
     """
 
     warmup_path: str
     records: tuple[RecordReport, ...]
     truncated: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """The list as JSON-ready values."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -148,18 +151,23 @@ class RecordList:
 
 
 def _lines_of(signature_key: str) -> list[str]:
-    """The tasks of a MultiInference on lines of their own."""
+    """Returns the tasks of a MultiInference, one on each line."""
     first, *others = signature_key.split("+")
     return [first, *(f"+ {key}" for key in others)]
 
 
 def records_table(records: Sequence[RecordReport], title: str) -> Table:
-    """A table with a row for each record."""
+    """Returns a table with a row for each record.
+
+    Args:
+        records: the records.
+        title: title of the table.
+    """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    # Text, not str: rich takes a str for markup, and names may hold brackets.
+    # Text, not str: rich reads a str as markup, and names may hold brackets.
     table = Table(
         title=Text(printable(title)),
         title_justify="left",
@@ -201,14 +209,17 @@ def records_table(records: Sequence[RecordReport], title: str) -> Table:
 
 
 def printable(name: str) -> str:
-    """A text of a file as it may be printed: control characters, which steer terminals, and lone surrogates are escaped."""
+    """Returns a text of a file with control characters and lone surrogates escaped.
+
+    Control characters steer terminals.
+    """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in name
     )
 
 
 def to_plain(report: Any) -> Any:
-    """Turns reports and what they hold into dicts, lists and scalars that `json.dumps` takes."""
+    """Converts reports and their contents into dicts, lists and scalars for `json.dumps`."""
     if dataclasses.is_dataclass(report) and not isinstance(report, type):
         return {
             field.name: to_plain(getattr(report, field.name))

@@ -19,7 +19,7 @@ from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE, Transform, WarmupOptions
-from keras_warmup.pipeline.candidates import ExportInputs, bind_signatures
+from keras_warmup.pipeline.bind_signatures import ExportInputs, bind_signatures
 from keras_warmup.planning.plan import fetched_aliases
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
@@ -171,7 +171,7 @@ class _Pool:
             candidates, cold = bind_signatures(
                 meta_graph, signatures, ExportInputs(batches), options
             )
-            self._other = {one.signature.key: one.bound for one in candidates}
+            self._other = {one.signature.key: one.batches for one in candidates}
             self.notes = [
                 f"data= was not sent to signature {key!r}: {why}"
                 for key, why in sorted(cold.items())
@@ -189,7 +189,7 @@ class _Pool:
     def synthetic(self, signature: Signature) -> Sequence[BoundBatch]:
         """Made-up rows; the same ones each time."""
         options = dataclasses.replace(self._options, signatures=(signature.key,), transform=None)
-        return bind_signatures(self._meta_graph, [signature], ExportInputs(()), options)[0][0].bound
+        return bind_signatures(self._meta_graph, [signature], ExportInputs(()), options)[0][0].batches
 
     def any_of(self, signature: Signature) -> BoundBatch:
         """Whatever there is for it, the best first."""

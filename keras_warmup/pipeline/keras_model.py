@@ -1,4 +1,4 @@
-"""The one room that looks inside a Keras model: its input structure, its own call, the specs it should be exported with."""
+"""Reads what the pipeline needs of a Keras model: inputs, own call, export signature."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def require_built(model: keras.Model) -> None:
-    """Refuses a model that has no weights yet: it has no signature either.
+    """Refuses a model that was never built: it has no weights and no signature.
 
     Raises:
         WarmupError: the model was never built.
     """
     if not model.built:
         raise WarmupError(
-            f"Cannot export model {model.name!r}: it was never built, so it has no weights and no signature. Call it on a "
-            "batch, train it, or call model.build(input_shape) first."
+            f"Cannot export model {model.name!r}: it was never built, so it has no weights and no "
+            "signature. Call it on a batch, train it, or call model.build(input_shape) first."
         )
 
 
 def input_structure(model: keras.Model) -> Any:
-    """The nested `keras.KerasTensor`s of a functional or sequential model; `None` for subclassed models."""
+    """Returns the nested `keras.KerasTensor`s of the inputs; `None` for subclassed models."""
     if isinstance(model, keras.Sequential):
         return model.inputs[0] if model.built and model.inputs else None
     if type(model).call is keras.Model.call:
@@ -54,10 +54,11 @@ def input_structure(model: keras.Model) -> Any:
 
 
 def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, ...]]:
-    """Puts a batch into the structure of the model's inputs, as the model's own call does.
+    """Arranges a batch in the structure of the model's inputs, as the model's own call does.
 
-    Functional models take a dict by Input name for a list of Inputs, a flat list for any structure, and add or drop a last
-    dimension of 1 (keras/src/models/functional.py). Subclassed models take what they are given.
+    Functional models take a dict by Input name for a list of Inputs, a flat list for any structure,
+    and add or drop a last dimension of 1 (keras/src/models/functional.py). Subclassed models take
+    what they are given.
 
     Args:
         model: a built Keras model.
@@ -107,7 +108,8 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath
     if len(leaves) != len(targets):
         raise BindingError(
             f"Cannot bind batch to model {model.name!r}: it takes {len(targets)} inputs "
-            f"({', '.join(repr(tensor.name) for _, tensor in targets)}), the batch has {len(leaves)} leaves "
+            f"({', '.join(repr(tensor.name) for _, tensor in targets)}), the batch has "
+            f"{len(leaves)} leaves "
             f"({', '.join(f'{render_path(path)} {describe(leaf)}' for path, leaf in leaves)}). "
             "Give x the structure the model was trained with, and without the targets."
         )
@@ -125,7 +127,8 @@ def _missing_text(
     got: Mapping[FeaturePath, Any],
 ) -> str:
     names = ", ".join(
-        f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} {render_shape(wanted[path].shape)})"
+        f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} "
+        f"{render_shape(wanted[path].shape)})"
         for path in missing
     )
     has = (
@@ -133,8 +136,8 @@ def _missing_text(
         or "nothing"
     )
     return (
-        f"Cannot bind batch to model {model.name!r}: missing feature{'s' * (len(missing) > 1)} {names}. "
-        f"The batch has {has}. Add the features to the dataset."
+        f"Cannot bind batch to model {model.name!r}: missing features {names}. "
+        f" The batch has {has}. Add the features to the dataset."
     )
 
 
@@ -154,7 +157,7 @@ def _adjust_rank(leaf: Any, tensor: Any) -> Any:
 
 
 def _plain(structure: Any) -> Any:
-    """Keras' tracked dicts and lists as plain ones."""
+    """Returns the structure with Keras' tracked dicts and lists replaced by plain ones."""
     if isinstance(structure, Mapping):
         return {key: _plain(value) for key, value in structure.items()}
     if is_sequence(structure):
@@ -164,23 +167,23 @@ def _plain(structure: Any) -> Any:
 
 
 def takes_one_string(model: keras.Model) -> bool:
-    """Whether the model's one Input is a string: a vector of bytes is then its data, not serialized Examples."""
+    """Returns whether the model has one string Input, whose data a vector of bytes then is."""
     structure = input_structure(model)
     tensors = [tensor for _, tensor in walk(structure)] if structure is not None else []
     return len(tensors) == 1 and tensors[0].dtype == "string"
 
 
 def is_subclassed(model: keras.Model) -> bool:
-    """Whether Keras knows no Inputs of this model, only the shapes it was first called with."""
+    """Returns whether Keras has no Inputs of this model, only the shapes of its first call."""
     return input_structure(model) is None
 
 
 def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any]:
-    """The `input_signature=` a subclassed model should be exported with.
+    """Returns the `input_signature=` to export a subclassed model with.
 
-    `model.export` guesses float32 for every input of a subclassed model, so int ids and strings could not be served. The
-    dtypes of the batches it was trained on are what its clients send; a dimension stays free where the model was built with
-    it free or the batches differ.
+    `model.export` guesses float32 for every input of a subclassed model, so int ids and strings
+    could not be served. The dtypes of the batches it was trained on are what its clients send; a
+    dimension stays free where the model was built with it free or the batches differ.
 
     Args:
         model: a built subclassed model.
@@ -216,10 +219,10 @@ def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any
         tuple(path for path, leaf in walk(batch.x) if leaf is not None) for batch in batches
     }
     if len(structures) > 1:
+        examples = [[render_path(path) for path in paths] for paths in sorted(structures, key=str)]
         raise DataError(
             f"Cannot export model {model.name!r}: its batches differ in structure, such as "
-            f"{' and '.join(str([render_path(path) for path in paths]) for paths in sorted(structures, key=str)[:2])}. "
-            "Pass data= of one structure."
+            f"{examples[0]} and {examples[1]}. Pass data= of one structure."
         )
     return [map_leaves(spec, batches[0].x)]
 
@@ -233,7 +236,7 @@ def _dtype_of(leaf: Any) -> tf.DType:
 
 
 def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | None, ...]]:
-    """Shapes the model was built with, by path in `x`, where they line up with it."""
+    """Returns the shapes the model was built with, by path in `x`, where they correspond."""
     config = model.get_build_config() or {}
     shape = config.get("input_shape", config.get("shapes_dict"))
     if isinstance(shape, Mapping) and len(shape) == 1 and not isinstance(x, Mapping):
@@ -255,19 +258,21 @@ def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | N
 
 
 def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
-    """The model's own outputs on rows, on CPU; nothing that training depends on is changed.
+    """Returns the model's own outputs on rows, on the CPU; training is not affected.
 
-    The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of the model. It does not hold
-    back a raw `tf.Variable` that a layer assigns, nor the eager random generator: so a call not known to be plain is traced first
-    and not run at all where its graph does either. The call is the one `model.export` traces: the same `training` default applies.
+    The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of
+    the model, but not the assignment of a raw `tf.Variable`, nor draws from the eager random
+    generator. So a call that is not known to be plain is traced first, and is not run if its graph
+    does either. The call is the one that `model.export` traces, with its `training` default.
 
     Args:
         model: a built Keras model.
         x: rows in the model's own structure, leaves `np.ndarray [rows, ...]` or `None`.
-        plain: the call is known, from the graph of an export, to write no state and draw no random numbers.
+        plain: the call is known, from the graph of an export, to write no state and draw no random
+            numbers.
 
     Returns:
-        The outputs as nested structure of `np.ndarray`; `None` where the call cannot be made without a trace.
+        The outputs as nested structure of `np.ndarray`; `None` where the call would change state.
     """
 
     def call() -> Any:
@@ -302,5 +307,5 @@ def _tensor(leaf: Any) -> Any:
 
 
 def compute_dtypes(model: keras.Model) -> set[str]:
-    """Names of the dtypes that the model's layers compute in, those of nested ones included."""
+    """Returns the names of the dtypes that the model's layers, nested ones included, compute in."""
     return {str(layer.compute_dtype) for layer in model._flatten_layers()}

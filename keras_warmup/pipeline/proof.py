@@ -1,4 +1,4 @@
-"""The proof that a binding is right: the replayed signature gives what the model itself gives on the same rows."""
+"""Proves a binding: the replayed signature gives what the model itself gives on the same rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,62 @@ import numpy as np
 from keras_warmup.data.batch import walk
 from keras_warmup.errors import ProofError
 from keras_warmup.pipeline.keras_model import call_model, compute_dtypes
+from keras_warmup.planning.planned_request import PlannedRequest
 
 PROVED = "proved"
-RANDOM_OR_STATEFUL = "unproved: the model's call draws random numbers or writes state, and is not made for a comparison"
+RANDOM_OR_STATEFUL = (
+    "unproved: the model's call draws random numbers or writes state, so it is not made to compare"
+)
 NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the same rows)"
-# A Session fuses and reorders what the eager call computes step by step: digits lost, by bytes of the float.
+# A Session fuses and reorders what the eager call computes step by step. Bytes of a float -> the
+# relative difference allowed.
 _RELATIVE_TOLERANCE = {2: 5e-2, 4: 2e-3, 8: 1e-6}
-# What rounding on the way may take from every value of an output, as a share of the largest: some units of 2**-8 and 2**-11.
-_ROUNDING_ON_THE_WAY = {"bfloat16": 3e-2, "float16": 5e-3}
+# Largest difference that rounding of intermediate values may cause, as a share of an output's
+# largest value: some units of 2**-8 and 2**-11.
+_INTERMEDIATE_ROUNDING = {"bfloat16": 3e-2, "float16": 5e-3}
+
+
+def prove_request(
+    model: keras.Model,
+    request: PlannedRequest,
+    outputs: Mapping[str, np.ndarray],
+    *,
+    replay_again: Callable[[], Mapping[str, np.ndarray]],
+    own_call: bool,
+) -> str:
+    """Compares the replay of a request with the model's own call, as `prove_signature` does.
+
+    Args:
+        model: a built Keras model.
+        request: the request that was replayed.
+        outputs: output alias -> replayed array.
+        replay_again: as `prove_signature` takes it.
+        own_call: as `prove_signature` takes it.
+
+    Returns:
+        `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
+
+    Raises:
+        ProofError: the signature is the model's own call and gives other outputs.
+    """
+    x = request.x()
+    if x is None:
+        if request.source == "synthetic":
+            return "unproved: made-up rows"
+        return "unproved: the rows were sent in another form than the model takes"
+    key = request.signature_key
+    try:
+        return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
+    except ProofError:
+        raise
+    # The rows are those of a custom endpoint: on them the model's own code may fail in any way.
+    except Exception as error:
+        if own_call:
+            raise
+        return (
+            "unproved: bound by name (the model cannot be called on the endpoint's rows: "
+            f"{type(error).__name__})"
+        )
 
 
 def prove_signature(
@@ -37,27 +85,33 @@ def prove_signature(
         signature_key: the signature that was replayed with all its outputs.
         x: the request's rows in the model's own structure.
         outputs: output alias -> replayed array.
-        replay_again: replays the same request once more; asked only where the two differ.
-        own_call: whether the signature is known to be the model's own call; else a difference may be the endpoint's own.
+        replay_again: replays the same request once more; called only where the two differ.
+        own_call: whether the signature is known to be the model's own call. Otherwise a difference
+            may be what the endpoint adds.
 
     Returns:
-        `"proved"`, or a sentence that begins with `unproved:` and says why.
+        `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
 
     Raises:
-        ProofError: the signature is the model's own call, the model agrees with itself, and the two differ: in floats, or in
-            integers, bools or strings by more than ties (an argmax of near-equal values) explain.
+        ProofError: the signature is the model's own call, the model agrees with itself, and the two
+            differ: in floats, or in integers, bools or strings by more than ties (an argmax of
+            near-equal values) explain.
     """
     mine = call_model(model, x, plain=own_call)
     if mine is None:
         return RANDOM_OR_STATEFUL
     pairs = _pair_outputs(mine, outputs)
     if not pairs:
-        return "unproved: bound by name (the signature's outputs are not those of the model's own call)"
-    rounding = max(_ROUNDING_ON_THE_WAY.get(dtype, 0.0) for dtype in compute_dtypes(model))
+        return (
+            "unproved: bound by name (the signature's outputs are not those of the model's own "
+            "call)"
+        )
+    rounding = max(_INTERMEDIATE_ROUNDING.get(dtype, 0.0) for dtype in compute_dtypes(model))
     differ = [name for name, both in pairs.items() if not same_values(*both, rounding=rounding)]
     if not differ:
         return PROVED
-    # Dropout left on draws from a seed that the stateless call leaves where it was, and that a Session moves on.
+    # Dropout that is left on draws from a seed. The stateless call does not advance it, a Session
+    # does.
     again = _pair_outputs(call_model(model, x, plain=own_call), replay_again())
     if not again or any(
         not same_values(*both, rounding=rounding)
@@ -66,24 +120,30 @@ def prove_signature(
     ):
         return NOT_DETERMINISTIC
     if not own_call:
-        return "unproved: bound by name (a custom endpoint, whose outputs differ from the model's own call)"
+        return (
+            "unproved: bound by name (a custom endpoint, whose outputs differ from the model's "
+            "own call)"
+        )
     ties = _ties(pairs, differ)
     if ties:
         return f"unproved: {'; '.join(ties)} (ties?)"
+    listed = ", ".join(f"{name!r} {list(pairs[name][1].shape)}" for name in differ)
     raise ProofError(
-        f"Signature {signature_key!r} does not give what model {model.name!r} gives on the same rows: output"
-        f"{'s' * (len(differ) > 1)} {', '.join(repr(name) for name in differ)} differ"
-        f"{'s' * (len(differ) == 1)} (shapes {', '.join(str(list(pairs[name][1].shape)) for name in differ)}). Inputs may be "
-        "swapped, or the export does not hold the model's weights; nothing was published. Pass transform= to name the inputs, "
-        "or export with export_fn=."
+        f"Signature {signature_key!r} does not give what model {model.name!r} gives on the same "
+        f"rows. Outputs that differ, with their shapes: {listed}. Inputs may be swapped, or the "
+        "export does not hold the model's weights; nothing was published. Pass transform= to name "
+        "the inputs, or export with export_fn=."
     )
 
 
 def _pair_outputs(
     mine: Any, outputs: Mapping[str, np.ndarray]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
-    """Output alias -> (the model's, the signature's): by key, else by the number `tf.function` gave them."""
-    # Some compared and others not would be half a proof.
+    """Pairs the model's outputs with the signature's, by key, else by the number of `tf.function`.
+
+    Returns:
+        Output alias -> (the model's, the signature's); `None` where some output has no partner.
+    """
     arrays = isinstance(mine, Mapping) and all(
         isinstance(leaf, np.ndarray) for leaf in mine.values()
     )
@@ -102,13 +162,14 @@ def _pair_outputs(
 
 
 def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], differ: Sequence[str]) -> list[str]:
-    """How few rows differ, where ties of exact outputs may explain it; empty where they cannot.
+    """Returns how few rows differ, where ties of exact outputs may explain it; else empty.
 
-    Rounding that floats are forgiven flips an argmax or a bucket in a row now and then, but not in every row; swapped inputs would
-    show in floats, if there are any. One row that differs beside floats that agree is no evidence of a swap either.
+    Rounding flips an argmax or a bucket in a few rows, but not in all of them. Swapped inputs would
+    also show in the floats, if there are any; one row that differs beside floats that agree is no
+    evidence of a swap either.
     """
     floats = [name for name, both in pairs.items() if not any(map(_is_exact, both))]
-    told = []
+    ties = []
     for name in differ:
         ours, theirs = pairs[name]
         if name in floats or ours.shape != theirs.shape:
@@ -117,8 +178,8 @@ def _ties(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], differ: Sequence[s
         unequal = int(np.any((ours != theirs).reshape(rows, -1), axis=1).sum())
         if unequal == rows and (rows > 1 or not floats):
             return []
-        told.append(f"output {name!r} differs in {unequal} of {rows} rows")
-    return told
+        ties.append(f"output {name!r} differs in {unequal} of {rows} rows")
+    return ties
 
 
 def _is_exact(array: np.ndarray) -> bool:
@@ -126,12 +187,13 @@ def _is_exact(array: np.ndarray) -> bool:
 
 
 def same_values(ours: np.ndarray, theirs: np.ndarray, *, rounding: float = 0.0) -> bool:
-    """Whether two outputs are the same but for the rounding of another kernel; NaN equals NaN.
+    """Returns whether two outputs are equal up to the rounding of another kernel; NaN equals NaN.
 
     Args:
         ours: one output.
         theirs: the other.
-        rounding: what any value may differ by, as a share of the largest, where that is more than the outputs' dtype tells.
+        rounding: the difference allowed for any value, as a share of the largest value, where it is
+            more than the outputs' dtype implies.
     """
     if ours.shape != theirs.shape:
         return False
@@ -142,6 +204,6 @@ def same_values(ours: np.ndarray, theirs: np.ndarray, *, rounding: float = 0.0) 
     wide = np.complex128 if ours.dtype.kind == "c" else np.float64
     left, right = ours.astype(wide), theirs.astype(wide)
     finite = np.abs(left[np.isfinite(left)])
-    # Small values beside large ones carry the large ones' rounding.
+    # Small values beside large ones have the rounding errors of the large ones.
     absolute = max(relative * 1e-2, rounding) * float(finite.max()) if finite.size else 0.0
     return bool(np.allclose(left, right, rtol=relative, atol=absolute, equal_nan=True))

@@ -1,27 +1,32 @@
-"""A SavedModel and rows -> a warmup file that was read back and replayed, and its report.
+"""Writes the warmup file of a SavedModel: the stages from rows to a published, replayed file.
 
-The stages in their order: read the signatures, bind the rows, plan, build, write, read back, replay, prove. Everything that can
-refuse does so before the file gets its name.
+The stages in order: read the signatures, bind the rows, plan, build, write, read back, replay,
+prove. Whatever can refuse the file does so before the file gets its name.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.paths import explained
-from keras_warmup.pipeline.candidates import ExportInputs, bind_signatures, choose_signatures
-from keras_warmup.pipeline.replay_draft import replay_draft, warms_of
+from keras_warmup.pipeline.bind_signatures import ExportInputs, bind_signatures, choose_signatures
+from keras_warmup.pipeline.draft import (
+    DraftRecord,
+    KeptRequest,
+    replay_draft,
+    signatures_left_cold,
+    write_draft,
+)
 from keras_warmup.planning.batching_parameters import read_batching_parameters
-from keras_warmup.planning.plan import BoundSignature, plan_requests
+from keras_warmup.planning.bound_signature import BoundSignature
+from keras_warmup.planning.plan import plan_requests
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.publishing.filesystem import exists
-from keras_warmup.records.build import encode_log
-from keras_warmup.records.warmup_file import draft_of, read_all_records, read_records, warmup_path
-from keras_warmup.report import RecordReport, WarmupReport
+from keras_warmup.records.warmup_file import draft_of, read_all_records, warmup_path
+from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
@@ -30,7 +35,7 @@ from keras_warmup.savedmodel.twins import find_twins
 
 def warm_saved_model(
     export_dir: str,
-    rows: ExportInputs,
+    inputs: ExportInputs,
     options: WarmupOptions,
     *,
     model_name: str,
@@ -42,109 +47,94 @@ def warm_saved_model(
 
     Args:
         export_dir: a SavedModel that no server watches yet, or one whose file is replaced at once.
-        rows: what to send.
+        inputs: the rows to send.
         options: what to warm, within which limits.
-        model_name: the name the model will be served under; `options.model_name` wins.
-        append: keep the records the file already holds, in front of the new ones.
-        share_twins: let twin signatures name the same tensors, where `options` do not say otherwise.
-        in_place: whether the directory has its public name already: each change is flushed to the disk then.
+        model_name: the name the model will be served under; `options.model_name` takes precedence.
+        append: keep the records that the file already holds, before the new ones.
+        share_twins: let twin signatures use the same tensors, unless `options` decide it.
+        in_place: whether the directory already has its public name; each change is then flushed to
+            the disk.
 
     Returns:
-        The report; its `export_dir` is the directory given. Where no record could be written there is no new file.
+        The report; its `export_dir` is the directory given. Where no record could be written there
+        is no new file.
 
     Raises:
-        WarmupError: a child of it, by what failed; the old file is as it was.
+        WarmupError: a subclass of it for each kind of failure; the old file is unchanged.
     """
     meta_graph = read_meta_graph(export_dir)
-    everything = read_signatures(meta_graph)
+    signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
-    # Never publish a model that a server cannot run, warm or not.
-    _require_restorable(graph, everything, export_dir)
-    candidates, cold = bind_signatures(graph, choose_signatures(everything, options), rows, options)
+    # A model that a server cannot run is not published, warm or cold.
+    _require_restorable(graph, signatures, export_dir)
+    bound, cold = bind_signatures(graph, choose_signatures(signatures, options), inputs, options)
     if options.share_twin_signatures is not None:
         share_twins = options.share_twin_signatures
-    # The equality of twins is shown by replaying both.
-    twins = _shareable(meta_graph, candidates) if share_twins and options.verify else {}
+    # Twins are shown to be equal by replaying both.
+    twins = _find_twins(meta_graph, bound) if share_twins and options.verify else {}
     batching = (
         None
         if options.batching_parameters is None
         else read_batching_parameters(options.batching_parameters)
     )
     path = warmup_path(export_dir)
-    old = read_all_records(path) if append and _has_file(path) else []
-    plan = plan_requests(
-        candidates,
-        options,
-        taken=len(old),
-        batching=batching,
-        twins=twins,
-        shapes_seen=rows.shapes_seen,
-    )
-    requests: list[PlannedRequest | None] = [*[None] * len(old), *plan.requests]
-    name = options.model_name or model_name
+    kept = read_all_records(path) if append and _has_file(path) else []
+    facts = {one.key: one.facts for one in bound}
     with draft_of(path) as draft:
-        logs = _logs(old, requests, name)
-        sizes = draft.write(logs, max_records=options.max_records, max_bytes=options.max_bytes)
-        facts = {one.signature.key: one.facts for one in candidates}
-        done = replay_draft(export_dir, draft.path, requests, rows, options, twins, facts)
-        if done.apart:
-            # They are no twins after all: once more, each warmed for itself.
-            asked = dataclasses.replace(options, share_twin_signatures=False)
-            return warm_saved_model(
-                export_dir, rows, asked, model_name=name, append=append, in_place=in_place
+        while True:
+            plan = plan_requests(
+                bound,
+                options,
+                taken=len(kept),
+                batching=batching,
+                twins=twins,
+                shapes_seen=inputs.shapes_seen,
             )
-        if done.failed:
-            kept = [index for index in range(len(requests)) if index not in done.failed]
-            warm = {key for index in kept for key in warms_of(requests[index])}
-            for index, why in done.failed.items():
-                cold.update({key: why for key in warms_of(requests[index]) if key not in warm})
-            good = [log for index, log in enumerate(read_records(draft.path)) if index in kept]
-            sizes = draft.write(good, max_records=options.max_records, max_bytes=options.max_bytes)
-            requests, done.ms = (
-                [requests[index] for index in kept],
-                [done.ms[index] for index in kept],
-            )
-            done.described = [done.described[index] for index in kept]
-        reports = [
-            _record_report(*one)
-            for one in zip(done.described, requests, sizes, done.ms, strict=True)
-        ]
-        # Nothing shares tensors unseen: a twin whose lead has no record of its own, but a MultiInference's task, stays cold.
-        alone = {key: twin for key, twin in twins.items() if key not in done.alike}
-        cold.update(
-            {
-                key: f"no record was replayed on both it and {twin!r}, whose record it was to share"
-                for key, twin in alone.items()
-                if key not in cold and key not in plan.skipped
-            }
-        )
-        twins = {key: twin for key, twin in twins.items() if key in done.alike}
+            records = [DraftRecord(KeptRequest(log)) for log in kept]
+            records += [DraftRecord(request) for request in plan.requests]
+            write_draft(draft, records, options, options.model_name or model_name)
+            result = replay_draft(export_dir, draft.path, records, inputs, options, twins, facts)
+            if not result.unequal_twins:
+                break
+            # They are no twins: each gets a record of its own.
+            twins = {key: lead for key, lead in twins.items() if key not in result.unequal_twins}
+        cold = {**plan.skipped, **cold, **signatures_left_cold(records)}
+        if any(record.error for record in records):
+            records = [record for record in records if not record.error]
+            write_draft(draft, records, options, options.model_name or model_name)
+        for key, lead in twins.items():
+            # Tensors are shared only where a record was replayed on both signatures.
+            if key not in result.equal_twins and key not in cold:
+                cold[key] = (
+                    f"no record was replayed on both it and {lead!r}, whose record it was to share"
+                )
+        twins = {key: lead for key, lead in twins.items() if key in result.equal_twins}
         if twins:
             share_tensors(export_dir, twins, flush=in_place)
-        if requests:
+        if records:
             draft.publish(flush=in_place)
-    replays_ms = [ms for ms in done.ms if ms is not None]
+    replays_ms = [record.replay_ms for record in records if record.replay_ms is not None]
     return WarmupReport(
         export_dir=export_dir,
-        warmup_path=path if requests else None,
-        records=tuple(reports),
-        proofs=done.proofs,
-        skipped={**plan.skipped, **cold},
+        warmup_path=path if records else None,
+        records=tuple(record.report() for record in records),
+        proofs=result.proofs,
+        skipped=cold,
         casts={
             name: cast
-            for one in candidates
-            for bound in one.bound
-            for name, cast in bound.casts.items()
+            for one in bound
+            for batch in one.batches
+            for name, cast in batch.casts.items()
         },
-        ignored_features=_ignored(rows, candidates),
+        ignored_features=_ignored_features(inputs, bound),
         shape_coverage=plan.shape_coverage,
-        notes=(*plan.notes, *_notes(candidates, rows, requests)),
-        synthetic=any(report.source == "synthetic" for report in reports),
+        notes=(*plan.notes, *_notes(bound, inputs, records)),
+        synthetic=any(record.is_synthetic for record in records),
         seed=options.seed,
         verified=options.verify,
         shared_signatures=twins,
         load_added_ms=sum(replays_ms) if replays_ms else None,
-        load_ms=done.load_ms,
+        load_ms=result.load_ms,
     )
 
 
@@ -153,12 +143,12 @@ def _has_file(path: str) -> bool:
         return exists(path)
 
 
-def _shareable(meta_graph: Any, candidates: Sequence[BoundSignature]) -> dict[str, str]:
-    """Twins among the candidates; what draws random numbers or writes state cannot be shown to be equal."""
-    plain = [
-        one.signature for one in candidates if not one.facts.random and not one.facts.writes_state
-    ]
-    return find_twins(meta_graph, plain)
+def _find_twins(meta_graph: Any, bound: Sequence[BoundSignature]) -> Mapping[str, str]:
+    """Finds twins, except those whose random numbers or state make them impossible to compare."""
+    return find_twins(
+        meta_graph,
+        [one.signature for one in bound if not one.facts.random and not one.facts.writes_state],
+    )
 
 
 def _require_restorable(
@@ -168,84 +158,66 @@ def _require_restorable(
         lost = graph_facts(graph, signature).unrestored_variables
         if lost:
             raise ReplayError(
-                f"Signature {signature.key!r} in {export_dir!r} reads {len(lost)} variables that the SavedModel never restores "
-                f"(the first is {lost[0]!r}), so every request to a server fails with 'Could not find variable'. "
-                "tf.saved_model.save does this to Keras 3 models; export with model.export, keras_warmup.save or "
+                f"Signature {signature.key!r} in {export_dir!r} reads {len(lost)} variables that "
+                f"the SavedModel never restores (the first is {lost[0]!r}), so every request to a "
+                "server fails with 'Could not find variable'. tf.saved_model.save does this to "
+                "Keras 3 models; export with model.export, keras_warmup.save or "
                 "export_with_warmup instead."
             )
 
 
-def _logs(
-    old: Sequence[Any], requests: Iterable[PlannedRequest | None], model_name: str
-) -> Iterator[Any]:
-    """One record at a time, so that what is planned never stands in memory whole."""
-    yield from old
-    for request in requests:
-        if request is not None:
-            yield encode_log(request, model_name)
+def _ignored_features(inputs: ExportInputs, bound: Sequence[BoundSignature]) -> tuple[str, ...]:
+    """Returns the features that no signature takes."""
+    ignored = [set(batch.ignored) for one in bound for batch in one.batches]
+    unused = set.intersection(*ignored) if ignored else set()
+    return tuple(sorted({*inputs.ignored, *unused}))
 
 
-def _record_report(
-    described: Mapping[str, Any], request: PlannedRequest | None, size: int, ms: float | None
-) -> RecordReport:
-    source = "file" if request is None else request.source
-    return RecordReport(
-        **described, source=source, bytes=size, replay_ms=ms, warms=warms_of(request)
-    )
-
-
-def _ignored(rows: ExportInputs, candidates: Sequence[BoundSignature]) -> tuple[str, ...]:
-    """Features that no signature takes."""
-    sets = [set(bound.ignored) for one in candidates for bound in one.bound]
-    unused = set.intersection(*sets) if sets else set()
-    return tuple(sorted({*rows.ignored, *unused}))
-
-
-def _rows_shipped(request: PlannedRequest) -> set[tuple[int, int]]:
+def _real_rows(request: PlannedRequest) -> set[tuple[int, int]]:
+    """Returns `(batch, row)` of each row that a request ships, the batch as its identity."""
     if request.picks is not None:
         return {(id(request.pool[index]), row) for index, row in request.picks}
     whole = request.pool[0]
-    return {
-        (id(whole), row)
-        for row in range(max((len(one) for one in whole.arrays.values() if one.ndim), default=1))
-    }
+    rows = max((len(one) for one in whole.arrays.values() if one.ndim), default=1)
+    return {(id(whole), row) for row in range(rows)}
 
 
 def _notes(
-    candidates: Sequence[BoundSignature],
-    rows: ExportInputs,
-    requests: Sequence[PlannedRequest | None],
+    bound: Sequence[BoundSignature], inputs: ExportInputs, records: Sequence[DraftRecord]
 ) -> list[str]:
     notes = []
-    # An upper bound: two signatures may hold the same row, and of a ragged batch sent whole the components are counted.
+    # An upper bound: two signatures may use the same row, and of a ragged batch that is sent whole
+    # the components are counted.
     real = {
-        pick
-        for request in requests
-        if request is not None and request.source != "synthetic"
-        for pick in _rows_shipped(request)
+        row
+        for record in records
+        if isinstance(record.request, PlannedRequest) and not record.is_synthetic
+        for row in _real_rows(record.request)
     }
-    old = sum(request is None for request in requests)
     if real:
-        beside = f", beside those of {old} records that were in the file" if old else ""
+        kept = sum(record.is_kept for record in records)
+        beside = f", beside those of {kept} records that were in the file" if kept else ""
         notes.append(
-            f"Up to {len(real)} real rows of your data ship inside the model{beside}, readable by whoever has its files."
+            f"Up to {len(real)} real rows of your data ship inside the model{beside}, readable by "
+            "anyone who has its files."
         )
-    if any(request is not None and request.source == "synthetic" for request in requests):
+    if any(record.is_synthetic for record in records):
         notes.append(
-            "Rows were made up from the signatures: branches that depend on values may stay cold. Pass data=."
+            "Rows were made up from the signatures: branches that depend on values may stay cold. "
+            "Pass data=."
         )
-    for candidate in candidates:
-        if candidate.facts.writes_state:
+    for one in bound:
+        if one.facts.writes_state:
             notes.append(
-                f"Signature {candidate.signature.key!r} writes variables or tables: the warmup requests change its state before "
-                "the first client comes."
+                f"Signature {one.key!r} writes variables or tables: the warmup requests change its "
+                "state before the first client's request."
             )
-        if candidate.facts.foreign_ops:
+        if one.facts.foreign_ops:
             notes.append(
-                f"Signature {candidate.signature.key!r} needs ops outside core TensorFlow "
-                f"({', '.join(candidate.facts.foreign_ops)}): a stock server does not have them."
+                f"Signature {one.key!r} needs ops outside core TensorFlow "
+                f"({', '.join(one.facts.foreign_ops)}): a stock server does not have them."
             )
-    ignored = _ignored(rows, candidates)
+    ignored = _ignored_features(inputs, bound)
     if ignored:
         notes.append(f"Features that no signature takes were left out: {', '.join(ignored)}.")
     return notes

@@ -1,1 +1,5 @@
-"""Which requests make a model warm: the fewest, decided without running anything."""
+"""Decides which requests make a model warm: the fewest, without running anything.
+
+In come signatures with rows bound to their inputs and facts about their graphs, out goes a `Plan`
+of `PlannedRequest`s, which hold no copies of the rows.
+"""

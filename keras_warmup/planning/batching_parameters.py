@@ -1,4 +1,4 @@
-"""The server's own `--batching_parameters_file`: which batch sizes its batching session will run."""
+"""Reads the server's `--batching_parameters_file`: the batch sizes of its batching session."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ _MAX_BYTES = 2**20
 
 @dataclasses.dataclass(frozen=True)
 class BatchingParameters:
-    """What decides the batch sizes a server runs with `--enable_batching`.
+    """The batch sizes of a server with `--enable_batching`.
 
     Attributes:
         max_batch_size: no request may be larger: a warmup record over it fails the load.
-        allowed_batch_sizes: sizes that batches are padded to, ascending; empty where any size up to the maximum is run.
+        allowed_batch_sizes: sizes that batches are padded to, ascending; empty where any size up to
+            the maximum is run.
     """
 
     max_batch_size: int
@@ -37,12 +38,12 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
     """Reads a batching parameters file.
 
     Args:
-        path: text proto `tensorflow.serving.BatchingParameters` (servables/tensorflow/session_bundle_config.proto), as the
-            server's `--batching_parameters_file` takes it.
+        path: a text proto `tensorflow.serving.BatchingParameters`, as the server's
+            `--batching_parameters_file` takes it (session_bundle_config.proto).
 
     Raises:
-        OptionsError: the file is not there, is no such text proto, or the server would refuse its sizes
-            (batching_session.cc: ascending, the last one equal to `max_batch_size`).
+        OptionsError: the file does not exist, cannot be parsed, or has sizes that the server
+            refuses (batching_session.cc: ascending, the last one equal to `max_batch_size`).
     """
     where = as_path(path)
     problem = why_not_a_file(where)
@@ -52,7 +53,7 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
         )
     try:
         if not tf.io.gfile.exists(where):
-            raise OptionsError(f"batching_parameters: there is no file {where!r}.")
+            raise OptionsError(f"batching_parameters: {where!r} does not exist.")
         with tf.io.gfile.GFile(where, "rb") as file:
             raw = file.read(_MAX_BYTES + 1)
     except tf.errors.OpError as error:
@@ -61,7 +62,8 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
         ) from error
     if len(raw) > _MAX_BYTES:
         raise OptionsError(
-            f"batching_parameters: {where!r} has more than {_MAX_BYTES} bytes: it is another file."
+            f"batching_parameters: {where!r} has more than {_MAX_BYTES} bytes, so it "
+            "is not a batching parameters file."
         )
     message = _message_class()()
     try:
@@ -69,8 +71,9 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
         text_format.Parse(raw.decode(), message, allow_unknown_field=True)
     except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise OptionsError(
-            f"batching_parameters: {where!r} is no text proto of BatchingParameters ({error}). It looks like "
-            "'max_batch_size { value: 32 } allowed_batch_sizes: 8 allowed_batch_sizes: 32'."
+            f"batching_parameters: {where!r} is not a text proto of BatchingParameters ({error}). "
+            "Expected, for example: "
+            "max_batch_size { value: 32 } allowed_batch_sizes: 8 allowed_batch_sizes: 32"
         ) from error
     # The server's default (basic_batch_scheduler.h, Options::max_batch_size).
     largest = message.max_batch_size.value if message.HasField("max_batch_size") else 1000
@@ -79,19 +82,23 @@ def read_batching_parameters(path: str | os.PathLike[str]) -> BatchingParameters
         raise OptionsError(f"batching_parameters: sizes in {where!r} must be >= 1.")
     if list(sizes) != sorted(set(sizes)):
         raise OptionsError(
-            f"batching_parameters: allowed_batch_sizes in {where!r} must ascend, got {list(sizes)}."
+            f"batching_parameters: allowed_batch_sizes in {where!r} must be ascending, "
+            f"got {list(sizes)}."
         )
     if sizes and sizes[-1] != largest:
         raise OptionsError(
-            f"batching_parameters: the last of allowed_batch_sizes in {where!r} must equal max_batch_size, else the server "
-            f"refuses them: got {sizes[-1]} and {largest}."
+            f"batching_parameters: the last of allowed_batch_sizes in {where!r} must equal "
+            f"max_batch_size, else the server refuses them: got {sizes[-1]} and {largest}."
         )
     return BatchingParameters(largest, sizes)
 
 
 @functools.cache
 def _message_class() -> Any:
-    """The message, declared here with the fields needed: its proto is not in tensorflow-serving-api."""
+    """Returns the message class, declared with the fields needed.
+
+    The proto is not part of tensorflow-serving-api.
+    """
     file = descriptor_pb2.FileDescriptorProto(
         name="keras_warmup/batching.proto", package="keras_warmup", syntax="proto3"
     )

@@ -1,4 +1,4 @@
-"""`PlannedRequest`: one request to write, whose rows are gathered when they are asked for."""
+"""`PlannedRequest`: one request to write. Its rows are gathered only when they are needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from keras_warmup.report import RequestKind
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRequest:
-    """One request to write. Its rows are gathered when they are asked for, so that a plan holds no second copy of them.
+    """One request to write; it refers to rows of bound batches and holds no copy of them.
 
     Attributes:
         signature_key: the signature it runs.
         kind: the request kind.
         pool: bound batches with rows of one shape.
         picks: `(batch in pool, row)` of each row; `None` where the inputs have no batch dimension.
-        output_filter: aliases asked for; empty means all.
+        output_filter: output aliases asked for; empty means all.
         warms: keys of the signatures over the same tensors.
         tasks: signature_key and kind of each task of a MultiInference; else empty.
     """
@@ -36,7 +36,7 @@ class PlannedRequest:
 
     @property
     def batch_size(self) -> int | None:
-        """Rows; `None` where no input has a batch dimension."""
+        """Number of rows; `None` where no input has a batch dimension."""
         return None if self.picks is None else len(self.picks)
 
     @property
@@ -46,19 +46,19 @@ class PlannedRequest:
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes of the tensors' values; strings count their own lengths."""
+        """Bytes of the tensors' values; a string counts its length."""
         return sum(self._bytes_of(name) for name in self.pool[0].arrays)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Input name -> array of the request; a view of a batch where its rows lie together, else gathered anew."""
-        # Not np.stack of rows: of `bytes` that gives fixed-width strings, which lose trailing NULs.
+        """Returns input name -> array of the request; a view where its rows are adjacent."""
+        # np.stack of `bytes` would give fixed-width strings, which lose trailing NULs.
         return {
             name: parts[0] if len(parts) == 1 else np.concatenate(parts)
             for name, parts in self.pieces().items()
         }
 
     def pieces(self) -> dict[str, list[np.ndarray]]:
-        """Input name -> views of the batches whose rows, one after the other, are the request's."""
+        """Returns input name -> views of the batches that, concatenated, are the request's rows."""
         first = self.pool[0]
         runs = self._runs()
         return {
@@ -69,7 +69,7 @@ class PlannedRequest:
         }
 
     def x(self) -> Any:
-        """The same rows in the model's own structure; `None` where they cannot be given back to the model."""
+        """Returns the rows in the model's structure; `None` where the model cannot take them."""
         if self.pool[0].x is None or self.picks is None:
             return self.pool[0].x
         leaves = [dict(walk(bound.x)) for bound in self.pool]
@@ -82,7 +82,7 @@ class PlannedRequest:
         return map_leaves(take, self.pool[0].x)
 
     def _runs(self) -> list[tuple[int, int, int]]:
-        """`(batch in pool, first row, row behind the last)` of each run of rows that lie together."""
+        """Returns `(batch in pool, start, stop)` of each run of adjacent rows."""
         runs: list[tuple[int, int, int]] = []
         for index, row in self.picks or ():
             if runs and runs[-1][0] == index and runs[-1][2] == row:

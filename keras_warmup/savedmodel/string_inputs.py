@@ -311,7 +311,7 @@ def _agree(found: list[tuple[str, StringFormat]]) -> StringFormat:
         return Unknown(f"{' and '.join(ops)} read it, which want different formats")
     examples = [consumer for consumer in formats if isinstance(consumer, ExampleParser)]
     if examples:
-        return _merge_examples(examples)
+        return merge_example_parsers(examples)
     images = [consumer for consumer in formats if isinstance(consumer, ImageDecoder)]
     if images:
         every = {format_ for image in images for format_ in image.formats}
@@ -321,7 +321,8 @@ def _agree(found: list[tuple[str, StringFormat]]) -> StringFormat:
     return formats[0]
 
 
-def _merge_examples(parsers: list[ExampleParser]) -> StringFormat:
+def merge_example_parsers(parsers: list[ExampleParser]) -> StringFormat:
+    """Returns one parser of the features of several; `Unknown` where they read one differently."""
     merged: dict[str, FeatureSpec] = {}
     for parser in parsers:
         for key, spec in parser.spec.items():

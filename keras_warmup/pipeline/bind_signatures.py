@@ -1,0 +1,263 @@
+"""Binds rows to the signatures of a SavedModel that requests can reach."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+
+from keras_warmup.binding.bind import BoundBatch, bind_batch
+from keras_warmup.binding.encode import bind_encoded, rows_for
+from keras_warmup.binding.match import match_inputs
+from keras_warmup.binding.synthesize import synthesize_rows
+from keras_warmup.data.batch import Batch
+from keras_warmup.errors import BindingError, DataError, SignatureError
+from keras_warmup.options import WarmupOptions
+from keras_warmup.planning.bound_signature import BoundSignature
+from keras_warmup.report import REQUEST_KINDS, RequestKind
+from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
+from keras_warmup.savedmodel.signatures import Signature
+from keras_warmup.savedmodel.string_formats import ExampleParser, StringFormat
+from keras_warmup.savedmodel.string_inputs import find_string_formats, merge_example_parsers
+
+StringFormats = Mapping[str, StringFormat]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportInputs:
+    """The rows of an export, and what is known of their model.
+
+    Attributes:
+        batches: rows in the model's own structure; empty where they must be made up.
+        model: the Keras model they belong to, for the proof; `None` where there is none.
+        own_calls: keys of the signatures known to be the model's own call.
+        ignored: features that the model does not take.
+        shapes_seen: number of row shapes seen while sampling, if more than the batches hold.
+        structures: signature_key -> structure of its arguments, where the exporter knows it and the
+            SavedModel does not record it.
+    """
+
+    batches: Sequence[Batch]
+    model: keras.Model | None = None
+    own_calls: frozenset[str] = frozenset()
+    ignored: tuple[str, ...] = ()
+    shapes_seen: int = 0
+    structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def choose_signatures(
+    signatures: Sequence[Signature], options: WarmupOptions
+) -> Sequence[Signature]:
+    """Returns the signatures that `options.signatures` asks for; all of them by default.
+
+    Raises:
+        SignatureError: a signature does not exist.
+    """
+    if options.signatures is None:
+        return signatures
+    by_key = {signature.key: signature for signature in signatures}
+    unknown = [key for key in options.signatures if key not in by_key]
+    if unknown:
+        raise SignatureError(
+            f"The SavedModel has no signatures {unknown}. It has {sorted(by_key)}."
+        )
+    return [by_key[key] for key in dict.fromkeys(options.signatures)]
+
+
+def bind_signatures(
+    graph: ModelGraph,
+    signatures: Sequence[Signature],
+    inputs: ExportInputs,
+    options: WarmupOptions,
+) -> tuple[list[BoundSignature], dict[str, str]]:
+    """Binds the rows to each signature.
+
+    Args:
+        graph: the graph of the signatures.
+        signatures: the signatures to warm.
+        inputs: the rows to send.
+        options: what is asked for.
+
+    Returns:
+        The signatures with rows bound to their inputs; and signature_key -> why it stays cold, for
+        those that the rows do not fit.
+
+    Raises:
+        BindingError: the rows do not fit a signature that was asked for or is the model's own
+            call, or they fit no signature.
+        SignatureError: no request can reach such a signature.
+        DataError: there are no rows, and `on_no_data="error"`.
+    """
+    if not inputs.batches and options.on_no_data == "error":
+        _refuse_no_data(signatures)
+    # Rows may be serialized for one signature while another takes the features themselves.
+    formats = {signature.key: find_string_formats(graph, signature) for signature in signatures}
+    binder = _Binder(inputs, options, formats)
+    bound: list[BoundSignature] = []
+    cold: dict[str, str] = {}
+    errors: list[BindingError | DataError | SignatureError] = []
+    for signature in signatures:
+        try:
+            bound.append(_bind_signature(graph, signature, binder, options))
+        except (BindingError, DataError, SignatureError) as error:
+            if options.signatures is not None or signature.key in inputs.own_calls:
+                raise
+            cold[signature.key] = f"{_why_unreachable(signature)}{error}"
+            errors.append(error)
+    if errors and not bound and inputs.batches:
+        raise errors[0]
+    return _bind_common_examples(bound, binder), cold
+
+
+def _bind_signature(
+    graph: ModelGraph, signature: Signature, binder: _Binder, options: WarmupOptions
+) -> BoundSignature:
+    kinds, task = _kinds_for(signature, options)
+    fixed = sorted(
+        {spec.shape[0] for spec in signature.inputs.values() if spec.shape and spec.shape[0]}
+    )
+    if len(fixed) > 1:
+        raise SignatureError(
+            f"Signature {signature.key!r} fixes different sizes of dimension 0 for its inputs "
+            f"({fixed}), so rows of one batch cannot fill them."
+        )
+    facts = graph_facts(graph, signature)
+    _refuse_python_ops(signature, facts)
+    batches = binder.bind(signature)
+    can_predict = servable_kinds(signature)["predict"] is None
+    return BoundSignature(signature, facts, batches, kinds, task, can_predict)
+
+
+class _Binder:
+    """Binds the rows of an export to one signature after another."""
+
+    def __init__(
+        self, inputs: ExportInputs, options: WarmupOptions, formats: Mapping[str, StringFormats]
+    ) -> None:
+        self.formats = dict(formats)
+        self._inputs = inputs
+        self._options = options
+        self._parsers = [
+            one
+            for found in formats.values()
+            for one in found.values()
+            if isinstance(one, ExampleParser)
+        ]
+
+    def bind(self, signature: Signature) -> list[BoundBatch]:
+        """Returns the rows as the signature takes them."""
+        formats, inputs = self.formats[signature.key], self._inputs
+        if not signature.inputs:
+            return [BoundBatch({}, None, 1, frozenset(), "synthetic")]
+        if not inputs.batches:
+            return [synthesize_rows(signature, formats, self._options.seed)]
+        transform = self._options.transform
+        if transform is not None:
+            return [
+                bound
+                for batch in inputs.batches
+                for bound in bind_batch(batch, signature, transform)
+            ]
+        if signature.key in inputs.structures:
+            signature = dataclasses.replace(signature, structure=inputs.structures[signature.key])
+        batches = [rows_for(batch, signature, formats, self._parsers) for batch in inputs.batches]
+        if inputs.model is None:
+            for batch in batches:
+                _require_agreement(batch, signature)
+        return [bound for batch in batches for bound in bind_encoded(batch, signature, formats)]
+
+
+def _bind_common_examples(bound: list[BoundSignature], binder: _Binder) -> list[BoundSignature]:
+    """Binds the tasks of a MultiInference to Examples that hold the features of all of them.
+
+    The server feeds the same Examples to each task (multi_inference.cc).
+    """
+    tasks = [one for one in bound if one.task is not None]
+    parsers = [
+        one for task in tasks for one in binder.formats[task.key].values()
+        if isinstance(one, ExampleParser)
+    ]  # fmt: skip
+    if len(parsers) < 2 or all(parser.spec == parsers[0].spec for parser in parsers):
+        return bound
+    merged = merge_example_parsers(parsers)
+    if not isinstance(merged, ExampleParser):
+        return bound
+    for task in tasks:
+        binder.formats[task.key] = {
+            name: merged if isinstance(one, ExampleParser) else one
+            for name, one in binder.formats[task.key].items()
+        }
+    return [
+        one if one.task is None else dataclasses.replace(one, batches=binder.bind(one.signature))
+        for one in bound
+    ]
+
+
+def _kinds_for(
+    signature: Signature, options: WarmupOptions
+) -> tuple[tuple[RequestKind, ...], RequestKind | None]:
+    """Returns the kinds to write, the one the signature was made for first, and its task kind.
+
+    Raises:
+        SignatureError: no request of the kinds asked for can reach the signature.
+    """
+    best = default_kind(signature)
+    reasons = servable_kinds(signature)
+    asked = (best,) if options.kinds is None else options.kinds
+    kinds = [
+        kind
+        for kind in REQUEST_KINDS
+        if kind in asked and kind != "multi_inference" and reasons[kind] is None
+    ]
+    has_task = "multi_inference" in asked and reasons["multi_inference"] is None
+    if not kinds and not has_task:
+        why = "; ".join(f"{kind}: {reasons[kind]}" for kind in REQUEST_KINDS if kind in asked)
+        raise SignatureError(f"No request can be made for signature {signature.key!r}: {why}.")
+    return tuple(sorted(kinds, key=lambda kind: kind != best)), best if has_task else None
+
+
+def _why_unreachable(signature: Signature) -> str:
+    """Returns why no request of the kind the signature was made for can reach it, if so."""
+    made_for = {name: kind for kind, name in METHOD_NAMES.items()}.get(signature.method_name)
+    reason = servable_kinds(signature)[made_for] if made_for else None
+    return f"no {made_for} request can reach it: {reason}. " if reason else ""
+
+
+def _refuse_python_ops(signature: Signature, facts: GraphFacts) -> None:
+    if facts.python_ops:
+        raise SignatureError(
+            f"Signature {signature.key!r} calls Python ({', '.join(facts.python_ops)}), which a "
+            "server does not have: every request fails there, and a warmup record would keep the "
+            "model from loading. Replace tf.py_function and tf.numpy_function by TensorFlow ops."
+        )
+
+
+def _refuse_no_data(signatures: Sequence[Signature]) -> None:
+    for signature in signatures:
+        if signature.inputs:
+            raise DataError(
+                f"No data to warm signature {signature.key!r}, and on_no_data='error'. Pass data=, "
+                "or train with WarmupExport or BatchCapture in callbacks=."
+            )
+
+
+def _require_agreement(batch: Batch, signature: Signature) -> None:
+    """Refuses dict keys that are input names, but keys of other inputs in the exported function.
+
+    A model made of `{"aa": Input(name="zz"), "zz": Input(name="aa")}` means one thing by "aa" in
+    `fit` and another in a request. Without the model, the data does not show which one is meant.
+    """
+    if not isinstance(batch.x, Mapping) or not set(signature.inputs) <= set(batch.x):
+        return
+    found, _ = match_inputs(batch.x, signature)
+    crossed = sorted(name for name, path in found.items() if path != (name,))
+    if crossed:
+        keys = ", ".join(f"x[{name!r}]" for name in crossed)
+        raise BindingError(
+            f"Cannot bind batch to signature {signature.key!r}: {keys} may be the names of inputs "
+            "or the keys of the exported function, and these differ. Pass transform= to name the "
+            "inputs, or export with export_with_warmup, which knows the model."
+        )

@@ -1,0 +1,267 @@
+"""The draft of a warmup file: its records are written, read back, replayed and proved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from keras_warmup.errors import ProofError, ReplayError
+from keras_warmup.options import WarmupOptions
+from keras_warmup.pipeline.bind_signatures import ExportInputs
+from keras_warmup.pipeline.proof import RANDOM_OR_STATEFUL, prove_request, same_values
+from keras_warmup.planning.planned_request import PlannedRequest
+from keras_warmup.records.build import build_log, encode_log
+from keras_warmup.records.prediction_logs import describe_log
+from keras_warmup.records.warmup_file import RecordsDraft, read_records
+from keras_warmup.report import RecordReport
+from keras_warmup.savedmodel.graph import GraphFacts
+from keras_warmup.serving.replay import ServingSession, open_session
+
+# Errors that made-up values can cause. A missing file or kernel fails whatever the values are.
+_ERRORS_OF_VALUES = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
+
+
+@dataclasses.dataclass(frozen=True)
+class KeptRequest:
+    """A request that the warmup file already holds; it is written again as it was.
+
+    Attributes:
+        log: its `PredictionLog`.
+        source: where its rows come from.
+        warms: keys of the signatures it warms; not known.
+    """
+
+    log: Any
+    source: str = "log"
+    warms: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class DraftRecord:
+    """A record on its way into the warmup file.
+
+    Attributes:
+        request: the request to write.
+        description: its signature, kind and shapes as `describe_log` returns them, read back from
+            the draft.
+        bytes: serialized size.
+        replay_ms: wall time of its replay, milliseconds; `None` where it was not replayed.
+        error: why its made-up rows do not run; empty otherwise. Such a record is left out.
+    """
+
+    request: PlannedRequest | KeptRequest
+    description: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bytes: int = 0
+    replay_ms: float | None = None
+    error: str = ""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the warmup file held the record before."""
+        return isinstance(self.request, KeptRequest)
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether its rows are made up."""
+        return self.request.source == "synthetic"
+
+    def encode(self, model_name: str) -> Any:
+        """Returns the record as `RecordsDraft.write` takes it."""
+        if isinstance(self.request, KeptRequest):
+            return self.request.log
+        return encode_log(self.request, model_name)
+
+    def report(self) -> RecordReport:
+        """Returns the record's entry in the report."""
+        return RecordReport(
+            **self.description,
+            source=self.request.source,
+            bytes=self.bytes,
+            replay_ms=self.replay_ms,
+            warms=self.request.warms,
+        )
+
+
+@dataclasses.dataclass
+class ReplayResult:
+    """What the replay of a draft showed.
+
+    Attributes:
+        load_ms: time to load the SavedModel, milliseconds; `None` where nothing was loaded.
+        proofs: signature_key -> `proved`, or why the binding was not proved.
+        equal_twins: keys of twins that gave the same outputs as their lead.
+        unequal_twins: keys of twins that gave other outputs. Replay ends at the first record with
+            such a twin.
+    """
+
+    load_ms: float | None = None
+    proofs: dict[str, str] = dataclasses.field(default_factory=dict)
+    equal_twins: set[str] = dataclasses.field(default_factory=set)
+    unequal_twins: set[str] = dataclasses.field(default_factory=set)
+
+
+def write_draft(
+    draft: RecordsDraft, records: Sequence[DraftRecord], options: WarmupOptions, model_name: str
+) -> None:
+    """Writes the records, one at a time: the planned rows are never in memory all at once.
+
+    Args:
+        draft: where to write.
+        records: the records; their sizes are filled in.
+        options: `max_records` and `max_bytes`.
+        model_name: `model_spec.name` of the requests.
+
+    Raises:
+        RecordsError: a limit is exceeded, or the file cannot be written.
+    """
+    sizes = draft.write(
+        (record.encode(model_name) for record in records),
+        max_records=options.max_records,
+        max_bytes=options.max_bytes,
+    )
+    for record, size in zip(records, sizes, strict=True):
+        record.bytes = size
+
+
+def replay_draft(
+    export_dir: str,
+    path: str,
+    records: Sequence[DraftRecord],
+    inputs: ExportInputs,
+    options: WarmupOptions,
+    twins: Mapping[str, str],
+    facts: Mapping[str, GraphFacts],
+) -> ReplayResult:
+    """Reads the draft back and replays it, as the server will.
+
+    Args:
+        export_dir: the SavedModel; every signature still has tensors of its own.
+        path: the file of the draft.
+        records: its records; description, replay time and error are filled in.
+        inputs: the rows of the records; with a model, the records are proved against it.
+        options: whether to replay at all.
+        twins: signature_key -> key of the twin whose record is to warm it.
+        facts: signature_key -> facts about its graph.
+
+    Returns:
+        The proofs, and which twins are equal.
+
+    Raises:
+        ReplayError: the model cannot be loaded, or a record of real rows fails.
+        ProofError: a signature gives other outputs than the model.
+    """
+    if not options.verify:
+        keys = [key for record in records for key in record.request.warms]
+        unproved = dict.fromkeys(keys, "unproved: verify=False")
+        for record, log in _read_back(path, records):
+            record.description = describe_log(log)
+        return ReplayResult(proofs=unproved if inputs.model is not None else {})
+    # The results of a twin are needed, not its time: a server will have no executor for it. So the
+    # graph optimizer is left out of it first. Any problem found that way is judged by a replay that
+    # runs everything as a server does. A kept record may ask for any signature.
+    compared = {
+        key
+        for record in records
+        if _fetches_all_outputs(record)
+        for key in record.request.warms
+        if key in twins
+    }
+    if compared and not any(record.is_kept for record in records):
+        with (
+            contextlib.suppress(ReplayError, ProofError),
+            open_session(export_dir, unoptimized=compared) as session,
+        ):
+            result = _replay(session, path, records, inputs, twins, facts)
+            if not result.unequal_twins and not any(record.error for record in records):
+                return result
+    # Without a record the model is loaded all the same: one that cannot be loaded is not published.
+    with open_session(export_dir) as session:
+        return _replay(session, path, records, inputs, twins, facts)
+
+
+def _replay(
+    session: ServingSession,
+    path: str,
+    records: Sequence[DraftRecord],
+    inputs: ExportInputs,
+    twins: Mapping[str, str],
+    facts: Mapping[str, GraphFacts],
+) -> ReplayResult:
+    result = ReplayResult(session.load_ms)
+    for record, log in _read_back(path, records):
+        record.description, record.replay_ms, record.error = describe_log(log), None, ""
+        try:
+            replayed = session.replay(log)
+        except ReplayError as error:
+            # Made-up rows may be nonsense to the model, which is no fault of the export.
+            if not record.is_synthetic or error.status not in _ERRORS_OF_VALUES:
+                raise
+            record.error = f"made-up rows do not run, pass data=. {error}"
+            continue
+        record.replay_ms = replayed.ms
+        request = record.request
+        if not isinstance(request, PlannedRequest) or not _fetches_all_outputs(record):
+            continue
+        for key in twins.keys() & set(request.warms):
+            equal = _is_equal_twin(session, request, key, replayed.outputs)
+            (result.equal_twins if equal else result.unequal_twins).add(key)
+        if result.unequal_twins:
+            break
+        unproved = [key for key in request.warms if key not in result.proofs]
+        if inputs.model is None or not unproved:
+            continue
+        signature_facts = facts[request.signature_key]
+        if signature_facts.random or signature_facts.writes_state:
+            # Such a call could change the training that goes on after this export.
+            proof = RANDOM_OR_STATEFUL
+        else:
+            proof = prove_request(
+                inputs.model,
+                request,
+                replayed.outputs,
+                replay_again=lambda log=log: session.replay(log).outputs,  # type: ignore[misc]
+                own_call=not inputs.own_calls.isdisjoint(request.warms),
+            )
+        # The keys of one request share its tensors, or are equal twins.
+        result.proofs.update(dict.fromkeys(unproved, proof))
+    return result
+
+
+def _read_back(path: str, records: Sequence[DraftRecord]) -> Iterator[tuple[DraftRecord, Any]]:
+    """Yields each record with its `PredictionLog` as the draft holds it."""
+    if records:
+        yield from zip(records, read_records(path), strict=True)
+
+
+def _fetches_all_outputs(record: DraftRecord) -> bool:
+    """Returns whether a record can prove its signatures: it fetches all outputs of one task."""
+    request = record.request
+    return isinstance(request, PlannedRequest) and not (request.output_filter or request.tasks)
+
+
+def _is_equal_twin(
+    session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]
+) -> bool:
+    """Returns whether a twin, still over its own tensors, gives the same outputs for the rows."""
+    try:
+        log = build_log(dataclasses.replace(request, signature_key=key))
+        theirs = session.replay(log).outputs
+    except ReplayError:  # replayed by itself, as a server would run it, it may be refused
+        return False
+    return set(theirs) == set(outputs) and all(
+        same_values(outputs[alias], theirs[alias]) for alias in outputs
+    )
+
+
+def signatures_left_cold(records: Collection[DraftRecord]) -> dict[str, str]:
+    """Returns signature_key -> error, for signatures that only failed records would have warmed."""
+    warm = {key for record in records if not record.error for key in record.request.warms}
+    return {
+        key: record.error
+        for record in records
+        if record.error
+        for key in record.request.warms
+        if key not in warm
+    }
