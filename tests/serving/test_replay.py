@@ -474,9 +474,17 @@ REFUSED_TASKS = {
         multi(("nope", CLASSIFY_METHOD), examples=TWO),
         "Requested signature not found in model graph: nope",
     ),
-    "multi-other-feed": (
-        multi(("classify", CLASSIFY_METHOD), ("regress", REGRESS_METHOD), examples=TWO),
-        "Input tensor must be the same for all Signatures.",
+    "multi-inputs": (
+        multi(("count", CLASSIFY_METHOD), ("nope", CLASSIFY_METHOD)),
+        "No classification inputs found in SignatureDef: expected 'inputs', got {x}",
+    ),
+    "multi-empty": (
+        multi(("classify", CLASSIFY_METHOD), ("regress", REGRESS_METHOD)),
+        "Input is empty.",
+    ),
+    "multi-outputs": (
+        multi(("regress", REGRESS_METHOD), ("first_score", CLASSIFY_METHOD), examples=TWO),
+        "Expected scores output batch size of 2. Got: 1",
     ),
 }
 
@@ -495,6 +503,19 @@ def test_multi_inference_needs_a_method_and_one_model(session):
     assert refusal(session, log) == (
         "INVALID_ARGUMENT: All ModelSpecs in a MultiInferenceRequest must access the same model name."
     )
+
+
+def test_tasks_of_a_multi_inference_read_the_same_examples_from_their_own_tensors(session):
+    keys = ["classify", "regress", "scores_only"]
+    feeds = {session.meta_graph.signature_def[key].inputs["inputs"].name for key in keys}
+    assert len(feeds) == 3
+    methods = [CLASSIFY_METHOD, REGRESS_METHOD, CLASSIFY_METHOD]
+    outputs = session.replay(multi(*zip(keys, methods, strict=True), examples=TWO)).outputs
+    for key, kind in zip(keys, ["classify", "regress", "classify"], strict=True):
+        alone = session.replay(task_log(kind, key, *TWO)).outputs
+        for alias, array in alone.items():
+            np.testing.assert_array_equal(outputs.pop(f"{key}/{alias}"), array)
+    assert outputs == {}
 
 
 def test_half_plus_two_runs_every_kind(saved_models):
