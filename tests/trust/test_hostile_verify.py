@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from keras_warmup.errors import WarmupError
-from keras_warmup.serving import worker as isolation
+from keras_warmup.serving import worker
 from keras_warmup.verification import verify
 from tests.trust.figures import HostileFigures
 from tests.trust.fuzz import mutate_model
@@ -115,13 +115,13 @@ class _Peak:
 
 
 def _verify(name: str, export_dir: pathlib.Path) -> Outcome:
-    isolation.start_worker()
-    worker = isolation._worker
-    assert worker is not None
-    worker.wait_until_ready()
+    worker.start_worker()
+    running = worker._worker
+    assert running is not None
+    running.wait_until_ready()
     said = problem = ""
     ended = False
-    peak = _Peak(worker.process.pid)
+    peak = _Peak(running.process.pid)
     started = time.perf_counter()
     with peak.watched():
         try:
