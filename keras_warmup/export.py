@@ -19,7 +19,7 @@ from keras_warmup.errors import ExportError, OptionsError, WarmupError
 from keras_warmup.op_errors import text_of
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.paths import as_path, explained, reason_of
-from keras_warmup.pipeline.candidates import ExportInputs, choose_signatures
+from keras_warmup.pipeline.candidates import ExportInputs
 from keras_warmup.pipeline.keras_model import (
     arrange_batch,
     captured_signature,
@@ -34,15 +34,8 @@ from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.savedmodel.request_kinds import default_kind
-from keras_warmup.savedmodel.rewriting import (
-    complete_fingerprint,
-    name_methods,
-    recover,
-    share_input,
-)
+from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover
 from keras_warmup.savedmodel.saving import one_copy_of_each_variable, save_saved_model
-from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 from keras_warmup.training.capture import captured_batches, captured_shapes
 
@@ -372,11 +365,6 @@ def _rewrite_signatures(directory: str, options: WarmupOptions) -> None:
     """What requests need of the SignatureDefs and TensorFlow 2 does not write; only where it was asked for."""
     if options.method_name:
         name_methods(directory, flush=False)
-    if "multi_inference" in (options.kinds or ()):
-        signatures = choose_signatures(read_signatures(read_meta_graph(directory)), options)
-        tasks = [signature.key for signature in signatures if default_kind(signature) != "predict"]
-        if len(tasks) > 1:
-            share_input(directory, tasks, flush=False)
 
 
 def _require_saved_model(directory: str) -> None:
