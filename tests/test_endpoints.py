@@ -11,7 +11,6 @@ from keras_warmup.binding.examples import build_examples
 from keras_warmup.errors import BindingError, OptionsError
 from keras_warmup.savedmodel.graph import graph_facts
 from keras_warmup.savedmodel.request_kinds import servable_kinds
-from keras_warmup.savedmodel.rewriting import share_input
 from keras_warmup.savedmodel.saving import save_saved_model
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.savedmodel.string_inputs import find_string_formats
@@ -79,7 +78,6 @@ def archive(model, path, functions):
 def export_dir(request, model, functions, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("export") / "1")
     request.param(model, path, functions)
-    share_input(path, ["classify", "regress"])
     return path
 
 

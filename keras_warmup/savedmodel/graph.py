@@ -196,7 +196,7 @@ class ModelGraph:
                 yield Call(node.op, role, offset)
                 continue
             for function in functions_in(attribute(node, role)):
-                yield Call(function, role, offset)
+                yield Call(function.name, role, offset)
 
     def _roles_of(self, node: Any) -> tuple[tuple[str, int | None], ...]:
         """Function-valued attributes of a node; kept for ops that are known, where they are those of the op."""

@@ -108,15 +108,15 @@ def called_functions(node: Any, library: Collection[str]) -> Iterator[str]:
     for name in node.attr if names is None else names:
         value = node.attr.get(name)
         if value is not None:
-            yield from functions_in(value)
+            yield from (function.name for function in functions_in(value))
 
 
-def functions_in(value: Any) -> list[str]:
-    """Names of the functions in an attribute."""
+def functions_in(value: Any) -> list[Any]:
+    """Returns the functions (NameAttrList) in an attribute."""
     kind = value.WhichOneof("value")
     if kind == "func":
-        return [value.func.name]
-    return [function.name for function in value.list.func] if kind == "list" else []
+        return [value.func]
+    return list(value.list.func) if kind == "list" else []
 
 
 def count_nodes(graph_def: GraphDef) -> int:

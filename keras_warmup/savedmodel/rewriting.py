@@ -3,8 +3,6 @@
 - Method names: TensorFlow 2 writes `tensorflow/serving/predict` for every signature. TensorFlow Serving ignores that, except
   with `--enable_signature_method_name_check`: Classify and Regress then want their own.
 - Shared tensors for twin signatures: the server pays the cold cost once for both (`twins.py`).
-- One input for several signatures: TensorFlow 2 gives each signature a placeholder of its own, and MultiInference refuses
-  tasks that do not feed the same tensor (`multi_inference.cc`: "Input tensor must be the same for all Signatures.").
 
 `saved_model.pb` is written beside it and then replaces it, `fingerprint.pb` is made anew where there is one, and nothing else is
 touched. Do it before a server watches the directory: it would not load the model again.
@@ -34,7 +32,6 @@ from keras_warmup.paths import (
 from keras_warmup.publishing.filesystem import exists, replace_file, sync
 from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.report import RequestKind
-from keras_warmup.savedmodel.graph_bodies import canonical, source_of
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 
@@ -88,32 +85,6 @@ def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> N
     named = {key: kind for key, kind in kinds.items() if kind != "predict"}
     if named:
         rewrite_method_names(export_dir, named, flush=flush)
-
-
-def share_input(
-    export_dir: str | os.PathLike[str], signature_keys: Sequence[str], *, flush: bool = True
-) -> None:
-    """Makes Classify and Regress signatures feed one tensor, so that one MultiInference request can ask for all of them.
-
-    The signatures keep their names, outputs and results; `tf.saved_model.load` does not look at the placeholders changed.
-
-    Args:
-        export_dir: version directory of a SavedModel.
-        signature_keys: the signatures; the input of the first one is kept.
-        flush: whether the change is on the disk when this returns; not needed before the directory is published.
-
-    Raises:
-        SignatureError: the SavedModel cannot be read, or has no such signature.
-        BindingError: a signature serves neither Classify nor Regress, or its input is no placeholder like the first's.
-    """
-    saved_model = _read(export_dir)
-    for meta_graph, signatures in _meta_graphs_with(saved_model, export_dir, signature_keys):
-        for signature in signatures.values():
-            _refuse_impossible(signature, "multi_inference")
-        tensors = [canonical(signatures[key].inputs["inputs"].tensor) for key in signature_keys]
-        _check_alike(meta_graph, dict(zip(signature_keys, tensors, strict=True)))
-        _redirect(meta_graph, {tensor: tensors[0] for tensor in tensors[1:]})
-    _write(export_dir, saved_model, flush)
 
 
 def share_tensors(
@@ -181,35 +152,6 @@ def _refuse_impossible(signature: Signature, kind: RequestKind) -> None:
     reason = servable_kinds(signature)[kind]
     if reason is not None:
         raise BindingError(f"Signature {signature.key!r} cannot serve {kind} requests: {reason}.")
-
-
-def _check_alike(meta_graph: Any, tensors: Mapping[str, str]) -> None:
-    """Refuses inputs that are no placeholders with the attributes of the first."""
-    nodes = {node.name: node for node in meta_graph.graph_def.node}
-    first = next(iter(tensors))
-    for key, tensor in tensors.items():
-        node, kept = nodes.get(source_of(tensor)), nodes.get(source_of(tensors[first]))
-        if node is None or kept is None or node.op != "Placeholder" or kept.op != "Placeholder":
-            if tensor != tensors[first]:
-                raise BindingError(
-                    f"Signatures {first!r} and {key!r} cannot share an input: {tensor!r} is no placeholder."
-                )
-        elif any(node.attr.get(name) != kept.attr.get(name) for name in ("dtype", "shape")):
-            raise BindingError(
-                f"Signatures {first!r} and {key!r} cannot share an input: their placeholders differ in dtype or shape."
-            )
-
-
-def _redirect(meta_graph: Any, kept: Mapping[str, str]) -> None:
-    """Lets the readers of some tensors, nodes and signatures, read others."""
-    for node in meta_graph.graph_def.node:
-        for index, tensor in enumerate(node.input):
-            if not tensor.startswith("^") and canonical(tensor) in kept:
-                node.input[index] = kept[canonical(tensor)]
-    for definition in meta_graph.signature_def.values():
-        for info in definition.inputs.values():
-            if info.name and canonical(info.name) in kept:
-                info.name = kept[canonical(info.name)]
 
 
 def _meta_graphs_with(

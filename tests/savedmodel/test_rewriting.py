@@ -13,12 +13,7 @@ from keras_warmup import endpoints
 from keras_warmup._protos import serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.savedmodel import rewriting
-from keras_warmup.savedmodel.rewriting import (
-    complete_fingerprint,
-    recover,
-    rewrite_method_names,
-    share_input,
-)
+from keras_warmup.savedmodel.rewriting import complete_fingerprint, recover, rewrite_method_names
 from keras_warmup.savedmodel.saving import save_saved_model
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.serving.replay import open_session
@@ -128,72 +123,6 @@ def test_what_is_no_saved_model_is_refused(content, reason, tmp_path):
     assert (
         str(error.value)
         == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}: {reason}."
-    )
-
-
-def results(export_dir):
-    example = tf.train.Example()
-    example.features.feature["x"].float_list.value.append(2.0)
-    rows = tf.constant([example.SerializeToString()] * 2)
-    signatures = tf.saved_model.load(str(export_dir)).signatures
-    found = {}
-    for key, name in {"c": "inputs", "r": "inputs", "p": "examples"}.items():
-        found[key] = {
-            alias: value.numpy().tolist()
-            for alias, value in signatures[key](**{name: rows}).items()
-        }
-    return found
-
-
-def test_signatures_that_share_an_input_make_one_multi_inference_and_give_what_they_gave(
-    export_dir,
-):
-    before, old = results(export_dir), files(export_dir)
-    signatures = read_signatures(read_meta_graph(export_dir))
-    apart = {found.key: found.inputs["inputs"].tensor for found in signatures if found.key != "p"}
-    assert apart["c"] != apart["r"]
-    share_input(export_dir, ["r", "c"])
-    shared = {found.key: found for found in read_signatures(read_meta_graph(export_dir))}
-    assert (
-        shared["c"].inputs["inputs"].tensor
-        == shared["r"].inputs["inputs"].tensor
-        == signatures[2].inputs["inputs"].tensor
-    )
-    assert shared["p"] == signatures[1]
-    assert results(export_dir) == before
-    assert {name for name, content in files(export_dir).items() if content != old[name]} == {
-        "saved_model.pb",
-        "fingerprint.pb",
-    }
-    share_input(export_dir, ["r", "c"])
-    assert {found.key: found for found in read_signatures(read_meta_graph(export_dir))} == shared
-
-
-def test_a_signature_that_takes_no_classify_or_regress_cannot_share(export_dir):
-    before = files(export_dir)
-    with pytest.raises(BindingError) as error:
-        share_input(export_dir, ["c", "p"])
-    assert str(error.value) == (
-        "Signature 'p' cannot serve multi_inference requests: its tasks are Classify and Regress, and neither is possible."
-    )
-    assert files(export_dir) == before
-
-
-def test_placeholders_that_differ_cannot_be_shared(tmp_path):
-    module = tf.Module()
-    signatures = {}
-    for key, shape in {"a": [None], "b": [2]}.items():
-        specs = [tf.TensorSpec(shape, tf.string, "inputs")]
-        function = tf.function(
-            lambda x: {"outputs": tf.cast(tf.strings.length(x), tf.float32)}, input_signature=specs
-        )
-        signatures[key] = function
-        setattr(module, key, function)
-    tf.saved_model.save(module, str(tmp_path), signatures)
-    with pytest.raises(BindingError) as error:
-        share_input(tmp_path, ["a", "b"])
-    assert str(error.value) == (
-        "Signatures 'a' and 'b' cannot share an input: their placeholders differ in dtype or shape."
     )
 
 

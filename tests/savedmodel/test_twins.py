@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pathlib
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -138,6 +141,21 @@ def test_inputs_in_other_places_are_no_twins(tmp_path):
         pair, tmp_path / "1", {"serving_default": pair.difference, "b": pair.swapped}
     )
     assert twins_of(tmp_path / "1") == {}
+
+
+def test_two_traces_of_the_same_function_are_twins(tmp_path: pathlib.Path) -> None:
+    module = tf.Module()
+    module.scale = tf.Variable(2.0)
+    spec = tf.TensorSpec([None], tf.float32, name="x")
+
+    def trace(added: float) -> Any:
+        inner = tf.function(lambda x: x * module.scale + added)
+        return tf.function(lambda x: {"y": inner(x)}, input_signature=[spec])
+
+    module.traces = [trace(1.0), trace(1.0), trace(2.0)]
+    signatures = dict(zip(["serving_default", "same", "other"], module.traces, strict=True))
+    tf.saved_model.save(module, tmp_path / "1", signatures)
+    assert twins_of(tmp_path / "1") == {"same": "serving_default"}
 
 
 def test_signatures_of_estimators_are_left_alone(saved_models):
