@@ -1,4 +1,4 @@
-"""Bound inputs -> PredictionLog."""
+"""Encodes planned requests as `PredictionLog` records."""
 
 from __future__ import annotations
 
@@ -8,126 +8,122 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup import _protos
+from keras_warmup._protos import ModelSpec, PredictionLog, PredictLog, PredictRequest, TensorProto
 from keras_warmup.errors import RecordsError
 from keras_warmup.records.warmup_file import MAX_RECORD_BYTES
-from keras_warmup.records.wire import encode_predict
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES
 
 if TYPE_CHECKING:
     from keras_warmup.planning.planned_request import PlannedRequest
 
-_ROOM_FOR_NAMES_BYTES = 2**20
+# Reserved for everything in a record beside the values: names, shapes, lengths.
+_METADATA_BYTES = 2**20
+# Field numbers of the entries of every protobuf map, and the wire type of messages and bytes:
+# https://protobuf.dev/programming-guides/encoding
+_MAP_KEY, _MAP_VALUE = 1, 2
+_LENGTH_DELIMITED = 2
 
 
-def build_log(request: PlannedRequest, model_name: str = "") -> Any:
+def build_log(request: PlannedRequest, model_name: str = "") -> PredictionLog:
     """Builds the `PredictionLog` of a planned request.
 
-    Args:
-        request: the planned request.
-        model_name: `model_spec.name`; only MultiInference demands one.
-
-    Returns:
-        A `PredictionLog`.
-
-    Raises:
-        RecordsError: the request does not fit a proto (2 GiB).
+    The arguments and errors are those of `encode_log`.
     """
-    _check_size(request)
-    log = _protos.PredictionLog()
-    if request.kind == "predict":
-        predict = log.predict_log.request
-        _fill_model_spec(predict.model_spec, model_name, request.signature_key)
-        predict.output_filter.extend(request.output_filter)
-        for name, array in request.arrays().items():
-            fill_tensor(predict.inputs[name], array)
-        return log
-    (serialized,) = request.arrays().values()
-    if request.kind == "multi_inference":
-        multi = log.multi_inference_log.request
-        for key, kind in request.tasks:
-            task = multi.tasks.add(method_name=METHOD_NAMES[kind])
-            _fill_model_spec(task.model_spec, model_name, key)
-        _fill_examples(multi.input, serialized)
-        return log
-    one = log.classify_log.request if request.kind == "classify" else log.regress_log.request
-    _fill_model_spec(one.model_spec, model_name, request.signature_key)
-    _fill_examples(one.input, serialized)
-    return log
+    return PredictionLog.FromString(encode_log(request, model_name))
 
 
 def encode_log(request: PlannedRequest, model_name: str = "") -> bytes:
     """Serializes the `PredictionLog` of a planned request.
 
+    Equal requests give equal bytes, in every process.
+
     Args:
         request: the planned request.
-        model_name: `model_spec.name`.
+        model_name: `model_spec.name`; TensorFlow Serving requires one for MultiInference only.
 
     Returns:
-        The message that `build_log(request, model_name)` is. The values of a Predict request are copied once.
+        The record.
 
     Raises:
-        RecordsError: the request does not fit a proto (2 GiB).
+        RecordsError: the request is too large for a proto (2 GiB).
     """
-    if request.kind != "predict":
-        return bytes(build_log(request, model_name).SerializeToString(deterministic=True))
     _check_size(request)
-    head = _protos.PredictRequest()
-    _fill_model_spec(head.model_spec, model_name, request.signature_key)
-    tensors: dict[str, tuple[Any, Sequence[np.ndarray]]] = {}
-    for name, parts in request.pieces().items():
-        proto = _protos.TensorProto()
-        shape = parts[0].shape if len(parts) == 1 else (sum(map(len, parts)), *parts[0].shape[1:])
-        if _fill_header(proto, parts[0].dtype, shape) != tf.string:
-            tensors[name] = proto, parts
-            continue
-        for part in parts:
-            proto.string_val.extend(part.ravel().tolist())
-        tensors[name] = proto, ()
-    return encode_predict(
-        head, tensors, _protos.PredictRequest(output_filter=request.output_filter)
-    )
+    spec = ModelSpec(name=model_name, signature_name=request.signature_key)
+    if request.kind == "predict":
+        return _encode_predict(request, spec)
+    log = PredictionLog()
+    if request.kind == "multi_inference":
+        message = log.multi_inference_log.request
+        for key, kind in request.tasks:
+            task_spec = ModelSpec(name=model_name, signature_name=key)
+            message.tasks.add(model_spec=task_spec, method_name=METHOD_NAMES[kind])
+    else:
+        is_classify = request.kind == "classify"
+        message = log.classify_log.request if is_classify else log.regress_log.request
+        message.model_spec.CopyFrom(spec)
+    (serialized,) = request.arrays().values()
+    for example in serialized.ravel():
+        message.input.example_list.examples.add().MergeFromString(example)
+    return bytes(log.SerializeToString(deterministic=True))
 
 
 def _check_size(request: PlannedRequest) -> None:
     size = request.wire_bytes
-    if size + _ROOM_FOR_NAMES_BYTES > MAX_RECORD_BYTES:
+    if size + _METADATA_BYTES > MAX_RECORD_BYTES:
         raise RecordsError(
-            f"A request of {request.batch_size} rows for signature {request.signature_key!r} takes {size} bytes; a proto holds "
-            f"at most {MAX_RECORD_BYTES}. Ask for smaller batch_sizes."
+            f"A request of {request.batch_size} rows for signature {request.signature_key!r} takes "
+            f"{size} bytes; a proto holds at most {MAX_RECORD_BYTES}. Ask for smaller batch_sizes."
         )
 
 
-def _fill_model_spec(model_spec: Any, model_name: str, signature_key: str) -> None:
-    model_spec.name = model_name
-    model_spec.signature_name = signature_key
+def _encode_predict(request: PlannedRequest, spec: ModelSpec) -> bytes:
+    """Serializes a Predict request as protobuf would, but copies the values only once.
 
-
-def _fill_examples(request_input: Any, serialized: np.ndarray) -> None:
-    for example in serialized.ravel():
-        request_input.example_list.examples.add().MergeFromString(example)
-
-
-def fill_tensor(proto: Any, array: np.ndarray) -> None:
-    """Writes an array into a `TensorProto` in place.
-
-    `tf.make_tensor_proto` followed by `CopyFrom` copies the bytes twice and spells bool, small integers and strings out
-    one by one; `tensor_content` takes every dtype whose tensors can be copied as bytes (framework/tensor.cc).
-
-    Args:
-        proto: an empty `TensorProto`.
-        array: any dtype a TensorProto carries, in native byte order; strings as object array of `bytes`.
+    Through a message they would be copied into a proto first, then out of it. Fields are written in
+    the order of their numbers, and inputs in the order of their names.
     """
-    if _fill_header(proto, array.dtype, array.shape) == tf.string:
-        proto.string_val.extend(array.ravel().tolist())
-    else:
-        proto.tensor_content = array.tobytes()
+    parts = [PredictRequest(model_spec=spec).SerializeToString()]
+    for name, arrays in sorted(request.pieces().items()):
+        entry = [*_field(_MAP_KEY, [name.encode()]), *_field(_MAP_VALUE, _encode_tensor(arrays))]
+        parts += _field(_number(PredictRequest, "inputs"), entry)
+    parts.append(PredictRequest(output_filter=request.output_filter).SerializeToString())
+    predict_log = _field(_number(PredictLog, "request"), parts)
+    return b"".join(_field(_number(PredictionLog, "predict_log"), predict_log))
 
 
-def _fill_header(proto: Any, numpy_dtype: np.dtype[Any], shape: Sequence[int]) -> tf.DType:
-    """Dtype and shape; returns the dtype."""
-    dtype = tf.string if numpy_dtype.kind == "O" else tf.as_dtype(numpy_dtype)
-    proto.dtype = dtype.as_datatype_enum
+def _encode_tensor(arrays: Sequence[np.ndarray]) -> list[Any]:
+    """Serializes the concatenation of arrays of one dtype as the parts of a `TensorProto`."""
+    first = arrays[0]
+    shape = first.shape if len(arrays) == 1 else (sum(map(len, arrays)), *first.shape[1:])
+    dtype = tf.string if first.dtype.kind == "O" else tf.as_dtype(first.dtype)
+    proto = TensorProto(dtype=dtype.as_datatype_enum)
     for size in shape:
         proto.tensor_shape.dim.add().size = size
-    return dtype
+    if dtype == tf.string:
+        for array in arrays:
+            proto.string_val.extend(array.ravel().tolist())
+        return [proto.SerializeToString()]
+    # As bytes: arrays of bfloat16 and the like do not export a buffer of their own dtype.
+    content = [np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays if a.size]
+    parts = [proto.SerializeToString()]
+    return [*parts, *_field(_number(TensorProto, "tensor_content"), content)] if content else parts
+
+
+def _field(number: int, parts: Sequence[Any]) -> list[Any]:
+    """Prefixes the parts of a message or of bytes with the tag and length of their field."""
+    header = _varint(number << 3 | _LENGTH_DELIMITED) + _varint(sum(map(len, parts)))
+    return [header, *parts]
+
+
+def _varint(value: int) -> bytes:
+    """Encodes seven bits a byte, the low bits first; the high bit marks that more bytes follow."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _number(message: Any, field: str) -> int:
+    return int(message.DESCRIPTOR.fields_by_name[field].number)

@@ -1,4 +1,4 @@
-"""What a `PredictionLog` is: its kind, the signatures it runs, and what a report says of it."""
+"""Describes `PredictionLog`s: their kind, the signatures they run, their shapes."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ from typing import Any
 from keras_warmup._protos import Input, PredictionLog
 from keras_warmup.savedmodel.signatures import DEFAULT_SIGNATURE_KEY
 
-# The kinds that name a signature: the server runs these and no others.
-_RUN = ("predict", "classify", "regress", "multi_inference")
+# The kinds that TensorFlow Serving runs; each names its signatures.
+_SERVED_KINDS = ("predict", "classify", "regress", "multi_inference")
 
 
 def log_kind(log: PredictionLog) -> str:
-    """`predict`, `classify`, `regress`, `multi_inference`, `session_run`, `predict_streamed`, or `none`."""
+    """Returns the kind of request that a log holds.
+
+    Returns:
+        `predict`, `classify`, `regress`, `multi_inference`, `session_run`, `predict_streamed`, or
+        `none` where no log type is set.
+    """
     return str(log.WhichOneof("log_type") or "none").removesuffix("_log")
 
 
 def log_signature_keys(log: PredictionLog) -> tuple[str, ...]:
-    """Keys of the signatures a record runs: one, or one for each task of a MultiInference; none for other kinds."""
+    """Returns the keys of the signatures that a record runs.
+
+    Returns:
+        One key for each task of a MultiInference, one for the other kinds that a server runs, and
+        none for kinds that it does not run.
+    """
     kind = log_kind(log)
-    if kind not in _RUN:
+    if kind not in _SERVED_KINDS:
         return ()
     request = getattr(log, f"{kind}_log").request
     specs = (
@@ -32,20 +42,20 @@ def log_signature_keys(log: PredictionLog) -> tuple[str, ...]:
 
 
 def log_signature_key(log: PredictionLog) -> str:
-    """The signature a record runs; a MultiInference's keys joined by `+`; empty where the kind names none."""
+    """Returns the keys of `log_signature_keys`, joined by `+`."""
     return "+".join(log_signature_keys(log))
 
 
 def describe_log(log: PredictionLog) -> dict[str, Any]:
-    """What a record holds, without its values.
+    """Describes what a record holds, without its values.
 
     Args:
         log: a `PredictionLog`.
 
     Returns:
-        `signature_key`, `kind`, `batch_size`, `shapes` and `output_filter` as `RecordReport` names them. `kind` is the
-        log's own field name where the server does not run it, `None` where no log type is set; such a log has no
-        signature_key.
+        `signature_key`, `kind`, `batch_size`, `shapes` and `output_filter` as `RecordReport` has
+        them. Of a log that the server does not run, the signature_key is empty and the kind is the
+        name of the log's field, or `None` where no log type is set.
     """
     kind = log_kind(log)
     batch_size: int | None = None
@@ -60,18 +70,18 @@ def describe_log(log: PredictionLog) -> dict[str, Any]:
         sizes = {shape[0] for shape in shapes.values() if shape}
         batch_size = sizes.pop() if len(sizes) == 1 else None
         output_filter = tuple(request.output_filter)
-    elif kind in _RUN:
-        batch_size = _examples_in(getattr(log, f"{kind}_log").request.input)
+    elif kind in _SERVED_KINDS:
+        batch_size = _count_examples(getattr(log, f"{kind}_log").request.input)
         shapes = {"inputs": (batch_size,)}
     return {
         "signature_key": log_signature_key(log),
-        "kind": kind if kind in _RUN else log.WhichOneof("log_type"),
+        "kind": kind if kind in _SERVED_KINDS else log.WhichOneof("log_type"),
         "batch_size": batch_size,
         "shapes": dict(shapes),
         "output_filter": output_filter,
     }
 
 
-def _examples_in(request_input: Input) -> int:
+def _count_examples(request_input: Input) -> int:
     which = request_input.WhichOneof("kind")
     return len(getattr(request_input, which).examples) if which else 0

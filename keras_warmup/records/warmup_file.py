@@ -1,7 +1,9 @@
-"""The warmup file: where it lies, how it is written and read, and what a server's reader passes over.
+"""Writes and reads the warmup file, and finds damage that a server silently accepts.
 
-Plain TFRecord, one serialized `PredictionLog` a record (TensorFlow Serving, `saved_model_warmup_util.cc`):
-length (uint64), its masked crc32c (uint32), the data, its masked crc32c (uint32), all little-endian.
+The file is an uncompressed TFRecord file with one serialized `PredictionLog` in each record
+(TensorFlow Serving, `saved_model_warmup_util.cc`). A record is its length (uint64), the masked
+crc32c of the length (uint32), the data, and the masked crc32c of the data (uint32), all
+little-endian.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from keras_warmup.publishing.filesystem import make_parents, remove_empty, repla
 from keras_warmup.publishing.workspace import Workspace, sweep
 
 WARMUP_PATH = "assets.extra/tf_serving_warmup_requests"
-# Bytes that TFRecord framing adds to each record.
+# Bytes that TFRecord adds to the data of each record.
 FRAME_BYTES = 16
 _HEADER_BYTES = 12
-# protobuf makes and parses no message of 2 GiB or more, in the server too.
+# protobuf neither serializes nor parses larger messages, in the server too.
 MAX_RECORD_BYTES = 2**31 - 1
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -36,15 +38,16 @@ ProblemKind = Literal["empty", "trailing", "truncated", "corrupted", "gzip", "to
 
 @dataclasses.dataclass(frozen=True)
 class RecordProblem:
-    """Why a warmup file cannot be read to its end.
+    """A reason why a warmup file cannot be read to its end.
 
     Attributes:
-        kind: `empty` (no bytes), `trailing` (fewer bytes than a record header at the end), `truncated` (cut inside a
-            record), `corrupted` (a checksum does not fit: text, a bare proto, damage), `gzip`, or `too_large` (its header
-            claims more than `MAX_RECORD_BYTES`, whether the file holds them or not).
-        detail: the same in words.
-        loads: whether the server loads the model all the same, silently, with the records before it; else the load
-            fails.
+        kind: `empty` (the file has no bytes), `trailing` (fewer bytes than a record header at the
+            end), `truncated` (the file ends inside a record), `corrupted` (a checksum is wrong: the
+            file is text or a bare proto, or is damaged), `gzip`, or `too_large` (the header of a
+            record claims more than `MAX_RECORD_BYTES`, whether the file holds them or not).
+        detail: a description of the problem.
+        loads: whether the server silently loads the model with the records before the problem;
+            otherwise the load fails.
     """
 
     kind: ProblemKind
@@ -53,7 +56,7 @@ class RecordProblem:
 
 
 def warmup_path(export_dir: str | os.PathLike[str]) -> str:
-    """Path of the warmup file of a SavedModel."""
+    """Returns the path of the warmup file of a SavedModel."""
     return os.path.join(os.fspath(export_dir), *WARMUP_PATH.split("/"))
 
 
@@ -64,19 +67,20 @@ def write_records(
     max_records: int,
     max_bytes: int,
 ) -> list[int]:
-    """Writes a warmup file; whatever was at `path` is replaced only when all of it is written.
+    """Writes a warmup file; a file at `path` is replaced only after all records are written.
 
     Args:
-        path: the file; its directory is made.
-        logs: `PredictionLog`s, or such serialized, in the order the server shall replay them.
-        max_records: most records.
-        max_bytes: most bytes of the whole file, framing included.
+        path: the file; its directory is created.
+        logs: `PredictionLog`s, serialized or not, in the order in which the server replays them.
+        max_records: maximum number of records.
+        max_bytes: maximum size of the file, bytes.
 
     Returns:
         Serialized size of each record, bytes.
 
     Raises:
-        RecordsError: a limit is passed, a record has 2 GiB or more, or the file cannot be written.
+        RecordsError: the file exceeds a limit, a record has 2 GiB or more, or the file cannot be
+            written.
     """
     path = os.fspath(path)
     with draft_of(path) as draft:
@@ -90,8 +94,8 @@ class RecordsDraft:
     """A warmup file under construction.
 
     Attributes:
-        path: where it is built; there is no file before `write`.
-        target: the path it is for.
+        path: where it is written; there is no file before `write`.
+        target: the path at which it is published.
     """
 
     path: str
@@ -100,7 +104,10 @@ class RecordsDraft:
     def write(
         self, logs: Iterable[PredictionLog | bytes], *, max_records: int, max_bytes: int
     ) -> list[int]:
-        """Writes the records; the arguments, result and errors are those of `write_records`."""
+        """Writes the records.
+
+        The arguments, the result and the errors are those of `write_records`.
+        """
         sizes: list[int] = []
         with _writing(self.target):
             try:
@@ -110,7 +117,7 @@ class RecordsDraft:
                         sizes.append(len(data))
                         _check_limits(self.target, sizes, max_records, max_bytes)
                         writer.write(data)
-                        del log, data  # or this one would stand beside the next while that is built
+                        del log, data  # frees the record before the next one is built
             except EncodeError as error:
                 raise RecordsError(
                     f"Record {len(sizes)} cannot be serialized: {error}. Use smaller batches."
@@ -118,13 +125,13 @@ class RecordsDraft:
         return sizes
 
     def publish(self, *, flush: bool = True) -> None:
-        """Puts the file in its place.
+        """Moves the file to `target`.
 
         Args:
-            flush: as `filesystem.replace_file` takes it.
+            flush: as in `filesystem.replace_file`.
 
         Raises:
-            RecordsError: the file system refuses.
+            RecordsError: the file system refuses to replace the file.
         """
         with _writing(self.target):
             replace_file(self.path, self.target, flush=flush)
@@ -132,15 +139,16 @@ class RecordsDraft:
 
 @contextlib.contextmanager
 def draft_of(path: str) -> Iterator[RecordsDraft]:
-    """Makes a hidden place beside `path` to write a warmup file in; what is left of it when the block ends is removed.
+    """Creates a hidden directory beside `path` to write a warmup file in.
 
-    Drafts that killed processes left there, which hold training rows, are removed too.
+    The directory is removed at the end of the block. Directories that killed processes left there
+    are removed too, because they hold training data.
 
     Args:
-        path: the warmup file; its directory is made, and removed again if nothing came into it.
+        path: the warmup file; its directory is created, and removed at the end if it is empty.
 
     Raises:
-        RecordsError: a directory is at `path`, or the file system refuses.
+        RecordsError: `path` is a directory, or the file system refuses an operation.
     """
     created: list[str] = []
     directory = os.path.dirname(path) or "."
@@ -163,76 +171,79 @@ def draft_of(path: str) -> Iterator[RecordsDraft]:
 def _writing(path: str) -> Iterator[None]:
     try:
         yield
-    except WarmupError:  # some are OSErrors too
+    except WarmupError:  # its children may be OSErrors
         raise
     except (tf.errors.OpError, OSError) as error:
         raise RecordsError(f"Cannot write warmup file {path!r}: {reason_of(error)}.") from error
 
 
 def check_replaceable(path: str) -> None:
-    """Checks that a warmup file can be put at `path`.
+    """Checks that `path` can be replaced by a warmup file.
 
     Raises:
-        RecordsError: a directory is there.
+        RecordsError: `path` is a directory.
     """
     if tf.io.gfile.isdir(path):
-        raise RecordsError(f"Cannot write warmup file {path!r}: a directory is there. Remove it.")
+        raise RecordsError(f"Cannot write warmup file {path!r}: it is a directory. Remove it.")
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
     """Reads a warmup file, one record at a time.
 
     Args:
-        path: a warmup file, or the SavedModel that holds one.
+        path: a warmup file, or a SavedModel that has one.
 
     Yields:
-        `PredictionLog`s in the order the server replays them.
+        `PredictionLog`s in the order in which the server replays them.
 
     Raises:
-        RecordsError: there is no file, or, when reading comes to it, something that is no record.
+        RecordsError: there is no file (raised by the call), or it is damaged (raised when the
+            iteration reaches the damage).
     """
     path = as_path(path)
-    # A directory in place of the file itself is no SavedModel to look into.
+    # A directory at the place of the warmup file is not a SavedModel.
     is_file = path.rstrip("/").endswith(WARMUP_PATH) or not tf.io.gfile.isdir(path)
     file = path if is_file else warmup_path(path)
-    _size(file)  # says at the call, not at the first record, that there is no file
+    _size(file)  # raises at the call, not at the first record, where there is no file
     return _read(file)
 
 
 def read_all_records(path: str | os.PathLike[str]) -> list[PredictionLog]:
-    """Reads a whole warmup file of no more records than a server loads.
+    """Reads all records of a warmup file.
 
     Args:
-        path: a warmup file, or the SavedModel that holds one.
+        path: a warmup file, or a SavedModel that has one.
 
     Returns:
-        `PredictionLog`s in the order the server replays them.
+        `PredictionLog`s in the order in which the server replays them.
 
     Raises:
-        RecordsError: as `read_records`; or the file holds more than `options.MAX_RECORDS` records.
+        RecordsError: as in `read_records`, or the file holds more than the `options.MAX_RECORDS`
+            records that a server loads.
     """
     logs: list[PredictionLog] = []
     for log in read_records(path):
         if len(logs) == MAX_RECORDS:
             raise RecordsError(
-                f"Cannot read warmup file of {os.fspath(path)!r}: it holds more than {MAX_RECORDS} records, with which no "
-                "server loads the model. Write it again with fewer."
+                f"Cannot read warmup file of {os.fspath(path)!r}: it holds more than {MAX_RECORDS} "
+                "records, and no server loads a model with so many. Write it again with fewer."
             )
         logs.append(log)
     return logs
 
 
 def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | RecordProblem]]:
-    """Reads the frames of a TFRecord file strictly, so that what a server's reader passes over shows.
+    """Reads the records of a TFRecord file, and reports damage that a server silently accepts.
 
     Args:
         path: a warmup file.
 
     Yields:
-        `(index, data)` for each whole record; a `RecordProblem` in place of data is the last item.
+        `(index, data)` for each whole record. Where the file is damaged, the last item holds a
+        `RecordProblem` in place of the data.
 
     Raises:
-        RecordsError: there is no such file, or it cannot be read.
+        RecordsError: the file does not exist, or cannot be read.
     """
     path = os.fspath(path)
     size = _size(path)
@@ -244,14 +255,10 @@ def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | Re
 
 def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
     if size == 0:
-        yield (
-            0,
-            RecordProblem(
-                "empty", "the file is empty: the server loads the model cold, without a word", True
-            ),
-        )
+        detail = "the file is empty: the server silently loads the model cold"
+        yield 0, RecordProblem("empty", detail, True)
         return
-    # TensorFlow's reader checks the data: a crc32c in Python takes minutes for a record of images.
+    # TensorFlow's reader checks the data: crc32c in Python takes minutes for a record of images.
     checked = checked_records(path)
     position, index = 0, 0
     with tf.io.gfile.GFile(path, "rb") as frames:
@@ -263,9 +270,8 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
                 try:
                     data = next(checked)
                 except (tf.errors.DataLossError, StopIteration):
-                    problem = RecordProblem(
-                        "corrupted", f"corrupted record at byte {position}: its data differ", False
-                    )
+                    detail = f"corrupted record at byte {position}: its data checksum is wrong"
+                    problem = RecordProblem("corrupted", detail, False)
             if problem is not None:
                 yield index, problem
                 return
@@ -275,7 +281,7 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
 
 
 def parse_log(data: bytes) -> PredictionLog | None:
-    """The record as the server parses it; `None` where the load fails with `Failed to parse warmup record`."""
+    """Parses a record; returns `None` where it is not a `PredictionLog` and the load fails."""
     try:
         return PredictionLog.FromString(data)
     except DecodeError:
@@ -291,7 +297,8 @@ def _read(path: str) -> Iterator[PredictionLog]:
         log = parse_log(item)
         if log is None:
             raise RecordsError(
-                f"Record {index} of warmup file {path!r} is not a PredictionLog ({len(item)} bytes)."
+                f"Record {index} of warmup file {path!r} is not a PredictionLog ({len(item)} "
+                "bytes). Remove the file, and write it with keras_warmup.add_warmup."
             )
         yield log
 
@@ -300,7 +307,8 @@ def _size(path: str) -> int:
     problem = why_not_a_file(path)
     if problem is not None:
         raise RecordsError(
-            f"Cannot read warmup file {path!r}: {problem}. Remove it, and write the file with keras_warmup.add_warmup."
+            f"Cannot read warmup file {path!r}: {problem}. Remove it, and write the file with "
+            "keras_warmup.add_warmup."
         )
     try:
         return int(tf.io.gfile.stat(path).length)
@@ -316,7 +324,8 @@ def _serialize(log: PredictionLog | bytes, index: int) -> bytes:
     data = log if isinstance(log, bytes) else bytes(log.SerializeToString(deterministic=True))
     if len(data) > MAX_RECORD_BYTES:
         raise RecordsError(
-            f"Record {index} has {len(data)} bytes; protobuf reads at most {MAX_RECORD_BYTES}. Use smaller batches."
+            f"Record {index} has {len(data)} bytes; protobuf reads at most {MAX_RECORD_BYTES}. "
+            "Use smaller batches."
         )
     return data
 
@@ -330,8 +339,9 @@ def _check_limits(path: str, sizes: list[int], max_records: int, max_bytes: int)
     total = sum(sizes) + FRAME_BYTES * len(sizes)
     if total > max_bytes:
         raise RecordsError(
-            f"Warmup file {path!r} would hold at least {total} bytes with record {len(sizes) - 1} of {sizes[-1]} "
-            f"bytes; max_bytes is {max_bytes}. Use smaller batch_sizes or raise max_bytes."
+            f"Warmup file {path!r} would hold at least {total} bytes with record {len(sizes) - 1} "
+            f"of {sizes[-1]} bytes; max_bytes is {max_bytes}. Use smaller batch_sizes or raise "
+            "max_bytes."
         )
 
 
@@ -339,12 +349,12 @@ def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | 
     if len(header) < _HEADER_BYTES:
         return RecordProblem(
             "trailing",
-            f"{len(header)} bytes at byte {position} are too few for a record header: the server passes over them "
-            "without a word",
+            f"{len(header)} bytes at byte {position} are too few for a record header: the server "
+            "silently ignores them",
             True,
         )
     (length,) = struct.unpack("<Q", header[:8])
-    if struct.unpack("<I", header[8:])[0] != _masked_crc32c(header[:8]):
+    if struct.unpack("<I", header[8:])[0] != masked_crc32c(header[:8]):
         if position == 0 and header.startswith(_GZIP_MAGIC):
             return RecordProblem(
                 "gzip", "it is GZIP; the server reads plain TFRecord only, so decompress it", False
@@ -354,7 +364,8 @@ def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | 
     if length > MAX_RECORD_BYTES:
         return RecordProblem(
             "too_large",
-            f"the record at byte {position} claims {length} bytes; protobuf, so the server, parses at most {MAX_RECORD_BYTES}",
+            f"the record at byte {position} claims {length} bytes; protobuf, and so the server, "
+            f"parses at most {MAX_RECORD_BYTES}",
             False,
         )
     missing = position + FRAME_BYTES + length - size
@@ -378,8 +389,8 @@ def _crc32c_table() -> list[int]:
 _CRC32C = _crc32c_table()
 
 
-def _masked_crc32c(data: bytes) -> int:
-    """Checksum of a record's length (8 bytes: fast enough in Python), masked as TFRecord does."""
+def masked_crc32c(data: bytes) -> int:
+    """Computes the checksum of the 8 bytes of a record's length, masked as TFRecord masks it."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)

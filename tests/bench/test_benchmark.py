@@ -25,7 +25,6 @@ from keras_warmup.bench.report import (
 )
 from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, OptionsError, ReplayError, SignatureError
-from keras_warmup.records.build import fill_tensor
 from keras_warmup.records.warmup_file import read_records, warmup_path, write_records
 from keras_warmup.savedmodel.signatures import read_meta_graph
 from keras_warmup.serving.worker import child_environment
@@ -47,7 +46,7 @@ def predict_log(x, signature_key="serving_default", output_filter=()):
     log = PredictionLog()
     log.predict_log.request.model_spec.signature_name = signature_key
     log.predict_log.request.output_filter.extend(output_filter)
-    fill_tensor(log.predict_log.request.inputs["x"], np.asarray(x, np.float32))
+    log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.asarray(x, np.float32)))
     return log
 
 

@@ -9,7 +9,6 @@ from keras_warmup._protos import PredictionLog
 from keras_warmup.bench.minimize import drop_records, find_redundant, minimize
 from keras_warmup.bench.processes import RunTiming
 from keras_warmup.errors import OptionsError, RecordsError
-from keras_warmup.records.build import fill_tensor
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_records, warmup_path, write_records
 
@@ -20,7 +19,9 @@ def predict_log(rows, signature_key="serving_default", value=1.0, output_filter=
     log = PredictionLog()
     log.predict_log.request.model_spec.signature_name = signature_key
     log.predict_log.request.output_filter.extend(output_filter)
-    fill_tensor(log.predict_log.request.inputs["x"], np.full((rows, 3), value, np.float32))
+    log.predict_log.request.inputs["x"].CopyFrom(
+        tf.make_tensor_proto(np.full((rows, 3), value, np.float32))
+    )
     return log
 
 

@@ -20,7 +20,6 @@ from keras_warmup.bench.servers import (
     find_model_server,
 )
 from keras_warmup.errors import OptionsError, ReplayError, ServerError
-from keras_warmup.records.build import fill_tensor
 from keras_warmup.records.warmup_file import warmup_path, write_records
 
 DOUBLE = (
@@ -59,7 +58,7 @@ class Counting(tf.Module):
 def predict_log(x, signature_key="serving_default"):
     log = PredictionLog()
     log.predict_log.request.model_spec.signature_name = signature_key
-    fill_tensor(log.predict_log.request.inputs["x"], np.asarray(x, np.float32))
+    log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(np.asarray(x, np.float32)))
     return log
 
 

@@ -9,7 +9,8 @@ import tensorflow as tf
 from keras_warmup.binding.synthesize import FREE_DIM, synthesize_rows
 from keras_warmup.errors import SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE
-from keras_warmup.records.build import fill_tensor
+from keras_warmup.planning.planned_request import PlannedRequest
+from keras_warmup.records.build import build_log
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 from keras_warmup.savedmodel.string_formats import (
     Base64,
@@ -43,9 +44,8 @@ def test_every_dtype_a_request_carries_is_made_and_survives_the_wire(dtype):
     array = bound.arrays["a"]
     assert array.shape == (DEFAULT_BATCH_SIZE, 3)
     assert array.dtype == (object if dtype == "string" else tf.as_dtype(dtype).as_numpy_dtype)
-    proto = tf.make_tensor_proto(0.0)
-    proto.Clear()
-    fill_tensor(proto, array)
+    request = PlannedRequest("s", "predict", (bound,), None, (), ("s",))
+    proto = build_log(request).predict_log.request.inputs["a"]
     assert tf.as_dtype(proto.dtype).name == dtype
     np.testing.assert_array_equal(tf.make_ndarray(proto), array)
 

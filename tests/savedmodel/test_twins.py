@@ -12,7 +12,6 @@ import tensorflow as tf
 
 import keras_warmup as kw
 from keras_warmup.errors import ProofError, ReplayError
-from keras_warmup.records.build import fill_tensor
 from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.savedmodel.twins import find_twins
@@ -38,7 +37,7 @@ def replay(export_dir, key):
 
     log = PredictionLog()
     log.predict_log.request.model_spec.signature_name = key
-    fill_tensor(log.predict_log.request.inputs["image"], X)
+    log.predict_log.request.inputs["image"].CopyFrom(tf.make_tensor_proto(X))
     with open_session(export_dir) as session:
         return session.replay(log).outputs
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from keras_warmup._protos import MetaGraphDef, PredictionLog, SavedModel, TensorProto
-from keras_warmup.records.warmup_file import WARMUP_PATH, _masked_crc32c
+from keras_warmup.records.warmup_file import WARMUP_PATH, masked_crc32c
 
 Builder = Callable[[pathlib.Path], None]
 HOSTILE: dict[str, Builder] = {}
@@ -203,9 +203,9 @@ def frame(data: bytes) -> bytes:
     return b"".join(
         [
             header,
-            struct.pack("<I", _masked_crc32c(header)),
+            struct.pack("<I", masked_crc32c(header)),
             data,
-            struct.pack("<I", _masked_crc32c(data)),
+            struct.pack("<I", masked_crc32c(data)),
         ]
     )
 
@@ -1393,7 +1393,7 @@ _warmup("20 000 records", lambda: _tensor_record(x=constant([1], FLOAT, float_va
 
 def _header(length: int) -> bytes:
     packed = struct.pack("<Q", length)
-    return packed + struct.pack("<I", _masked_crc32c(packed))
+    return packed + struct.pack("<I", masked_crc32c(packed))
 
 
 _warmup("a header that claims 3 GiB", lambda: _header(3 * 2**30))
