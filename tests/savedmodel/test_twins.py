@@ -1,7 +1,8 @@
-"""Twin signatures: found only where they are the same, and sharing changes nothing for anyone who loads the model."""
+"""Tests of `keras_warmup.savedmodel.twins`."""
 
 from __future__ import annotations
 
+import os
 import pathlib
 from typing import Any
 
@@ -12,10 +13,8 @@ import tensorflow as tf
 
 import keras_warmup as kw
 from keras_warmup.errors import ProofError, ReplayError
-from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.savedmodel.twins import find_twins
-from keras_warmup.serving.replay import open_session
 
 X = np.random.default_rng(0).random((6, 8, 8, 1), "float32")
 
@@ -27,83 +26,41 @@ def model():
     return keras.Model(image, {"a": keras.layers.Dense(2)(x), "b": keras.layers.Dense(1)(x)})
 
 
-def twins_of(export_dir):
+def twins_of(export_dir: str | os.PathLike[str]) -> dict[str, str]:
     meta_graph = read_meta_graph(export_dir)
     return find_twins(meta_graph, read_signatures(meta_graph))
 
 
-def replay(export_dir, key):
-    from keras_warmup._protos import PredictionLog
-
-    log = PredictionLog()
-    log.predict_log.request.model_spec.signature_name = key
-    log.predict_log.request.inputs["image"].CopyFrom(tf.make_tensor_proto(X))
-    with open_session(export_dir) as session:
-        return session.replay(log).outputs
-
-
-def test_serve_and_serving_default_are_twins(model, tmp_path):
-    model.export(tmp_path / "1", verbose=False)
+def test_serve_and_serving_default_are_twins(tmp_path: pathlib.Path) -> None:
+    x = keras.Input((4,), name="x")
+    keras.Model(x, keras.layers.Dense(2)(x)).export(tmp_path / "1", verbose=False)
     assert twins_of(tmp_path / "1") == {"serve": "serving_default"}
 
 
-def test_sharing_changes_nothing_for_load_tfsmlayer_and_a_session(model, tmp_path):
-    model.export(tmp_path / "apart", verbose=False)
-    model.export(tmp_path / "shared", verbose=False)
-    before = (tmp_path / "shared" / "fingerprint.pb").read_bytes()
-    share_tensors(tmp_path / "shared", {"serve": "serving_default"})
-    apart, shared = (
-        tf.saved_model.load(tmp_path / "apart"),
-        tf.saved_model.load(tmp_path / "shared"),
-    )
-    assert dir(apart) == dir(shared)
-    assert dict(apart.signatures.items()).keys() == dict(shared.signatures.items()).keys()
-    for key in ("serve", "serving_default"):
-        for alias, value in replay(tmp_path / "apart", key).items():
-            np.testing.assert_array_equal(replay(tmp_path / "shared", key)[alias], value)
-            np.testing.assert_array_equal(
-                shared.signatures[key](tf.constant(X))[alias],
-                apart.signatures[key](tf.constant(X))[alias],
-            )
-    for one in (
-        shared.serve(X),
-        keras.layers.TFSMLayer(str(tmp_path / "shared"), call_endpoint="serve")(X),
-    ):
-        np.testing.assert_array_equal(one["a"], apart.serve(X)["a"])
-    assert [one.same_tensors_as for one in kw.inspect(tmp_path / "shared").signatures] == [
-        ("serving_default",),
-        ("serve",),
-    ]
-    # The old fingerprint would describe another file.
-    after = (tmp_path / "shared" / "fingerprint.pb").read_bytes()
-    assert after != before
-    assert tf.saved_model.experimental.read_fingerprint(str(tmp_path / "shared")) is not None
-
-
 class Pair(tf.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.one = tf.Variable(1.0)
         self.two = tf.Variable(1.0)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def add_one(self, x):
+    def add_one(self, x: Any) -> Any:
         return {"y": x + self.one}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def add_two(self, x):
+    def add_two(self, x: Any) -> Any:
         return {"y": x + self.two}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
-    def subtract(self, x):
+    def subtract(self, x: Any) -> Any:
         return {"y": x - self.one}
 
     @tf.function(input_signature=[tf.TensorSpec([None, 1], tf.float32, name="x")])
-    def of_a_matrix(self, x):
+    def of_a_matrix(self, x: Any) -> Any:
         return {"y": x + self.one}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="other")])
-    def other_name(self, other):
+    def other_name(self, other: Any) -> Any:
         return {"y": other + self.one}
 
     @tf.function(
@@ -112,7 +69,7 @@ class Pair(tf.Module):
             tf.TensorSpec([None], tf.float32, name="b"),
         ]
     )
-    def difference(self, a, b):
+    def difference(self, a: Any, b: Any) -> Any:
         return {"y": a - b}
 
     @tf.function(
@@ -121,12 +78,14 @@ class Pair(tf.Module):
             tf.TensorSpec([None], tf.float32, name="a"),
         ]
     )
-    def swapped(self, b, a):
+    def swapped(self, b: Any, a: Any) -> Any:
         return {"y": b - a}
 
 
 @pytest.mark.parametrize("other", ["add_two", "subtract", "of_a_matrix", "other_name"])
-def test_what_only_looks_alike_is_left_alone(other, tmp_path):
+def test_other_functions_of_the_same_inputs_are_no_twins(
+    other: str, tmp_path: pathlib.Path
+) -> None:
     pair = Pair()
     tf.saved_model.save(
         pair, tmp_path / "1", {"serving_default": pair.add_one, "b": getattr(pair, other)}
@@ -134,7 +93,7 @@ def test_what_only_looks_alike_is_left_alone(other, tmp_path):
     assert twins_of(tmp_path / "1") == {}
 
 
-def test_inputs_in_other_places_are_no_twins(tmp_path):
+def test_inputs_in_other_positions_are_no_twins(tmp_path: pathlib.Path) -> None:
     pair = Pair()
     tf.saved_model.save(
         pair, tmp_path / "1", {"serving_default": pair.difference, "b": pair.swapped}
@@ -157,7 +116,7 @@ def test_two_traces_of_the_same_function_are_twins(tmp_path: pathlib.Path) -> No
     assert twins_of(tmp_path / "1") == {"same": "serving_default"}
 
 
-def test_signatures_of_estimators_are_left_alone(saved_models):
+def test_signatures_of_estimators_are_left_alone(saved_models: pathlib.Path) -> None:
     assert twins_of(saved_models / "chicago_taxi_estimator" / "1") == {}
 
 
