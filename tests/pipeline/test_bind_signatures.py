@@ -131,3 +131,16 @@ def test_the_examples_of_a_multi_inference_hold_the_features_of_all_its_tasks(
     assert sorted(examples, key=str) == [{"a": [1.0], "b": [3.0]}, {"a": [2.0], "b": [4.0]}]
     verified = kw.verify(tmp_path / "1")
     assert verified.ok, verified.failures
+
+
+def test_made_up_examples_of_a_multi_inference_hold_the_features_of_all_its_tasks(
+    tmp_path: pathlib.Path,
+) -> None:
+    module = TwoTasks()
+    options = {"kinds": ["multi_inference"]}
+    with pytest.warns(UserWarning, match="hold made-up rows"):
+        report = kw.save(module, tmp_path / "1", module.endpoints(), warmup=options)
+    assert [record.signature_key for record in report.records] == ["classify+regress"]
+    (log,) = kw.read_records(tmp_path / "1")
+    examples = log.multi_inference_log.request.input.example_list.examples
+    assert [set(float_features(example)) for example in examples] == [{"a", "b"}] * 2

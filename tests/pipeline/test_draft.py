@@ -84,12 +84,16 @@ def test_beside_records_of_the_old_file_everything_is_optimized(
 
 
 class Clock(tf.Module):
-    """Equal graphs under two keys that never give the same outputs twice."""
+    """Functions to save under several keys; `tell` never gives the same outputs twice."""
 
     @tf.function(input_signature=[X])
     def tell(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
         microseconds = tf.math.floormod(tf.timestamp() * 1e6, 1e6)
         return {"y": tf.cast(x, tf.float64) + microseconds}
+
+    @tf.function(input_signature=[X])
+    def double(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x * 2.0}
 
 
 def test_twins_that_give_other_outputs_get_records_of_their_own(
@@ -105,6 +109,27 @@ def test_twins_that_give_other_outputs_get_records_of_their_own(
     ]
     # Compared with the twin unoptimized, compared as a server runs both, and replayed apart.
     assert sessions == [{"serve"}, set(), set()]
+    assert kw.verify(tmp_path / "1").ok
+
+
+def test_equal_twins_beside_unequal_ones_still_share_a_record(
+    sessions: list[set[str]], tmp_path: pathlib.Path
+) -> None:
+    module = Clock()
+    signatures = {
+        "serving_default": module.tell,
+        "serve": module.tell,
+        "double": module.double,
+        "twice": module.double,
+    }
+    report = kw.save(module, tmp_path / "1", signatures, data=random_rows())
+    assert report.shared_signatures == {"twice": "double"}
+    assert sorted(warmed_keys(report)) == [
+        ("double", ("double", "twice")),
+        ("serve", ("serve",)),
+        ("serving_default", ("serving_default",)),
+    ]
+    assert sessions == [{"serve", "twice"}, set(), {"twice"}]
     assert kw.verify(tmp_path / "1").ok
 
 
