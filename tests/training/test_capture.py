@@ -384,8 +384,7 @@ def test_jit_compiled_training_is_bit_identical_with_no_extra_xla_compilation(tm
     script = """
         import glob, json, sys
         import keras, numpy as np
-        sys.path.insert(0, "tests")
-        from test_capture import CaptureFace, make_dense, rows_of
+        from tests.training.test_capture import CaptureFace, make_dense, rows_of
 
         def modules():
             return len(glob.glob(sys.argv[1] + "/*before_optimizations*"))
