@@ -65,9 +65,9 @@ class Stopwatch:
         self.seconds: dict[str, list[float]] = {}
         self._fsync_s = 0.0
         self._fsync = os.fsync
-        os.fsync = self._timed_fsync
+        os.fsync = self._timed_fsync  # type: ignore[assignment]
 
-    def _timed_fsync(self, descriptor: Any) -> None:
+    def _timed_fsync(self, descriptor: int) -> None:
         started = time.perf_counter()
         self._fsync(descriptor)
         self._fsync_s += time.perf_counter() - started
