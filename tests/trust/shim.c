@@ -1,12 +1,13 @@
-/* Stands between a process and the C library (LD_PRELOAD) and disturbs its file operations.
+/* Wraps file operations of the C library in a process (LD_PRELOAD) and disturbs them.
 
-   Every function below that changes a file (CHANGE), reads one (READ) or looks at one (LOOK) is counted when its path
-   lies under the directory given to trust_arm(). At the operations numbered `first` to `last` the process is killed,
-   interrupted or stopped *before* the call, or the call fails with an errno: what a crash, Ctrl-C, a broken disk or a
-   full one do. A log gets one line for each operation: milliseconds are read from it, and the order of fsync and rename.
+   Every function below that changes a file (CHANGE), reads one (READ) or looks at one (LOOK) is
+   counted when its path lies under the directory given to trust_arm(). At the operations numbered
+   `first` to `last` the process is killed, interrupted or stopped *before* the call, or the call
+   fails with an errno, as by a crash, Ctrl-C, a broken disk or a full one. A log gets one line for
+   each operation, with milliseconds; it also shows the order of fsync and rename.
 
-   TensorFlow's file system writes through stdio, whose inner write() no preloaded library sees: fwrite, fflush and
-   fclose stand for it. */
+   TensorFlow's file system writes through stdio, whose inner write() a preloaded library does not
+   see: fwrite, fflush and fclose are counted instead. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
@@ -40,7 +41,7 @@ typedef struct {
     char path[4096], other[4096];
 } Call;
 
-/* Disarms with an empty root. */
+/* Arms the shim; disarms it with an empty root. */
 void trust_arm(const char *root, int classes, long first, long last, int action, int error, int log) {
     trust.classes = classes, trust.first = first, trust.last = last, trust.action = action, trust.error = error;
     trust.log = log, trust.count = 0;
@@ -49,7 +50,7 @@ void trust_arm(const char *root, int classes, long first, long last, int action,
 
 long trust_count(void) { return __atomic_load_n(&trust.count, __ATOMIC_SEQ_CST); }
 
-/* Makes renameat2 refuse its flags, as file systems do that have neither RENAME_EXCHANGE nor RENAME_NOREPLACE. */
+/* Makes renameat2 refuse its flags, as on file systems that have none of them. */
 void trust_deny_exchange(int deny) { trust.no_exchange = deny; }
 
 static void *real_function(const char *name) {
@@ -61,7 +62,7 @@ static void *real_function(const char *name) {
     return found;
 }
 
-/* The absolute path of `path` below the directory `fd`, or of `fd` itself where `path` is NULL or empty. */
+/* Writes the absolute path of `path` below the directory `fd`, or of `fd` itself without a path. */
 static void resolve(char *out, size_t size, int fd, const char *path) {
     char link[64];
     out[0] = 0;
@@ -83,7 +84,7 @@ static int is_under(const char *path) {
     return strncmp(path, trust.root, size) == 0 && (path[size] == '/' || path[size] == 0);
 }
 
-/* Counts a call and does what is armed for its number. */
+/* Counts a call and performs the action armed for its number. */
 static void begin(Call *call, int class, const char *name, int fd, const char *path, int other_fd, const char *other) {
     int saved = errno;
     call->name = name, call->counted = call->fails = 0;
@@ -115,7 +116,7 @@ static void end(Call *call, int failed) {
     errno = saved;
 }
 
-/* A function of the C library: its class, where it acts (fd and path), what it returns when it fails. */
+/* Wraps a function of the C library: class, where it acts (fd and path), result on failure. */
 #define WRAP(type, name, params, args, class, fd, path, other_fd, other, failure)                                      \
     type name params {                                                                                                 \
         static type(*real) params;                                                                                     \
@@ -132,7 +133,7 @@ static void end(Call *call, int failed) {
 #define ON_FD(type, name, params, args, class, fd, failure)                                                            \
     WRAP(type, name, params, args, class, fd, NULL, AT_FDCWD, NULL, failure)
 
-/* Opening: for writing it changes the directory, or empties the file. */
+/* Opening for writing counts as a change: it may create or truncate the file. */
 #define OPEN_CLASS(flags) (((flags) & (O_CREAT | O_TRUNC | O_WRONLY | O_RDWR)) ? CHANGE : READ)
 #define OPENS(name, params, args, last, fd, path)                                                                      \
     static int opened_##name params;                                                                                   \
@@ -189,7 +190,7 @@ ON_FD(int, syncfs, (int fd), (fd), CHANGE, fd, -1)
 ON_FD(int, flock, (int fd, int how), (fd, how), CHANGE, fd, -1)
 ON_FD(int, fchmod, (int fd, mode_t mode), (fd, mode), CHANGE, fd, -1)
 
-/* Closing a file that was written: it is closed whatever is reported. */
+/* Closing a file that was written: it is closed even if the call reports a failure. */
 static int written(int fd) {
     int saved = errno, flags = fcntl(fd, F_GETFL);
     errno = saved;
@@ -225,7 +226,7 @@ WRAP(int, linkat, (int fd, const char *from, int to_fd, const char *to, int flag
      CHANGE, fd, from, to_fd, to, -1)
 ON_PATH(int, symlink, (const char *target, const char *path), (target, path), CHANGE, path, -1)
 
-/* renameat2, called by name or by number. The log tells an exchange from a rename. */
+/* renameat2, called by name or by number. The log distinguishes an exchange from a rename. */
 static int rename_with_flags(int fd, const char *from, int to_fd, const char *to, unsigned flags) {
     static long (*real)(long, ...);
     if (!real) real = real_function("syscall");
@@ -252,7 +253,7 @@ long syscall(long number, ...) {
     return real(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
-/* Looking: what is there? glibc before 2.33 has only the functions with underscores, and TensorFlow is built on one. */
+/* Looking. glibc before 2.33 has only the functions with underscores, which TensorFlow calls. */
 ON_PATH(int, access, (const char *path, int mode), (path, mode), LOOK, path, -1)
 WRAP(int, faccessat, (int fd, const char *path, int mode, int flags), (fd, path, mode, flags), LOOK, fd, path, AT_FDCWD,
      NULL, -1)
