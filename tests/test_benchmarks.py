@@ -94,7 +94,7 @@ def test_warm_is_one_and_a_half_times_steady_or_within_3_ms(first, steady, warm)
     assert is_warm(first, steady) is warm
 
 
-def documents(directory):
+def documents(directory: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
     """A README and a docs/benchmarks.md with marks, and the results beside them."""
     (directory / "first_request.json").write_text(
         json.dumps({"about": {"cpus": 2}, "results": [result()]})
@@ -109,7 +109,9 @@ def documents(directory):
     return readme, page
 
 
-def test_results_are_redrawn_and_put_between_the_marks(monkeypatch, capsys, tmp_path):
+def test_results_are_redrawn_and_put_between_the_marks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
     readme, page = documents(tmp_path)
     assert (
         run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme)
@@ -173,7 +175,9 @@ def test_ratios_of_an_export_are_medians_over_the_rounds(monkeypatch):
         ("docs/benchmarks.md", "<!-- first request -->", "first request"),
     ],
 )
-def test_without_marks_nothing_is_rewritten(monkeypatch, tmp_path, name, lost, mark):
+def test_without_marks_nothing_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, name: str, lost: str, mark: str
+) -> None:
     both = documents(tmp_path)
     path = tmp_path / name
     path.write_text(path.read_text().replace(lost, ""))
@@ -185,7 +189,9 @@ def test_without_marks_nothing_is_rewritten(monkeypatch, tmp_path, name, lost, m
     assert [one.read_text() for one in both] == before
 
 
-def test_without_the_page_of_benchmarks_nothing_is_rewritten(monkeypatch, tmp_path):
+def test_without_the_page_of_benchmarks_nothing_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     readme, page = documents(tmp_path)
     page.unlink()
     before = readme.read_text()
@@ -196,7 +202,7 @@ def test_without_the_page_of_benchmarks_nothing_is_rewritten(monkeypatch, tmp_pa
     assert readme.read_text() == before
 
 
-def test_our_readme_and_page_of_benchmarks_hold_what_was_measured():
+def test_our_readme_and_page_of_benchmarks_hold_what_was_measured() -> None:
     from first_request_report import headline_of, legend_of, short_table_of, table_of
 
     found = json.loads(RESULTS.read_text())
@@ -209,5 +215,5 @@ def test_our_readme_and_page_of_benchmarks_hold_what_was_measured():
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
-def test_no_figure_is_still_to_be_measured(name):
+def test_no_figure_is_still_to_be_measured(name: str) -> None:
     assert not re.search(r"TODO|FIXME|RATIO_|XX", (ROOT / name).read_text())
