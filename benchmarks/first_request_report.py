@@ -110,8 +110,8 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> str:
             )
             steady = " / ".join(render_ms(ms) for ms in result["steady_ms"])
             lines.append(
-                f"| {result['model']} | {row['file']} | {row['records']} | {row['bytes']} | {firsts} | "
-                f"{steady} | {row['load_added_ms']:.0f} |"
+                f"| {result['model']} | {row['file']} | {row['records']} | {row['bytes']} | "
+                f"{firsts} | {steady} | {row['load_added_ms']:.0f} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -24,6 +24,7 @@ import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
+from keras_warmup import errors
 from keras_warmup.cli.commands import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -236,6 +237,13 @@ def test_every_public_name_is_in_the_api_reference() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"^::: keras_warmup\.(\w+)$", text, re.MULTILINE))
     assert set(kw.__all__) - {"__version__"} <= shown
+
+
+def test_every_error_is_in_the_api_reference() -> None:
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^        - (\w+)$", text, re.MULTILINE))
+    known = {name for name, one in vars(errors).items() if isinstance(one, type)}
+    assert shown == known - {"WarmupError"}
 
 
 def test_every_command_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
