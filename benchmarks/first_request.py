@@ -2,9 +2,10 @@
 
     python benchmarks/first_request.py --output benchmarks/results
 
-Writes first_request.json, first_request.png and first_request.md (the table of all figures) to the
-output directory, and with `--readme` the table into a Markdown file. Each figure is the median of
-fresh processes that take turns; clients send a batch of 4 rows that no warmup file holds.
+Writes first_request.json, first_request.png and first_request.md to the output directory; with
+`--readme` also a short table into the README and the full one into docs/benchmarks.md beside it.
+Each figure is the median of fresh processes that take turns; clients send a batch of 4 rows that no
+warmup file holds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from first_request_report import (
     legend_of,
     read_results,
     table_of,
-    update_readme,
+    update_documents,
     write_results,
 )
 from zoo import SCORE, ZOO, Specimen
@@ -322,7 +323,9 @@ def main() -> int:
         help="do not look for the smallest sufficient set of records",
     )
     parser.add_argument(
-        "--readme", metavar="FILE", help="also write the table into this file, between its markers"
+        "--readme",
+        metavar="FILE",
+        help="also write the results into this README, and docs/benchmarks.md beside it",
     )
     parser.add_argument(
         "--redraw",
@@ -345,7 +348,8 @@ def main() -> int:
     else:
         results = run_zoo(arguments)
     if arguments.readme:
-        update_readme(results, arguments.readme)
+        about = read_results(arguments.output)["about"]
+        update_documents(results, about["cpus"], arguments.readme)
     print(table_of(results) + "\n" + legend_of(results) + "\n" + "\n".join(claims_of(results)))
     return 0
 

@@ -109,26 +109,44 @@ def test_warm_is_one_and_a_half_times_steady_or_within_3_ms(
     assert is_warm(first, steady) is warm
 
 
-def test_results_are_redrawn_and_put_between_the_markers_of_a_readme(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
-) -> None:
-    (tmp_path / "first_request.json").write_text(
+def documents(directory: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """A README and a docs/benchmarks.md with marks, and the results beside them."""
+    (directory / "first_request.json").write_text(
         json.dumps({"about": {"cpus": 2}, "results": [result()]})
     )
-    readme = tmp_path / "README.md"
+    readme, page = directory / "README.md", directory / "docs" / "benchmarks.md"
     readme.write_text(
-        "before\n<!-- first request -->\nwhat was there\n<!-- /first request -->\nafter\n"
+        "before\n<!-- headline -->\noutdated\n<!-- /headline -->\nbetween\n"
+        "<!-- first request -->\noutdated\n<!-- /first request -->\nafter\n"
     )
+    page.parent.mkdir()
+    page.write_text("before\n<!-- first request -->\noutdated\n<!-- /first request -->\nafter\n")
+    return readme, page
+
+
+def test_results_are_redrawn_and_put_between_the_marks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    readme, page = documents(tmp_path)
     assert (
         run(monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme)
         == 0
     )
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- first request -->\n\n| model |") and text.endswith(
-        "request -->\nafter\n"
+    assert readme.read_text() == (
+        "before\n<!-- headline -->\n"
+        "First request after loading LSTM on 2 cores: **90.0 ms** without the file,\n"
+        "**2.00 ms** with it; later requests take 1.00 ms.\n<!-- /headline -->\nbetween\n"
+        "<!-- first request -->\n\n"
+        "| model | no file | best common file | keras_warmup | later requests |\n"
+        "|---|--:|--:|--:|--:|\n"
+        "| LSTM | 90.0 | 20.0 | 2.00 | 1.00 |\n"
+        "\n<!-- /first request -->\nafter\n"
     )
+    text = page.read_text()
+    assert text.startswith("before\n<!-- first request -->\n\n| model |")
+    assert text.endswith("\n<!-- /first request -->\nafter\n")
     assert "| LSTM | keras_warmup | 1 | 10 | **2.00** / **1.00** | 1.00 / 1.00 | 50 |" in text
-    assert "what was there" not in text
+    assert "outdated" not in text
     assert (tmp_path / "first_request.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "first_request.md").read_text() in text
     assert "claim: <= 1.2" in capsys.readouterr().out
@@ -215,25 +233,53 @@ def test_a_checkout_whose_script_fails_ends_the_comparison_with_its_error(
     assert failed.value.code == f"{script} failed with exit code 1:\nno such model"
 
 
-def test_a_readme_without_markers_is_left_alone(
+@pytest.mark.parametrize(
+    ("name", "lost", "mark"),
+    [
+        ("README.md", "<!-- headline -->", "headline"),
+        ("README.md", "<!-- /first request -->", "first request"),
+        ("docs/benchmarks.md", "<!-- first request -->", "first request"),
+    ],
+)
+def test_without_marks_nothing_is_rewritten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, name: str, lost: str, mark: str
+) -> None:
+    both = documents(tmp_path)
+    path = tmp_path / name
+    path.write_text(path.read_text().replace(lost, ""))
+    before = [one.read_text() for one in both]
+    code = run(
+        monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", both[0]
+    )
+    assert code == f"{path} has no '<!-- {mark} -->' ... '<!-- /{mark} -->' to write between."
+    assert [one.read_text() for one in both] == before
+
+
+def test_without_the_page_of_benchmarks_nothing_is_rewritten(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    (tmp_path / "first_request.json").write_text(json.dumps({"about": {}, "results": [result()]}))
-    readme = tmp_path / "README.md"
-    readme.write_text("mine\n")
+    readme, page = documents(tmp_path)
+    page.unlink()
+    before = readme.read_text()
     code = run(
         monkeypatch, "first_request.py", "--redraw", "--output", tmp_path, "--readme", readme
     )
-    assert "has no '<!-- first request -->'" in code
-    assert readme.read_text() == "mine\n"
+    assert code == f"There is no {page} to write the results into."
+    assert readme.read_text() == before
 
 
-def test_the_table_in_our_readme_is_the_one_that_was_measured() -> None:
-    from first_request_report import legend_of, table_of
+def test_our_readme_and_page_of_benchmarks_hold_what_was_measured() -> None:
+    from first_request_report import headline_of, legend_of, short_table_of, table_of
 
-    results = json.loads(RESULTS.read_text())["results"]
-    assert table_of(results) + "\n" + legend_of(results) in (ROOT / "README.md").read_text()
+    found = json.loads(RESULTS.read_text())
+    results = found["results"]
+    readme = (ROOT / "README.md").read_text()
+    assert headline_of(results, found["about"]["cpus"]) in readme
+    assert short_table_of(results) in readme
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert table_of(results) + "\n" + legend_of(results) in page
 
 
-def test_the_readme_holds_no_figure_still_to_be_measured() -> None:
-    assert not re.search(r"TODO|FIXME|RATIO_|XX", (ROOT / "README.md").read_text())
+@pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])
+def test_no_figure_is_still_to_be_measured(name: str) -> None:
+    assert not re.search(r"TODO|FIXME|RATIO_|XX", (ROOT / name).read_text())
