@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from keras_warmup.binding.cast import MismatchError, as_array, cast_array
-from keras_warmup.binding.components import component_leaves, find_composites
+from keras_warmup.binding.components import InputLeaf, find_components, split_composites
 from keras_warmup.binding.dense_rows import dense_parts, dense_structure
-from keras_warmup.binding.match import match_inputs, render_inputs
+from keras_warmup.binding.match import hint_of_components, match_inputs, render_inputs
 from keras_warmup.data.batch import (
     Batch,
     FeaturePath,
@@ -75,7 +75,8 @@ def bind_batch(
         batch: rows as the model was fed them.
         signature: the signature to serve.
         transform: `transform(x) -> {input name: array}` replaces the matching of leaves to inputs; dtypes, shapes and rows are
-            checked all the same. For a function of ragged or sparse tensors it may return their parts, see `components.py`.
+            checked all the same. A ragged or sparse argument of the exported function is given as the tensor, under the name of
+            the first of its inputs.
 
     Returns:
         One `BoundBatch`, or one for each row shape where the batch is ragged and the signature dense.
@@ -86,13 +87,13 @@ def bind_batch(
     if transform is not None:
         leaves, ignored = _leaves_of_transform(batch, signature, transform)
         return [_bind_arrays(leaves, None, batch, signature, ignored)]
-    components = component_leaves(batch.x, signature)
-    if components is not None:
-        used = {where.rpartition(".")[0] for where, _ in components.values()}
+    composite = find_components(batch.x, signature)
+    if composite is not None:
+        path, components = composite
         ignored = tuple(
-            render_path(path)
-            for path, leaf in walk(batch.x)
-            if leaf is not None and render_path(path) not in used
+            render_path(other)
+            for other, leaf in walk(batch.x)
+            if leaf is not None and other != path
         )
         return [_bind_arrays(components, None, batch, signature, ignored)]
     return bind_leaves(batch, signature, *match_inputs(batch.x, signature))
@@ -123,9 +124,10 @@ def bind_leaves(
     bound = []
     for part in dense_parts(batch, set(paths.values())):
         by_path = dict(walk(part.batch.x))
-        leaves = {name: (render_path(path), by_path[path]) for name, path in paths.items()}
+        leaves = {name: InputLeaf(by_path[path], render_path(path)) for name, path in paths.items()}
         for name, values in (encoded or {}).items():
-            leaves[name] = ("the encoded rows", values if part.rows is None else values[part.rows])
+            rows = values if part.rows is None else values[part.rows]
+            leaves[name] = InputLeaf(rows, "the encoded rows")
         bound.append(
             _bind_arrays(leaves, dense_structure(part.batch.x), part.batch, signature, ignored)
         )
@@ -134,7 +136,7 @@ def bind_leaves(
 
 def _leaves_of_transform(
     batch: Batch, signature: Signature, transform: Transform
-) -> tuple[dict[str, tuple[str, Any]], tuple[str, ...]]:
+) -> tuple[dict[str, InputLeaf], tuple[str, ...]]:
     try:
         made = transform(batch.x)
     except Exception as error:  # the user's own code: whatever it raises, the cure is there
@@ -148,30 +150,35 @@ def _leaves_of_transform(
             f"transform must return a mapping of input name to array for signature {signature.key!r}, with the inputs "
             f"{sorted(signature.inputs)}; got {type(made).__name__}."
         )
-    missing = sorted(set(signature.inputs) - set(made) - signature.defaults)
+    leaves = split_composites(
+        {
+            name: InputLeaf(made[name], f"transform(x)[{name!r}]")
+            for name in signature.inputs
+            if name in made
+        },
+        signature,
+    )
+    missing = sorted(set(signature.inputs) - set(leaves) - signature.defaults)
     if missing:
         raise BindingError(
             f"transform returned {sorted(map(str, made))} for signature {signature.key!r}, which takes "
             f"{render_inputs(signature)}: {missing} missing."
         )
-    leaves = {
-        name: (f"transform(x)[{name!r}]", made[name]) for name in signature.inputs if name in made
-    }
     return leaves, tuple(
         sorted(f"transform(x)[{name!r}]" for name in set(made) - set(signature.inputs))
     )
 
 
 def _bind_arrays(
-    leaves: Mapping[str, tuple[str, Any]],
+    leaves: Mapping[str, InputLeaf],
     x: Any,
     batch: Batch,
     signature: Signature,
     ignored: tuple[str, ...],
 ) -> BoundBatch:
-    arrays, casts, problems = {}, {}, []
+    arrays, casts, problems, hint = {}, {}, [], ""
     for name in sorted(leaves):
-        spec, (where, leaf) = signature.inputs[name], leaves[name]
+        spec, leaf, where = signature.inputs[name], leaves[name].leaf, leaves[name].where
         reasons = []
         try:
             leaf = as_array(leaf)
@@ -186,20 +193,21 @@ def _bind_arrays(
                 f"input {name!r} expects {spec.dtype} {render_shape(spec.shape)}, got {describe(leaf)} from {where} "
                 f"({'; '.join(reasons)})"
             )
-    composites = find_composites(arrays, signature)
-    rows = _rows_of(arrays, signature, {name: one.rows for one in composites for name in one.names})
+    composite_rows = {name: one.rows for name, one in leaves.items() if one.rows is not None}
+    rows = _rows_of(arrays, signature) | composite_rows
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name!r} has {count}" for name, count in sorted(rows.items()))
         problems.append(f"the inputs differ in rows ({listed})")
+        hint = hint_of_components(rows, signature)
     elif 0 in rows.values():
         problems.append(f"no rows in {', '.join(map(repr, sorted(rows)))}")
     if problems:
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: "
             + "; ".join(problems)
-            + f". {CURE}"
+            + f".{hint} {CURE}"
         )
-    if composites:
+    if composite_rows:
         return BoundBatch(arrays, None, 1, frozenset(), batch.source, casts, ignored)
     batched = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
     size = next(iter(rows.values()), max(batched.values(), default=1))
@@ -207,9 +215,7 @@ def _bind_arrays(
     return BoundBatch(arrays, x, size, row_inputs, batch.source, casts, ignored)
 
 
-def _rows_of(
-    arrays: Mapping[str, np.ndarray], signature: Signature, parts: Mapping[str, int]
-) -> dict[str, int]:
+def _rows_of(arrays: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:
     """Input name -> rows, where its first dimension is free or another than the signature fixes (such are sliced or tiled).
 
     What has just the size that is fixed may be a constant of its own beside the rows.
@@ -217,8 +223,8 @@ def _rows_of(
     rows = {}
     for name, array in arrays.items():
         fixed = (signature.inputs[name].shape or (None,))[0]
-        if array.ndim and (name in parts or fixed != array.shape[0]):
-            rows[name] = parts.get(name, array.shape[0])
+        if array.ndim and fixed != array.shape[0]:
+            rows[name] = array.shape[0]
     return rows
 
 

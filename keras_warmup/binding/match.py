@@ -6,8 +6,10 @@ mean more than one leaf, the batch is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import tensorflow as tf
 
 from keras_warmup.data.batch import (
     FeaturePath,
@@ -47,13 +49,17 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
                 "name, or pass transform=."
             )
         names = ", ".join(repr(name) for name in missing)
+        has_composite = any(
+            isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)) for _, leaf in leaves
+        )
+        hint = hint_of_components(missing, signature) if has_composite else ""
         got = (
             ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in leaves)
             or "nothing"
         )
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: missing input{'s' * (len(missing) > 1)} {names}. The signature "
-            f"takes {render_inputs(signature)}; the batch has {got}.{_hint_of_components(missing, leaves, signature)} Add the "
+            f"takes {render_inputs(signature)}; the batch has {got}.{hint} Add the "
             "features to the dataset, or pass transform=."
         )
     used = set(found.values())
@@ -90,18 +96,14 @@ def render_inputs(signature: Signature) -> str:
     )
 
 
-def _hint_of_components(
-    missing: Sequence[str], leaves: Sequence[tuple[FeaturePath, Any]], signature: Signature
-) -> str:
-    composite = [
-        path for path, leaf in leaves if hasattr(leaf, "row_splits") or hasattr(leaf, "dense_shape")
-    ]
-    numbered = any(name.rpartition("_")[0] in signature.inputs for name in missing)
-    if signature.structure is not None or not composite or not numbered:
+def hint_of_components(names: Iterable[str], signature: Signature) -> str:
+    """Returns a sentence for errors about inputs that may be components of a composite tensor."""
+    numbered = any(name.rpartition("_")[0] in signature.inputs for name in names)
+    if signature.structure is not None or not numbered:
         return ""
     return (
-        " A function of a ragged or sparse tensor is served by its parts (x: flat values, x_1: row splits; or x: indices, "
-        "x_1: values, x_2: dense shape): transform= may return these."
+        " If a ragged or sparse argument of the function is served as several inputs, such as x "
+        "and x_1, transform= must return the tensor under the name of the first one."
     )
 
 

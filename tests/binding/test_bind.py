@@ -8,20 +8,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import keras_warmup as kw
-from keras_warmup.binding.bind import BoundBatch, bind_batch, match_inputs
+from keras_warmup.binding.bind import bind_batch, match_inputs
 from keras_warmup.binding.match import sanitize
 from keras_warmup.data.batch import Batch, walk
 from keras_warmup.errors import BindingError
-from keras_warmup.planning.planned_request import PlannedRequest
-from keras_warmup.records.build import build_log
 from keras_warmup.savedmodel.signatures import (
     Signature,
     SignatureTensor,
-    read_meta_graph,
-    read_signatures,
 )
-from keras_warmup.serving.replay import open_session
 
 
 def signature(inputs, *, structure=None, defaults=(), key="serving_default"):
@@ -497,125 +491,3 @@ def test_bind_never_swaps_where_only_names_tell(shape_of_x, numbered):
     assert {name: array[0, 0] for name, array in bound.arrays.items()} == {
         names[path]: index for index, path in enumerate(paths)
     }
-
-
-class Composites(tf.Module):
-    """Functions of ragged and sparse tensors, served by their components."""
-
-    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.float32)])
-    def ragged(self, x):
-        return {"y": tf.reduce_sum(x, axis=1), "z": x.to_tensor()}
-
-    @tf.function(input_signature=[tf.RaggedTensorSpec([None, None, None], tf.int64)])
-    def twice_ragged(self, x):
-        return {"y": x.to_tensor()}
-
-    @tf.function(
-        input_signature=[tf.RaggedTensorSpec([None, None], tf.string, row_splits_dtype=tf.int32)]
-    )
-    def words(self, x):
-        return {"y": x.to_tensor()}
-
-    @tf.function(input_signature=[tf.SparseTensorSpec([None, 4], tf.float32)])
-    def sparse(self, x):
-        return {"y": tf.sparse.to_dense(x)}
-
-    @tf.function(
-        input_signature=[
-            tf.RaggedTensorSpec([None, None], tf.float32),
-            tf.TensorSpec([None, 4], tf.float32, name="b"),
-        ]
-    )
-    def both(self, a, b):
-        return {"y": a.to_tensor(), "z": b}
-
-
-RAGGED = tf.ragged.constant([[1.0, 2.0], [], [3.0], [4.0, 5.0, 6.0]])
-COMPOSITES = {
-    "ragged": RAGGED,
-    "twice_ragged": tf.ragged.constant([[[1, 2], []], [], [[3]]], dtype=tf.int64),
-    "words": tf.ragged.constant([["a"], ["b", "c"]]),
-    "sparse": tf.sparse.from_dense(
-        [[0.0, 1.0, 0.0, 2.0], [0.0, 0.0, 0.0, 0.0], [3.0, 0.0, 0.0, 0.0]]
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def composites(tmp_path_factory):
-    module, path = Composites(), str(tmp_path_factory.mktemp("composites"))
-    names = [*COMPOSITES, "both"]
-    tf.saved_model.save(module, path, signatures={name: getattr(module, name) for name in names})
-    with open_session(path) as session:
-        yield module, {one.key: one for one in read_signatures(read_meta_graph(path))}, session
-
-
-def replay(session, key, bound: BoundBatch):
-    assert bound.row_inputs == frozenset() and bound.x is None and bound.size == 1
-    return session.replay(
-        build_log(PlannedRequest(key, "predict", (bound,), None, (), (key,)))
-    ).outputs
-
-
-@pytest.mark.parametrize("key", COMPOSITES)
-@pytest.mark.parametrize(
-    "wrap",
-    [lambda leaf: leaf, lambda leaf: {"any": leaf}, lambda leaf: {"x": leaf, "note": rows(1)}],
-)
-def test_a_ragged_or_sparse_leaf_is_served_by_its_components(composites, key, wrap):
-    module, signatures, session = composites
-    leaf = COMPOSITES[key]
-    (bound,) = bind_batch(Batch(wrap(leaf), 4), signatures[key])
-    outputs = replay(session, key, bound)
-    argument = leaf.with_row_splits_dtype(tf.int32) if key == "words" else leaf
-    for name, wanted in getattr(module, key)(argument).items():
-        np.testing.assert_array_equal(outputs[name], wanted.numpy())
-
-
-def test_transform_may_return_the_components(composites):
-    _, signatures, session = composites
-
-    def parts(x):
-        return {"a": x["r"].flat_values, "a_1": x["r"].row_splits, "b": x["d"]}
-
-    x = {"r": RAGGED, "d": rows(1, 4, size=4)}
-    (bound,) = bind_batch(Batch(x, 4), signatures["both"], parts)
-    outputs = replay(session, "both", bound)
-    np.testing.assert_array_equal(outputs["y"], RAGGED.to_tensor().numpy())
-    with pytest.raises(
-        BindingError, match=r"the inputs differ in rows \('a' has 4, 'a_1' has 4, 'b' has 2\)"
-    ):
-        bind_batch(Batch(x, 4), signatures["both"], lambda x: {**parts(x), "b": x["d"][:2]})
-    with pytest.raises(
-        BindingError, match=r"the inputs differ in rows \('a' has 6, 'a_1' has 4, 'b' has 4\)"
-    ):
-        bind_batch(Batch(x, 4), signatures["both"], lambda x: {**parts(x), "a_1": [0, 2, 3, 5]})
-
-
-def test_components_that_are_not_the_one_leaf_are_refused_with_the_cure(composites):
-    _, signatures, _ = composites
-    with pytest.raises(BindingError) as error:
-        bind_batch(Batch({"a": RAGGED, "b": rows(1, 4, size=4)}, 4), signatures["both"])
-    assert str(error.value) == (
-        "Cannot bind batch to signature 'both': missing input 'a_1'. The signature takes 'a' float32 [None], 'a_1' int64 [None], "
-        "'b' float32 [None, 4]; the batch has x['a'] (ragged float32 [4, None]), x['b'] (float32 [4, 4]). A function of a ragged "
-        "or sparse tensor is served by its parts (x: flat values, x_1: row splits; or x: indices, x_1: values, x_2: dense shape): "
-        "transform= may return these. Add the features to the dataset, or pass transform=."
-    )
-    with pytest.raises(BindingError, match="missing inputs"):
-        bind_batch(Batch(COMPOSITES["sparse"], 3), signatures["ragged"])
-    with pytest.raises(BindingError, match="missing input"):
-        bind_batch(Batch({"other": RAGGED, "note": rows(1, size=4)}, 4), signatures["ragged"])
-
-
-def test_a_function_of_ragged_rows_is_warm_end_to_end(tmp_path):
-    module = Composites()
-    report = kw.save(module, tmp_path / "1", signatures=module.ragged, data=RAGGED)
-    assert [(record.signature_key, record.source) for record in report.records] == [
-        ("serving_default", "data")
-    ]
-    assert report.records[0].shapes["x_1"] == (
-        3,
-    )  # the splits of the two rows that warm a matrix product
-    assert not report.skipped
-    assert kw.verify(tmp_path / "1").ok
