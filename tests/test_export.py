@@ -454,15 +454,15 @@ def test_a_model_with_dropout_left_on_is_published_unproved(tmp_path):
 
 def test_a_deterministic_mismatch_refuses_to_publish(monkeypatch, tmp_path):
     model = functional([input_4("a"), input_4("b")])
-    from keras_warmup.binding import bind as binding
+    from keras_warmup.binding import bind
 
-    real = binding.match_inputs
+    real = bind.match_inputs
 
     def swapped(x, signature):
         found, ignored = real(x, signature)
         return dict(zip(found, reversed(found.values()), strict=True)), ignored
 
-    monkeypatch.setattr(binding, "match_inputs", swapped)
+    monkeypatch.setattr(bind, "match_inputs", swapped)
     with pytest.raises(ProofError) as error:
         kw.export_with_warmup(model, tmp_path / "1", data=[rows(4), rows(4)])
     assert str(error.value) == (

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.binding.match import names_of, sanitize
+from keras_warmup.binding.match import named_leaves, sanitize
 from keras_warmup.data.batch import FeaturePath, render_path, walk
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
@@ -57,7 +57,7 @@ def find_components(
     components = _components_of(first, InputLeaf(leaf, render_path(path)), signature)
     if components is None or set(components) != set(signature.inputs):
         return None
-    names = {where: sanitize(name) for name, where in names_of(x)}
+    names = {where: sanitize(name) for name, where in named_leaves(x)}
     others = [names.get(where) for where, _ in leaves if where != path]
     if others and (names.get(path) != first or set(others) & set(components)):
         return None

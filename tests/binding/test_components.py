@@ -17,10 +17,7 @@ from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.serving.replay import open_session
-
-
-def filled_rows(value: float, *shape: int, dtype: str = "float32", size: int = 3) -> Any:
-    return np.full((size, *shape), value, dtype)
+from tests.builders import filled_rows
 
 
 class Composites(tf.Module):
@@ -147,7 +144,7 @@ def test_inputs_of_different_rows_are_refused_with_a_hint(
     with pytest.raises(BindingError) as error:
         bind_batch(Batch(BOTH, 4), signatures["both"], transform)
     assert str(error.value) == (
-        "Cannot bind batch to signature 'both': the inputs differ in rows "
+        "Cannot bind batch to signature 'both': the inputs have different numbers of rows "
         f"({rows}). {HINT} Cast or reshape it in the dataset, or pass transform=."
     )
 
@@ -171,17 +168,24 @@ def test_a_composite_beside_other_inputs_needs_a_transform(composites: Any) -> N
     with pytest.raises(BindingError) as error:
         bind_batch(Batch({"a": RAGGED, "b": filled_rows(1, 4, size=4)}, 4), signatures["both"])
     assert str(error.value) == (
-        "Cannot bind batch to signature 'both': missing input 'a_1'. The signature takes 'a' "
+        "Cannot bind batch to signature 'both': missing inputs ['a_1']. The signature takes 'a' "
         "float32 [None], 'a_1' int64 [None], 'b' float32 [None, 4]; the batch has x['a'] (ragged "
         f"float32 [4, None]), x['b'] (float32 [4, 4]). {HINT} Add the features to the dataset, or "
         "pass transform=."
     )
-    with pytest.raises(BindingError, match="missing input"):
+    with pytest.raises(BindingError, match="missing inputs"):
         bind_batch(Batch(COMPOSITES["sparse"], 3), signatures["ragged"])
-    with pytest.raises(BindingError, match="missing input"):
+    with pytest.raises(BindingError, match="missing inputs"):
         bind_batch(
             Batch({"other": RAGGED, "note": filled_rows(1, size=4)}, 4), signatures["ragged"]
         )
+
+
+def test_dense_data_gets_no_hint_about_components(composites: Any) -> None:
+    _, signatures, _ = composites
+    with pytest.raises(BindingError) as error:
+        bind_batch(Batch({"x": filled_rows(1)}, 3), signatures["ragged"])
+    assert HINT not in str(error.value)
 
 
 def test_a_function_of_ragged_rows_is_warm_end_to_end(tmp_path: pathlib.Path) -> None:
