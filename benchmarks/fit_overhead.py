@@ -72,7 +72,7 @@ class Alternating(keras.callbacks.Callback):
             self.sampled = batch // self.block % 4 in (0, 3)
         if self.sampled:
             if self.tap_all:
-                self.tap._due = 0
+                self.tap.sample_next_step()
             self.tap.before_step(self._model)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -202,10 +202,42 @@ def save_function(
     specs: Iterable[Any],
     **tracked: Any,
 ) -> str:
-    """Saves a function as `serving_default`, beside objects it uses; returns the export directory."""
+    """Saves a function as `serving_default`; returns the export directory.
+
+    Args:
+        function: the function.
+        export_dir: where to save.
+        specs: its input signature.
+        **tracked: objects that it uses.
+    """
     module = tf.Module()
     for name, value in tracked.items():
         setattr(module, name, value)
     module.serve = tf.function(function, input_signature=list(specs))
     tf.saved_model.save(module, os.fspath(export_dir), {"serving_default": module.serve})
     return os.fspath(export_dir)
+
+
+def make_signature(
+    inputs: Mapping[str, tuple[str, tuple[int | None, ...] | None]],
+    *,
+    structure: Any = None,
+    defaults: Iterable[str] = (),
+    key: str = "serving_default",
+) -> Signature:
+    """Builds a Predict signature of inputs given as name -> (dtype, shape), with one float output."""
+    tensors = {
+        name: SignatureTensor(name, f"{name}:0", dtype, shape)
+        for name, (dtype, shape) in inputs.items()
+    }
+    outputs = {"output_0": SignatureTensor("output_0", "out:0", "float32", (None, 1))}
+    return Signature(
+        key, "tensorflow/serving/predict", tensors, outputs, frozenset(defaults), structure
+    )
+
+
+def filled_rows(
+    value: float, *shape: int, dtype: str = "float32", size: int = 3
+) -> np.ndarray[Any, Any]:
+    """Builds `size` rows of this shape that hold one value."""
+    return np.full((size, *shape), value, dtype)
