@@ -14,7 +14,6 @@ from keras_warmup.errors import SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
-from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     ExampleParser,
