@@ -1,18 +1,21 @@
-"""What an export with a warmup file costs beside what it cannot do without.
+"""Measures what an export with a warmup file costs, compared with the work it cannot avoid.
 
-Each round times, in turns and in one process: `model.export`; loading that SavedModel into a Session, replaying the file's records
-once, and calling the model on their rows; `export_with_warmup`; and the same with `verify=False`. Printed are medians, and the
-median over the rounds of
+Each round times, in turns and in one process: `model.export`; loading that SavedModel into a
+Session, replaying the file's records once, and calling the model on their rows;
+`export_with_warmup`; and `export_with_warmup` with `verify=False`. The output holds medians, and
+the median over the rounds of
 
-- verified: `export_with_warmup` / (export + load + replay + call), where load and replay are a server's: restoring, and what the
-  export runs only to compare twin signatures, it runs without TensorFlow's graph optimizer,
+- verified: `export_with_warmup` / (export + load + replay + call). Load and replay are measured as
+  a server does them; the export itself restores variables, and runs what it needs only to compare
+  twin signatures, without TensorFlow's graph optimizer,
 - unverified: `verify=False` / export.
 
-The time that fsync takes is measured apart ("fsync", milliseconds of one export) and is in neither ratio: `model.export` leaves its
-files to the operating system, and a disk shared with others takes what it takes.
+The time of fsync is measured separately ("fsync", milliseconds of one export) and is in neither
+ratio: `model.export` leaves its files to the operating system, and the time of a shared disk varies
+with its other users.
 
-With `--against`, the package of another checkout is measured in turns with this one, and what an export takes here is compared with
-what it takes there.
+With `--against`, the package of another checkout is measured in turns with this one, and the times
+of its exports are compared with those of this one.
 """
 
 from __future__ import annotations
@@ -23,17 +26,18 @@ import gc
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import tensorflow as tf
+from checkouts import add_arguments, run_in_turns
 from zoo import ZOO, Specimen
 
 import keras_warmup as kw
@@ -42,27 +46,26 @@ from keras_warmup.serving.replay import open_session
 EXAMPLE = """example:
   python benchmarks/export_cost.py
   python benchmarks/export_cost.py --models LSTM --rounds 9 --json
-  git worktree add ../before HEAD~10 && python benchmarks/export_cost.py --against ../before --seconds 15
+  git worktree add ../before HEAD~10
+  python benchmarks/export_cost.py --against ../before --seconds 15
 """
-# Those that model.export writes: a custom export_fn costs what its author makes it cost.
+# The models that model.export writes; the cost of a custom export_fn is its author's.
 MODELS = {specimen.name: specimen for specimen in ZOO if specimen.export_fn is None}
-# Most rounds that fit into the time for a model.
+# Upper bound of the rounds of one model, however short they are.
 MOST_ROUNDS = 41
 PLAIN, LOAD, REPLAY, CALL = "export", "load", "replay", "call"
 WHOLE, UNVERIFIED = "export_with_warmup", "verify=False"
 FSYNC = "fsync"
-# Fresh processes of each checkout that `--against` compares.
-TURNS = 3
 
 
 class Stopwatch:
-    """Seconds by name, a value for each round; those of fsync under a name of their own."""
+    """Seconds by name, one value for each round; fsync has a name of its own."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
         self._fsync_s = 0.0
         self._fsync = os.fsync
-        os.fsync = self._timed_fsync
+        os.fsync = self._timed_fsync  # type: ignore[assignment]
 
     def _timed_fsync(self, descriptor: int) -> None:
         started = time.perf_counter()
@@ -71,7 +74,7 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def timing(self, name: str) -> Iterator[None]:
-        """Times a block, fsync apart."""
+        """Times a block, without the fsync calls in it."""
         self._fsync_s = 0.0
         started = time.perf_counter()
         yield
@@ -81,7 +84,17 @@ class Stopwatch:
 
 
 def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each round of a model; of a quick one there are more, as the machine's hiccups are larger beside it."""
+    """Times the exports of one model.
+
+    Args:
+        specimen: the model.
+        rounds: least number of rounds.
+        seconds: time to fill with more rounds. Noise of the machine is larger compared with a quick
+            export, which gets more rounds.
+
+    Returns:
+        What was timed -> seconds of each round.
+    """
     keras.utils.set_random_seed(0)
     model = specimen.build()
     data = specimen.rows(64, 1)
@@ -93,10 +106,10 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
             with watch.timing(PLAIN):
                 model.export(plain, verbose=False)
 
-        def export_warm(name: str, **options: bool) -> kw.WarmupReport:
+        def export_warm(name: str, **options: bool) -> None:
             warmup = specimen.options(**options)
             with watch.timing(name):
-                return kw.export_with_warmup(
+                kw.export_with_warmup(
                     model, whole, data=data, warmup=warmup, overwrite=os.path.exists(whole)
                 )
 
@@ -113,14 +126,15 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
 
         export_warm(WHOLE)
         records = list(kw.read_records(whole))
-        # The model is called once for the records of a signature, whichever outputs they ask for.
-        plainly = [
+        # One call of the model for each signature, whichever outputs its records ask for.
+        unfiltered = [
             log.predict_log.request for log in records if not log.predict_log.request.output_filter
         ]
         rows = [
-            tf.make_ndarray(tensor) for request in plainly for tensor in request.inputs.values()
+            tf.make_ndarray(tensor) for request in unfiltered for tensor in request.inputs.values()
         ]
-        # Two rounds before: what is loaded or started once is no part of an export; the second tells how many can follow.
+        # Two rounds are discarded: the first loads what a process loads once, the second shows how
+        # many rounds fit into the time.
         turn, began = -2, 0.0
         while turn < rounds:
             if turn == 0:
@@ -133,7 +147,7 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
             steps.insert(2 * (turn % 2), lambda: export_warm(WHOLE))
             steps.insert(3 * (turn % 2), lambda: export_warm(UNVERIFIED, verify=False))
             for step in steps:
-                # The graphs of one export are garbage in cycles: none must pay for collecting another's.
+                # Graphs are garbage in cycles: no step should pay for collecting those of another.
                 gc.collect()
                 step()
             turn += 1
@@ -141,7 +155,7 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
 
 
 def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The ratios, medians over the rounds."""
+    """Computes the ratios, as medians over the rounds."""
 
     def median_ratio(name: str, parts: Sequence[str]) -> float:
         sums = [sum(one) for one in zip(*(seconds[part] for part in parts), strict=True)]
@@ -156,31 +170,18 @@ def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def compare(
-    names: Sequence[str], rounds: int, seconds: float, checkout: str
+    names: Sequence[str], rounds: int, seconds: float, *, against: str, turns: int
 ) -> dict[str, dict[str, float]]:
-    """Measures this package and that of another checkout in turns, each in processes of its own.
+    """Measures this package and that of another checkout in turns, each in its own processes.
 
     Returns:
         Model -> median seconds here / there, for each kind of export, and the medians of both.
     """
-    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     compared = {}
     for name in names:
-        measured: dict[str, dict[str, list[float]]] = {here: {}, os.path.abspath(checkout): {}}
-        for turn in range(TURNS):
-            for package in list(measured)[:: -1 if turn % 2 else 1]:
-                command = [sys.executable, __file__, "--models", name, "--rounds", str(rounds)]
-                command += ["--seconds", str(seconds), "--json"]
-                environment = {**os.environ, "PYTHONPATH": package}
-                printed = subprocess.run(
-                    command, env=environment, check=True, capture_output=True
-                ).stdout
-                for way, taken in json.loads(printed)[name]["seconds"].items():
-                    measured[package].setdefault(way, []).extend(taken)
-        after, before = (
-            {way: statistics.median(taken) for way, taken in seconds.items()}
-            for seconds in measured.values()
-        )
+        arguments = ["--models", name, "--rounds", str(rounds), "--seconds", str(seconds)]
+        here, there = run_in_turns(__file__, arguments, against=against, turns=turns)
+        after, before = _medians_of(name, here), _medians_of(name, there)
         compared[name] = {
             "export_with_warmup": after[WHOLE] / before[WHOLE],
             "verify=False": after[UNVERIFIED] / before[UNVERIFIED],
@@ -189,19 +190,30 @@ def compare(
             "there_s": before[WHOLE],
             "fsync_ms": after[FSYNC] * 1000,
         }
+        ratios = compared[name]
         print(
-            f"{name}: here / there: export_with_warmup {compared[name]['export_with_warmup']:.2f} x "
-            f"({after[WHOLE]:.3f} s / {before[WHOLE]:.3f} s), verify=False {compared[name]['verify=False']:.2f} x, "
-            f"model.export (the same code) {compared[name]['model.export']:.2f} x; fsync here "
-            f"{compared[name]['fsync_ms']:.1f} ms, not in the ratios",
+            f"{name}: here / there: export_with_warmup {ratios['export_with_warmup']:.2f} x "
+            f"({after[WHOLE]:.3f} s / {before[WHOLE]:.3f} s), "
+            f"verify=False {ratios['verify=False']:.2f} x, "
+            f"model.export (the same code) {ratios['model.export']:.2f} x; "
+            f"fsync here {ratios['fsync_ms']:.1f} ms, not in the ratios",
             file=sys.stderr,
             flush=True,
         )
     return compared
 
 
+def _medians_of(name: str, printed: Sequence[Any]) -> dict[str, float]:
+    """Returns the median seconds of one model over the rounds of all processes."""
+    rounds: dict[str, list[float]] = {}
+    for results in printed:
+        for way, taken in results[name]["seconds"].items():
+            rounds.setdefault(way, []).extend(taken)
+    return {way: statistics.median(taken) for way, taken in rounds.items()}
+
+
 def main() -> int:
-    """Measures, and prints the figures."""
+    """Measures the exports and prints the figures; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -210,23 +222,30 @@ def main() -> int:
         "--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names)
     )
     parser.add_argument(
-        "--rounds", type=int, default=9, help="least rounds of a model (default: 9)"
+        "--rounds", type=int, default=9, help="least number of rounds of a model (default: 9)"
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument(
-        "--seconds", type=float, default=60, help="time for more rounds of a model (default: 60)"
+        "--seconds",
+        type=float,
+        default=60,
+        help="time to fill with more rounds of a model (default: 60)",
     )
-    parser.add_argument(
-        "--against", metavar="CHECKOUT", help="compare with the package of another checkout"
-    )
+    add_arguments(parser)
     arguments = parser.parse_args()
     if arguments.against:
-        compared = compare(arguments.models, arguments.rounds, arguments.seconds, arguments.against)
+        compared = compare(
+            arguments.models,
+            arguments.rounds,
+            arguments.seconds,
+            against=arguments.against,
+            turns=arguments.turns,
+        )
         if arguments.json:
             print(json.dumps(compared, indent=1))
         return 0
     warnings.simplefilter("ignore")
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for name in arguments.models:
         seconds = measure(MODELS[name], arguments.rounds, arguments.seconds)
         results[name] = {"seconds": seconds, "ratios": ratios_of(seconds)}

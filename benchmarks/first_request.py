@@ -1,10 +1,11 @@
-"""First request of a zoo of models with no warmup file, with the files others write, and with ours.
+"""Measures the first request to each model of a zoo: with no warmup file, common ones, and ours.
 
     python benchmarks/first_request.py --output benchmarks/results
 
-Writes first_request.json, first_request.png and first_request.md (the table of the README) to the output directory,
-and the table into a README with `--readme`. Each figure is the median of fresh processes that take turns; clients send a batch
-of 4 rows that no warmup file holds.
+Writes first_request.json, first_request.png and first_request.md to the output directory; with
+`--readme` also a short table into the README and the full one into docs/benchmarks.md beside it.
+Each figure is the median of fresh processes that take turns; clients send a batch of 4 rows that no
+warmup file holds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from first_request_report import (
     legend_of,
     read_results,
     table_of,
-    update_readme,
+    update_documents,
     write_results,
 )
 from zoo import SCORE, ZOO, Specimen
@@ -68,14 +69,14 @@ CLIENT_BATCH = 4
 
 @dataclasses.dataclass
 class Variant:
-    """A SavedModel with a warmup file, and what was measured of it.
+    """A SavedModel with a warmup file, and its timings.
 
     Attributes:
-        name: which file it is.
+        name: name of the warmup file in tables.
         export_dir: the SavedModel.
         file: the warmup file to replay; `None` for none.
-        records: records in it.
-        samples: for each probe, its samples.
+        records: number of records in it.
+        samples: for each probe, the timings of its processes.
     """
 
     name: str
@@ -86,21 +87,21 @@ class Variant:
 
     @property
     def bytes(self) -> int:
-        """Size of the file."""
+        """Size of the warmup file; 0 without one."""
         return 0 if self.file is None else os.path.getsize(self.file)
 
     def first(self, probe: int) -> Timings:
-        """First requests of a probe."""
+        """Returns the timings of the first requests of a probe."""
         return Timings(tuple(sample.request_ms[0] for sample in self.samples[probe]))
 
     @property
     def load_added(self) -> Timings:
-        """What replaying the file takes."""
+        """Timings of the replay of the whole file."""
         return Timings(tuple(sum(sample.replay_ms) for group in self.samples for sample in group))
 
 
 def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Exports a model in its variants and measures them."""
+    """Exports a model in its variants and measures them; returns the figures, ready for JSON."""
     keras.utils.set_random_seed(0)
     model = specimen.build()
     plain = os.path.join(directory, "plain", "1")
@@ -112,7 +113,7 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     candidates, _ = bind_signatures(
         meta_graph, read_signatures(meta_graph), ExportInputs(batches_of(data)), WarmupOptions()
     )
-    # `serving_default` is what a client asks who names no signature, and what a tutorial warms.
+    # `serving_default` first: it serves clients that name no signature, and tutorials warm it.
     candidates.sort(key=lambda one: one.signature.key != "serving_default")
     ones = [request_of(candidate, 1) for candidate in candidates]
     variants[1:1] = [
@@ -122,7 +123,7 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     ]
     if not arguments.no_trial:
         ours = next(variant for variant in variants if variant.name == OURS)
-        # On our own export: where signatures share tensors, fewer records do there than anywhere else.
+        # On the warm export, whose signatures share tensors where they can: fewest records suffice.
         variants.append(smallest_by_trial(specimen, ours.export_dir, directory, candidates, probes))
     for turn in range(arguments.processes):
         for index, probe in enumerate(probes):
@@ -139,7 +140,7 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
 
 
 def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -> list[Variant]:
-    """Our export; and the same with twin signatures left apart, where they are shared."""
+    """Makes the warm export, and one with twin signatures left apart where that differs."""
     options = specimen.options(**({"batch_sizes": [CLIENT_BATCH]} if specimen.sizes_matter else {}))
     made: list[Variant] = []
     for name, shared in ((OURS, True), (APART, False)):
@@ -155,24 +156,26 @@ def ours_of(specimen: Specimen, model: keras.Model, directory: str, data: Any) -
 
 
 def probes_of(specimen: Specimen, meta_graph: Any, export_dir: str) -> list[Probe]:
-    """What clients ask: each signature and output set of our file, with rows that no file holds."""
+    """Plans the requests: each signature and output set of our file, with rows no file holds."""
     logs = list(read_records(export_dir))
     probes, notes = plan_probes(
         meta_graph, logs, batches=batches_of(specimen.rows(64, 2)), batch_sizes=[CLIENT_BATCH]
     )
     asked = [probe for probe in probes if probe.batch_size == CLIENT_BATCH]
     if not asked or any(probe.rows != "data" for probe in asked):
-        raise SystemExit(f"{specimen.name}: nothing to ask, or not with rows of its own: {notes}")
+        raise SystemExit(
+            f"{specimen.name}: no request, or none with rows of the data, can be made: {notes}"
+        )
     return asked
 
 
 def batches_of(data: Any) -> list[Any]:
-    """A few batches of rows."""
+    """Samples a few batches of the rows."""
     return select_batches(read_batches(data), num_batches=2, rows=32, seed=0)
 
 
 def request_of(candidate: BoundSignature, size: int) -> Any:
-    """A record of real rows."""
+    """Builds a record of the first rows bound to a signature."""
     picks = tuple((0, row) for row in range(size))
     request = PlannedRequest(
         candidate.signature.key, candidate.kinds[0], tuple(candidate.bound[:1]), picks, (), ()
@@ -181,14 +184,14 @@ def request_of(candidate: BoundSignature, size: int) -> Any:
 
 
 def variant_of(name: str, export_dir: str, directory: str, logs: Sequence[Any]) -> Variant:
-    """A warmup file of these records for a SavedModel."""
+    """Writes a warmup file of these records for a SavedModel."""
     path = os.path.join(directory, f"{name.replace(' ', '_').replace(',', '')}.tfrecord")
     write_records(path, logs, max_records=1000, max_bytes=2**30)
     return Variant(name, export_dir, path, len(logs))
 
 
 def sample(variant: Variant, probe: Probe, count: int) -> RunTiming:
-    """One fresh process."""
+    """Measures in one fresh process."""
     return ProcessEngine(variant.export_dir).sample(probe.logs, count, variant.file)
 
 
@@ -199,10 +202,10 @@ def smallest_by_trial(
     candidates: Sequence[BoundSignature],
     probes: Sequence[Probe],
 ) -> Variant:
-    """A set of records that leaves every probe warm, and no longer does so without any one of them.
+    """Finds, by trial alone, a set of records that warms every probe and needs each of them.
 
-    Found by trial alone: from records of batch 1 and 2 (or the clients' size) for each signature and output set, those
-    are taken away one by one whose loss no probe notices.
+    Starts from records of batch 1 and 2 (or the clients' size) for each signature and output set,
+    and removes one after the other where all probes stay warm without it.
     """
     records: list[tuple[str, tuple[str, ...], Any]] = []
     for size in (1, CLIENT_BATCH if specimen.sizes_matter else 2):
@@ -218,11 +221,11 @@ def smallest_by_trial(
         variant_of(SMALLEST, export_dir, directory, [log for _, _, log in records]), probes
     ):
         raise SystemExit(
-            f"{specimen.name}: not even all records leave every request warm. Is the machine busy?"
+            f"{specimen.name}: some requests are cold even with all records. Is the machine busy?"
         )
     for one in list(records):
         rest = [other for other in records if other is not one]
-        # The probe that would notice first is asked first.
+        # The probe of the removed record first: it is the most likely to be cold.
         ordered = sorted(
             probes, key=lambda probe: (probe.signature_key, probe.output_filter) != one[:2]
         )
@@ -239,7 +242,7 @@ def _all_warm(variant: Variant, probes: Sequence[Probe]) -> bool:
 
 
 def _warm_in(variant: Variant, probe: Probe) -> bool:
-    """Warm in one of two processes, so that one hiccup of the machine does not rule a set out."""
+    """Returns whether the probe is warm in one of two processes: one outlier rules nothing out."""
     for _ in range(2):
         first, *later = sample(variant, probe, 12).request_ms
         if is_warm(first, Timings(tuple(later)).median):
@@ -250,7 +253,7 @@ def _warm_in(variant: Variant, probe: Probe) -> bool:
 def summary_of(
     specimen: Specimen, variants: Sequence[Variant], probes: Sequence[Probe]
 ) -> dict[str, Any]:
-    """The figures of one model, ready for JSON."""
+    """Sums up the figures of one model, ready for JSON."""
     steady = [
         Timings(
             tuple(
@@ -297,7 +300,7 @@ def summary_of(
 
 
 def main() -> int:
-    """Runs the zoo."""
+    """Measures the models and writes the results; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -320,18 +323,20 @@ def main() -> int:
         help="do not look for the smallest sufficient set of records",
     )
     parser.add_argument(
-        "--readme", metavar="FILE", help="also write the table into this file, between its marks"
+        "--readme",
+        metavar="FILE",
+        help="also write the results into this README, and docs/benchmarks.md beside it",
     )
     parser.add_argument(
         "--redraw",
         action="store_true",
-        help="measure nothing: render what --output holds once more",
+        help="measure nothing: render the results in --output again",
     )
     arguments = parser.parse_args()
     if set(arguments.models) != set(names) and (arguments.readme or arguments.output == RESULTS):
         parser.error("--models measures some of the zoo: give another --output, and no --readme.")
     try:
-        new_figure(1)  # Without matplotlib better now than after the first model.
+        new_figure(1)  # Fails without matplotlib, before the first model is measured.
     except OptionsError as error:
         parser.error(str(error))
     warnings.simplefilter("ignore")
@@ -343,20 +348,21 @@ def main() -> int:
     else:
         results = run_zoo(arguments)
     if arguments.readme:
-        update_readme(results, arguments.readme)
+        about = read_results(arguments.output)["about"]
+        update_documents(results, about["cpus"], arguments.readme)
     print(table_of(results) + "\n" + legend_of(results) + "\n" + "\n".join(claims_of(results)))
     return 0
 
 
 def run_zoo(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measures one model after the other."""
+    """Measures one model after the other; returns the figures of all."""
     started = time.perf_counter()
     results: list[dict[str, Any]] = []
     for specimen in ZOO:
         if specimen.name in arguments.models:
             with tempfile.TemporaryDirectory(prefix="keras-warmup-zoo-") as directory:
                 results.append(measure(specimen, directory, arguments))
-            # After each model: a zoo takes long, and may be interrupted.
+            # After each model, since a run takes long and may be interrupted.
             write_results(
                 results, about_run(arguments, time.perf_counter() - started), arguments.output
             )
@@ -364,7 +370,7 @@ def run_zoo(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def about_run(arguments: argparse.Namespace, seconds: float) -> Mapping[str, Any]:
-    """Where and how it was measured."""
+    """Returns the machine, versions and settings of a run."""
     return {
         "tensorflow": tf.__version__,
         "keras": keras.__version__,

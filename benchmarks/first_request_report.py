@@ -1,7 +1,8 @@
-"""What `first_request.py` measured: as JSON, as a table, as a picture, and against what the project claims."""
+"""Renders the results of `first_request.py`: JSON, tables, a picture, and the project's claims."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -32,7 +33,8 @@ COLOURS = {
 WARM_RATIO, WARM_MS = 1.5, 3.0
 # Models whose load is more than what a process pays once, which no sharing takes away.
 HALVED = ("LSTM", "transformer", "MobileNetV2")
-_TABLE = re.compile(r"(<!-- first request -->\n).*?(<!-- /first request -->)", re.DOTALL)
+# The full table stands there, as seen from the README.
+BENCHMARKS_PAGE = os.path.join("docs", "benchmarks.md")
 
 
 def is_warm(first_ms: float, steady_ms: float) -> bool:
@@ -40,10 +42,64 @@ def is_warm(first_ms: float, steady_ms: float) -> bool:
     return first_ms <= WARM_RATIO * steady_ms or first_ms <= steady_ms + WARM_MS
 
 
-def table_of(results: Sequence[Mapping[str, Any]]) -> str:
-    """The table of the README."""
+@dataclasses.dataclass(frozen=True)
+class SlowestFirstRequests:
+    """The slowest first request of one model over all signatures and output sets, in milliseconds.
+
+    Attributes:
+        model: its name.
+        none_ms: without a warmup file.
+        best_peer_ms: with the file of `PEERS` that does best.
+        ours_ms: with the file of keras_warmup.
+        steady_ms: the slowest median of later requests.
+    """
+
+    model: str
+    none_ms: float
+    best_peer_ms: float
+    ours_ms: float
+    steady_ms: float
+
+
+def slowest_of(result: Mapping[str, Any]) -> SlowestFirstRequests:
+    """Returns the slowest first requests of one model's results."""
+    slowest = {row["file"]: max(row["first_ms"]) for row in result["files"]}
+    return SlowestFirstRequests(
+        result["model"],
+        none_ms=slowest[NONE],
+        best_peer_ms=min(slowest[name] for name in PEERS),
+        ours_ms=slowest[OURS],
+        steady_ms=max(result["steady_ms"]),
+    )
+
+
+def headline_of(results: Sequence[Mapping[str, Any]], cpus: int) -> str:
+    """Returns a sentence about the model with the slowest cold start, for the top of the README."""
+    one = max(map(slowest_of, results), key=lambda summary: summary.none_ms)
+    return (
+        f"First request after loading {one.model} on {cpus} cores: **{render_ms(one.none_ms)} ms** "
+        f"without the file,\n**{render_ms(one.ours_ms)} ms** with it; later requests take "
+        f"{render_ms(one.steady_ms)} ms.\n"
+    )
+
+
+def short_table_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of the README: a row for each model."""
     lines = [
-        "| model | warmup file | records | bytes | first request, ms | steady, ms | load added, ms |",
+        "| model | no file | best common file | keras_warmup | later requests |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for one in map(slowest_of, results):
+        figures = (one.none_ms, one.best_peer_ms, one.ours_ms, one.steady_ms)
+        lines.append(f"| {one.model} | {' | '.join(render_ms(ms) for ms in figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def table_of(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the table of docs/benchmarks.md: a row for each model and file."""
+    lines = [
+        "| model | warmup file | records | bytes | first request, ms | steady, ms |"
+        " load added, ms |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for result in results:
@@ -54,8 +110,8 @@ def table_of(results: Sequence[Mapping[str, Any]]) -> str:
             )
             steady = " / ".join(render_ms(ms) for ms in result["steady_ms"])
             lines.append(
-                f"| {result['model']} | {row['file']} | {row['records']} | {row['bytes']} | {firsts} | {steady} | "
-                f"{row['load_added_ms']:.0f} |"
+                f"| {result['model']} | {row['file']} | {row['records']} | {row['bytes']} | "
+                f"{firsts} | {steady} | {row['load_added_ms']:.0f} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -86,7 +142,8 @@ def claims_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
         if SMALLEST in rows:
             share = ours["load_added_ms"] / rows[SMALLEST]["load_added_ms"]
             lines.append(
-                f"{result['model']}: load added, ours / smallest by trial: {share:.2f} (claim: <= 1.2)"
+                f"{result['model']}: load added, ours / smallest by trial: {share:.2f} "
+                "(claim: <= 1.2)"
             )
         if APART in rows:
             share = ours["load_added_ms"] / rows[APART]["load_added_ms"]
@@ -117,22 +174,39 @@ def read_results(directory: str) -> dict[str, Any]:
     return found
 
 
-def update_readme(results: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Puts the table between its two marks.
+def update_documents(results: Sequence[Mapping[str, Any]], cpus: int, readme: str) -> None:
+    """Writes the figures into the README and the full table into docs/benchmarks.md beside it.
 
     Raises:
-        SystemExit: the file has no marks.
+        SystemExit: one of them lacks the marks to write between; then neither is changed.
     """
-    with open(path, encoding="utf-8") as file:
-        text = file.read()
-    table = table_of(results) + "\n" + legend_of(results)
-    written, found = _TABLE.subn(lambda marks: f"{marks[1]}\n{table}\n{marks[2]}", text)
+    page = os.path.join(os.path.dirname(readme), BENCHMARKS_PAGE)
+    short, full = short_table_of(results), table_of(results) + "\n" + legend_of(results)
+    readme_text = _between(_read(readme), readme, "headline", headline_of(results, cpus))
+    readme_text = _between(readme_text, readme, "first request", f"\n{short}\n")
+    page_text = _between(_read(page), page, "first request", f"\n{full}\n")
+    for path, text in ((readme, readme_text), (page, page_text)):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise SystemExit(f"There is no {path} to write the results into.") from None
+
+
+def _between(text: str, path: str, mark: str, content: str) -> str:
+    """Replaces what stands between two marks."""
+    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+    written, found = pattern.subn(lambda marks: f"{marks[1]}{content}{marks[2]}", text)
     if not found:
         raise SystemExit(
-            f"{path} has no '<!-- first request -->' ... '<!-- /first request -->' to write between."
+            f"{path} has no '<!-- {mark} -->' ... '<!-- /{mark} -->' to write between."
         )
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(written)
+    return written
 
 
 def _draw(results: Sequence[Mapping[str, Any]], path: str) -> None:

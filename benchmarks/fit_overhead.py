@@ -1,8 +1,11 @@
-"""What sampling costs `fit`: paired rounds with and without, for a small and a mid model.
+"""Measures the cost of sampling in `fit`, for a small and a mid-sized model.
 
-One `fit` alternates blocks of steps with sampling and blocks without, so that whatever else the machine does meets both
-alike. A round's ratio is the time of all blocks with / the time of all blocks without; the median over the rounds is
-printed. The step numbers count one kind: a `fit` of 2000 steps with sampling has 2000 more without.
+One `fit` alternates blocks of steps with sampling and blocks without, so that noise of the machine
+affects both. The ratio of a round is the time of all blocks with sampling / the time of all blocks
+without; the output holds the median over the rounds. The numbers of steps count one of the two: a
+`fit` of 2000 steps with sampling has 2000 more without.
+
+With `--against`, the package of another checkout is measured in turns with this one.
 """
 
 from __future__ import annotations
@@ -12,29 +15,37 @@ import gc
 import json
 import os
 import statistics
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
+from checkouts import add_arguments, run_in_turns
 
 from keras_warmup.training.capture import BatchTap
 
 EXAMPLE = """example:
   python benchmarks/fit_overhead.py --steps 2000 --rounds 3
   python benchmarks/fit_overhead.py --model mid --json
+  git worktree add ../before HEAD~10 && python benchmarks/fit_overhead.py --against ../before
 """
 
 
 class Alternating(keras.callbacks.Callback):
-    """Samples in every other block of steps, and times the blocks of either kind.
+    """Samples in every other block of steps, and times the blocks with and without sampling.
 
     Args:
         num_batches: batches to keep.
         block: steps of a block.
         tap_all: tap every step of the sampled blocks, whether the sample needs it or not.
+
+    Attributes:
+        seconds: whether a block was sampled -> seconds of each such block.
     """
 
     def __init__(self, num_batches: int, block: int, *, tap_all: bool = False) -> None:
@@ -44,13 +55,14 @@ class Alternating(keras.callbacks.Callback):
         self.tap_all = tap_all
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
         self.sampled = False
+        self.start = 0.0
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Starts sampling."""
         self.tap.begin(self._model)
 
-    def on_train_batch_begin(self, batch, logs=None):
-        """Ends one block and starts the next; samples the step if it is due and in a sampled block."""
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Ends a block and starts the next one; samples a step that is due in a sampled block."""
         if batch % self.block == 0:
             now = time.perf_counter()
             if batch:
@@ -60,17 +72,17 @@ class Alternating(keras.callbacks.Callback):
             self.sampled = batch // self.block % 4 in (0, 3)
         if self.sampled:
             if self.tap_all:
-                self.tap._due = 0
+                self.tap.sample_next_step()
             self.tap.before_step(self._model)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Ends the last block, and sampling."""
         self.seconds[self.sampled].append(time.perf_counter() - self.start)
         self.tap.end(self._model)
 
 
 def small_model() -> tuple[keras.Model, tf.data.Dataset]:
-    """A dense model whose step takes about a millisecond."""
+    """Builds a dense model whose step takes about a millisecond."""
     model = keras.Sequential(
         [keras.Input((16,)), keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)]
     )
@@ -79,7 +91,7 @@ def small_model() -> tuple[keras.Model, tf.data.Dataset]:
 
 
 def mid_model() -> tuple[keras.Model, tf.data.Dataset]:
-    """A small convolutional model whose step takes tens of milliseconds on two cores."""
+    """Builds a small convolutional model whose step takes tens of milliseconds on two cores."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -99,18 +111,18 @@ MODELS = {"small": small_model, "mid": mid_model}
 
 
 def train(model: keras.Model, data: tf.data.Dataset, steps: int, callback: Alternating) -> None:
-    """One `fit`, half of whose steps are sampled."""
+    """Runs one `fit`, of which half of the steps are in sampled blocks."""
     gc.collect()
     model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0, shuffle=False, callbacks=[callback])
     if callback.tap.problem:
         raise SystemExit(f"sampling stopped: {callback.tap.problem}")
 
 
-def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int) -> dict:
+def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int) -> dict[str, Any]:
     """Times one model; `steps` are with sampling, and as many without."""
     model, data = MODELS[name]()
     model.compile("sgd", "mse", jit_compile=False)
-    # Traces the training step, and does once what the first tap of a process needs.
+    # Traces the training step, and loads what the first tap of a process loads.
     train(model, data, 40, Alternating(num_batches, 1))
     totals, ratios = [], []
     for _ in range(rounds):
@@ -119,7 +131,7 @@ def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int)
         with_s, without_s = sum(callback.seconds[True]), sum(callback.seconds[False])
         totals.append((with_s, without_s))
         ratios.append(with_s / without_s)
-    # Taps are rare: what one costs is measured where every step of a sampled block is one.
+    # Taps are rare, so the cost of one is measured with a tap at every step of a sampled block.
     tapped = Alternating(num_batches, 1, tap_all=True)
     train(model, data, 400, tapped)
     return {
@@ -138,7 +150,37 @@ def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int)
     }
 
 
-def main() -> None:
+def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measures this package and that of another checkout in turns.
+
+    Returns:
+        For each model, medians over the processes of both: ratio with / without sampling, and
+        milliseconds of a tap.
+    """
+    options = ["--model", arguments.model, "--steps", str(arguments.steps)]
+    options += ["--rounds", str(arguments.rounds), "--block", str(arguments.block)]
+    options += ["--num-batches", str(arguments.num_batches)]
+    here, there = run_in_turns(__file__, options, against=arguments.against, turns=arguments.turns)
+    compared = []
+    for index, name in enumerate(_names_of(arguments.model)):
+        figures: dict[str, Any] = {"model": name}
+        for where, printed in (("here", here), ("there", there)):
+            results = [one[index] for one in printed]
+            ratios = [ratio for result in results for ratio in result["ratios"]]
+            figures[f"{where}_ratio"] = statistics.median(ratios)
+            figures[f"{where}_ms_per_tap"] = statistics.median(
+                result["ms_per_tap"] for result in results
+            )
+        compared.append(figures)
+    return compared
+
+
+def _names_of(model: str) -> Sequence[str]:
+    return list(MODELS) if model == "both" else [model]
+
+
+def main() -> int:
+    """Measures the models and prints the figures; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -152,33 +194,49 @@ def main() -> None:
     parser.add_argument("--num-batches", type=int, default=32, help="batches to keep (default: 32)")
     parser.add_argument("--block", type=int, default=10, help="steps of a block (default: 10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    args = parser.parse_args()
-    names = list(MODELS) if args.model == "both" else [args.model]
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.against:
+        compared = compare(arguments)
+        if arguments.json:
+            print(json.dumps(compared, indent=2))
+            return 0
+        for figures in compared:
+            print(
+                f"{figures['model']}: with / without sampling here {figures['here_ratio']:.4f}, "
+                f"there {figures['there_ratio']:.4f}; ms per tap here "
+                f"{figures['here_ms_per_tap']:.2f}, there {figures['there_ms_per_tap']:.2f}"
+            )
+        return 0
     results = [
         measure(
             name,
-            steps=args.steps,
-            rounds=args.rounds,
-            num_batches=args.num_batches,
-            block=args.block,
+            steps=arguments.steps,
+            rounds=arguments.rounds,
+            num_batches=arguments.num_batches,
+            block=arguments.block,
         )
-        for name in names
+        for name in _names_of(arguments.model)
     ]
-    if args.json:
+    if arguments.json:
         print(json.dumps(results, indent=2))
-        return
+        return 0
     print(
-        f"{args.rounds} rounds of {args.steps} steps with and {args.steps} without sampling, medians"
+        f"{arguments.rounds} rounds of {arguments.steps} steps with and {arguments.steps} without "
+        "sampling, medians"
     )
     print(
-        f"{'model':<6} {'without ms/step':>16} {'with ms/step':>13} {'ratio':>7} {'taps':>5} {'ms/tap':>7}"
+        f"{'model':<6} {'without ms/step':>16} {'with ms/step':>13} {'ratio':>7} {'taps':>5} "
+        f"{'ms/tap':>7}"
     )
     for result in results:
         print(
-            f"{result['model']:<6} {result['without_ms_per_step']:>16.3f} {result['with_ms_per_step']:>13.3f} "
-            f"{result['ratio']:>7.4f} {result['taps']:>5} {result['ms_per_tap']:>7.2f}"
+            f"{result['model']:<6} {result['without_ms_per_step']:>16.3f} "
+            f"{result['with_ms_per_step']:>13.3f} {result['ratio']:>7.4f} {result['taps']:>5} "
+            f"{result['ms_per_tap']:>7.2f}"
         )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,10 @@
-"""How long `inspect` takes beyond importing TensorFlow: a real estimator export of 4 signatures.
+"""Measures `inspect` without the import of TensorFlow, on a real estimator export of 4 signatures.
 
     python benchmarks/inspect_taxi.py [EXPORT_DIR]
 
-EXPORT_DIR defaults to the one in ../shared/savedmodels. Each round is a fresh process that imports TensorFlow and Keras
-first and then times the import of keras_warmup's own rooms and one `inspect`.
+EXPORT_DIR defaults to the one in ../shared/savedmodels. Each round is a fresh process that imports
+TensorFlow and Keras first, and then times the import of keras_warmup's own modules and one
+`inspect`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ import keras_warmup.inspection
 imported = time.perf_counter()
 keras_warmup.inspection.inspect(sys.argv[1])
 done = time.perf_counter()
-print(json.dumps({"import_ms": (imported - started) * 1000, "inspect_ms": (done - imported) * 1000}))
+import_ms, inspect_ms = (imported - started) * 1000, (done - imported) * 1000
+print(json.dumps({"import_ms": import_ms, "inspect_ms": inspect_ms}))
 """
 
 
-def main() -> None:
+def main() -> int:
+    """Measures `inspect` and prints the figures; returns the exit code."""
     default = (
         pathlib.Path(__file__).resolve().parents[2]
         / "shared"
@@ -63,11 +66,12 @@ def main() -> None:
     }
     if arguments.json:
         print(json.dumps({"medians": medians, "rounds": rounds}, indent=2))
-        return
+        return 0
     print(f"inspect {arguments.export_dir}, medians of {arguments.rounds} fresh processes:")
-    print(f"  importing keras_warmup's rooms, after TensorFlow: {medians['import_ms']:.0f} ms")
-    print(f"  inspect:                                          {medians['inspect_ms']:.0f} ms")
+    print(f"  importing keras_warmup, after TensorFlow: {medians['import_ms']:.0f} ms")
+    print(f"  inspect:                                  {medians['inspect_ms']:.0f} ms")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

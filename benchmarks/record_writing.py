@@ -1,8 +1,11 @@
-"""What building and writing large records costs, beside the plain way, and the memory it takes.
+"""Measures the time and memory of building and writing large records, compared with the plain way.
 
-Each round writes the same records in each way, in turns; the median ratio of the rounds is printed. Memory is the growth of
-the resident set at its peak, each way in a process of its own, in multiples of one record. The files lie in memory where the
-system has such a place, since a disk takes its own time whoever writes; `--directory` chooses another.
+Each round writes the same records in each way, in turns; the output holds the median ratio of the
+rounds. Memory is the growth of the resident set at its peak, in multiples of one record; each way
+is measured in a process of its own. The files lie in memory where the system has a place for that,
+since the time of a disk does not depend on the code; `--directory` chooses another place.
+
+With `--against`, the package of another checkout is measured in turns with this one.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import tensorflow as tf
+from checkouts import add_arguments, run_in_turns
 
 from keras_warmup._protos import PredictionLog
 from keras_warmup.binding.bind import BoundBatch
@@ -32,13 +37,14 @@ from keras_warmup.records.warmup_file import read_records, write_records
 EXAMPLE = """example:
   python benchmarks/record_writing.py
   python benchmarks/record_writing.py --records 5 --rounds 3 --json
+  git worktree add ../before HEAD~10 && python benchmarks/record_writing.py --against ../before
 """
 IN_MEMORY = "/dev/shm"
 SHAPE = (32, 224, 224, 3)
 
 
 def write_plainly(path: str, x: np.ndarray, records: int) -> None:
-    """As the tutorials do it."""
+    """Writes records as the tutorials do."""
     with tf.io.TFRecordWriter(path) as writer:
         for _ in range(records):
             log = PredictionLog()
@@ -50,12 +56,12 @@ def write_plainly(path: str, x: np.ndarray, records: int) -> None:
 
 
 def write_ours(path: str, x: np.ndarray, records: int) -> None:
-    """As an export of ours does it, where one batch has all rows of a record."""
+    """Writes records as an export does, where one batch has all rows of a record."""
     _write_rows(path, [x], [(0, row) for row in range(len(x))], records)
 
 
 def write_scattered(path: str, x: np.ndarray, records: int) -> None:
-    """The same where no two rows lie together: every other one is of another batch."""
+    """Writes records whose rows alternate between two batches, so that none lie together."""
     _write_rows(path, [x, x], [(row % 2, row) for row in range(len(x))], records)
 
 
@@ -84,13 +90,13 @@ WAYS: dict[str, Callable[[str, np.ndarray, int], None]] = {
 def measure_seconds(
     directory: str, x: np.ndarray, arguments: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Seconds of each round, each way."""
+    """Times each way; returns its name -> seconds of each round."""
     seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    # One round before: files, allocator and imports are then alike for both.
+    # The first round is discarded: files, allocator and imports are then the same for all ways.
     for turn in range(-1, arguments.rounds):
         for name in list(WAYS) if turn % 2 == 0 else reversed(WAYS):
             path = os.path.join(directory, name)
-            # Neither way must wait until the disk has taken, or freed, what another one wrote.
+            # No way should wait for the disk to write, or free, the file of another one.
             with contextlib.suppress(FileNotFoundError):
                 os.remove(path)
             os.sync()
@@ -103,11 +109,11 @@ def measure_seconds(
 
 
 def peak_of(name: str, directory: str, x: np.ndarray, records: int) -> float:
-    """Growth of this process' resident set at its peak, in multiples of one record; Linux only."""
-    # Whatever a first write loads is no part of a record.
+    """Measures the peak of this process's memory, in multiples of one record; Linux only."""
+    # What the first write of a process loads is not part of a record.
     WAYS[name](os.path.join(directory, name), x[:1], 1)
     with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # the peak begins anew (proc(5))
+        file.write("5")  # resets the peak (proc(5))
     before = _status_bytes("VmRSS")
     WAYS[name](os.path.join(directory, name), x, records)
     return (_status_bytes("VmHWM") - before) / x.nbytes
@@ -118,8 +124,58 @@ def _status_bytes(field: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
 
 
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measures seconds, ratios to the plain way, and peak memory in records, by way."""
+    x = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
+    with tempfile.TemporaryDirectory(prefix="keras-warmup-", dir=arguments.directory) as directory:
+        seconds = measure_seconds(directory, x, arguments)
+        # The ratios are meaningful only where all ways write the same.
+        written = [next(read_records(os.path.join(directory, name))) for name in WAYS]
+        if any(log != written[0] for log in written):
+            raise SystemExit("The ways wrote different records.")
+    peaks = {}
+    if os.path.exists("/proc/self/clear_refs"):
+        for name in WAYS:
+            command = [sys.executable, __file__, "--peak", name]
+            command += ["--records", str(arguments.records), "--directory", arguments.directory]
+            peaks[name] = float(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
+    ratios = {
+        name: statistics.median(
+            plain / ours for plain, ours in zip(seconds["plain"], seconds[name], strict=True)
+        )
+        for name in OURS
+    }
+    return {"seconds": seconds, "ratios": ratios, "peak_records": peaks}
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Measures this package and that of another checkout in turns.
+
+    Returns:
+        Way -> median seconds here / there, the medians of both, and the peaks of memory, in
+        records, where the system tells them.
+    """
+    options = ["--records", str(arguments.records), "--rounds", str(arguments.rounds)]
+    options += ["--directory", arguments.directory]
+    here, there = run_in_turns(__file__, options, against=arguments.against, turns=arguments.turns)
+    compared = {}
+    for name in WAYS:
+        after, before = (
+            statistics.median(taken for one in printed for taken in one["seconds"][name])
+            for printed in (here, there)
+        )
+        compared[name] = {"ratio": after / before, "here_s": after, "there_s": before}
+        for where, printed in (("here", here), ("there", there)):
+            peaks = [one["peak_records"][name] for one in printed if one["peak_records"]]
+            if peaks:
+                compared[name][f"{where}_peak_records"] = statistics.median(peaks)
+    return compared
+
+
 def main() -> int:
-    """Measures, and prints the figures."""
+    """Measures the ways and prints the figures; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -131,53 +187,46 @@ def main() -> int:
         help="where to write the files (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument(
-        "--peak", choices=WAYS, help=argparse.SUPPRESS
-    )  # what a process of its own is asked for
+    add_arguments(parser)
+    # For the processes that measure memory.
+    parser.add_argument("--peak", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    x = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
-    with tempfile.TemporaryDirectory(prefix="keras-warmup-", dir=arguments.directory) as directory:
-        if arguments.peak:
-            print(peak_of(arguments.peak, directory, x, arguments.records))
+    if arguments.peak:
+        x = np.random.default_rng(0).random(SHAPE, dtype=np.float32)
+        with tempfile.TemporaryDirectory(prefix="keras-warmup-", dir=arguments.directory) as path:
+            print(peak_of(arguments.peak, path, x, arguments.records))
+        return 0
+    if arguments.against:
+        compared = compare(arguments)
+        if arguments.json:
+            print(json.dumps(compared, indent=1))
             return 0
-        seconds = measure_seconds(directory, x, arguments)
-        # A figure for the same thing only.
-        written = [next(read_records(os.path.join(directory, name))) for name in WAYS]
-        if any(log != written[0] for log in written):
-            raise SystemExit("The ways wrote different records.")
-    peaks = {}
-    if os.path.exists("/proc/self/clear_refs"):
-        for name in WAYS:
-            command = [
-                sys.executable,
-                __file__,
-                "--peak",
-                name,
-                "--records",
-                str(arguments.records),
-            ]
-            command += ["--directory", arguments.directory]
-            peaks[name] = float(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        for name, figures in compared.items():
+            peak = ""
+            if "here_peak_records" in figures and "there_peak_records" in figures:
+                peak = (
+                    f"; peak memory {figures['here_peak_records']:.2f} and "
+                    f"{figures['there_peak_records']:.2f} x one record"
+                )
+            print(
+                f"{name}: here / there {figures['ratio']:.2f} x "
+                f"({figures['here_s']:.3f} s / {figures['there_s']:.3f} s){peak}"
             )
-    ratios = {
-        name: statistics.median(
-            plain / ours for plain, ours in zip(seconds["plain"], seconds[name], strict=True)
-        )
-        for name in OURS
-    }
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
+        return 0
+    measured = measure(arguments)
     if arguments.json:
-        print(json.dumps({"seconds": seconds, "ratios": ratios, "peak_records": peaks}, indent=1))
+        print(json.dumps(measured, indent=1))
         return 0
     shape = "x".join(map(str, SHAPE))
     print(
-        f"{arguments.records} records of {shape} float32 in {arguments.directory}, median of {arguments.rounds} rounds:"
+        f"{arguments.records} records of {shape} float32 in {arguments.directory}, "
+        f"median of {arguments.rounds} rounds:"
     )
-    for name, taken in medians.items():
+    peaks, ratios = measured["peak_records"], measured["ratios"]
+    for name, taken in measured["seconds"].items():
         peak = f", peak memory {peaks[name]:.2f} x one record" if peaks else ""
         faster = f", {ratios[name]:.2f} x as fast as plain" if name in ratios else ""
-        print(f"  {name:<14} {taken:.3f} s{peak}{faster}")
+        print(f"  {name:<14} {statistics.median(taken):.3f} s{peak}{faster}")
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Models with random weights, as many kinds of lazy as a served model can be.
+"""Models with random weights that cover the lazy initialisations of TensorFlow Serving.
 
-Each has two outputs, an embedding and a score; there are clients who ask for both and clients who ask for the score alone.
+Each has two outputs, an embedding and a score: some clients ask for both, some for the score alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_warmup import endpoints
 
 COLOURS = ("red", "green", "blue")
-# Asked for beside both outputs.
+# The output filter that clients use, in addition to both outputs.
 SCORE = ["score"]
 
 
@@ -25,11 +25,11 @@ class Specimen:
     """One model of the zoo.
 
     Attributes:
-        name: what to call it.
-        build: makes the model.
-        rows: `rows(count, seed)` makes distinct rows, as `fit` would take them.
-        warmup: options of our export, beside the output set and the batch sizes.
-        sizes_matter: whether the batch size that clients send must be in the file.
+        name: its name in tables.
+        build: builds the model.
+        rows: `rows(count, seed)` makes distinct rows, as `fit` takes them.
+        warmup: options of the warm export, besides the output filter and the batch sizes.
+        sizes_matter: whether the file must hold the batch size that clients send.
         export_fn: writes the SavedModel; `None` for `model.export`.
     """
 
@@ -41,11 +41,11 @@ class Specimen:
     export_fn: Callable[[keras.Model, str], Any] | None = None
 
     def options(self, **more: Any) -> dict[str, Any]:
-        """`WarmupOptions` of our export."""
+        """Returns the `WarmupOptions` of the warm export, as a dict."""
         return {"output_filters": [SCORE], **self.warmup, **more}
 
     def export(self, model: keras.Model, export_dir: str) -> None:
-        """Writes the SavedModel as anyone would, without a warmup file."""
+        """Writes the SavedModel without a warmup file."""
         if self.export_fn is None:
             model.export(export_dir, verbose=False)
         else:

@@ -2,8 +2,8 @@
 
     python examples/encoded_images.py [DIRECTORY]
 
-Trains on scikit-learn's digits as arrays; the published endpoint decodes PNG or JPEG files itself. The training batches are
-encoded as the graph reads them, so the warmup records hold real image files.
+Trains on scikit-learn's digits as arrays; the published endpoint decodes PNG or JPEG files itself.
+The training batches are encoded as the graph reads them, so the warmup records hold image files.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [DIRECTORY]
 
-Writes DIRECTORY/1 (default: ./digits/1), a SavedModel that TensorFlow Serving loads with its warmup file inside.
+Writes DIRECTORY/1 (default: ./digits/1), a SavedModel with its warmup file inside.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python examples/text.py [DIRECTORY]
 
-Trains a small text classifier with a TextVectorization layer on the docstrings of scikit-learn's own functions (is it about a
-dataset or not), and publishes it warm. Strings need nothing special: the captured batches are strings already.
+Trains a small text classifier with a TextVectorization layer on the docstrings of scikit-learn's
+own functions (about a dataset or not), and publishes it warm. Strings need nothing special: the
+captured batches are strings already.
 """
 
 from __future__ import annotations

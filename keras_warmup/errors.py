@@ -1,17 +1,17 @@
-"""What can go wrong, by meaning.
+"""The errors of this package, named for what went wrong.
 
-Every error this package raises for bad input is a `WarmupError`. Each child also inherits the
-builtin a caller would naturally catch. Messages say what failed, where, what was expected, what was
-got and what to do; they hold names, shapes and dtypes, never tensor values: those are training
-data.
+Every error that this package raises for bad input is a `WarmupError`. Each subclass also inherits
+the builtin that a caller would naturally catch. Messages say what failed, where, what was expected,
+what was found and what to do. They hold names, shapes and dtypes, but never tensor values, which
+are training data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
-from contextlib import __file__ as _CONTEXTLIB
 
 
 class WarmupError(Exception):
@@ -23,7 +23,7 @@ class OptionsError(WarmupError, ValueError):
 
 
 class DataError(WarmupError, ValueError):
-    """The data given (or captured) cannot be read as batches, or there is none."""
+    """The data given (or captured) cannot be read as batches, or there are no data."""
 
 
 class BindingError(WarmupError, ValueError):
@@ -42,7 +42,7 @@ class ReplayError(WarmupError, RuntimeError):
     """A model or a record fails the way TensorFlow Serving would fail at load.
 
     Attributes:
-        status: the server's status, such as `INVALID_ARGUMENT`; empty where there is none.
+        status: the server's status, such as `INVALID_ARGUMENT`; empty for other failures.
     """
 
     def __init__(self, *args: object, status: str = "") -> None:
@@ -51,7 +51,7 @@ class ReplayError(WarmupError, RuntimeError):
 
 
 class ProofError(WarmupError, RuntimeError):
-    """The replayed signature does not give what the model gives on the same rows."""
+    """The outputs of a replayed signature differ from those of the model on the same rows."""
 
 
 class ExportError(WarmupError, RuntimeError):
@@ -59,11 +59,11 @@ class ExportError(WarmupError, RuntimeError):
 
 
 class PublishError(WarmupError, OSError):
-    """A directory cannot be published: it exists, cannot be written, or its name cannot be made."""
+    """A directory cannot be published: its path is taken or cannot be written or resolved."""
 
 
 class UnsafeOpsError(WarmupError, RuntimeError):
-    """A SavedModel has ops that touch files, network or processes, and was to be refused then."""
+    """A SavedModel has ops that touch files, network or processes, and these are refused."""
 
 
 class ServerError(WarmupError, ConnectionError):
@@ -71,11 +71,13 @@ class ServerError(WarmupError, ConnectionError):
 
 
 def warn_or_print(text: str, stacklevel: int) -> None:
-    """Warns, or prints to stderr where warnings are errors: no warning may end what goes on without it.
+    """Issues a `UserWarning`, or prints to stderr where warnings are errors.
+
+    For work that must continue after the warning.
 
     Args:
         text: the warning.
-        stacklevel: as `warnings.warn` takes it, seen from the caller.
+        stacklevel: as `warnings.warn` takes it, relative to the caller.
     """
     try:
         warnings.warn(text, stacklevel=stacklevel + 1)
@@ -91,6 +93,7 @@ def warn_caller(text: str) -> None:
     """
     package = os.path.dirname(os.path.abspath(__file__))
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_code.co_filename.startswith((package, _CONTEXTLIB)):
+    ours = (package, contextlib.__file__)  # the frames of `with` are between ours
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)

@@ -1,4 +1,4 @@
-"""Paths: reading path arguments, taking them apart, and what file systems say of them."""
+"""Reads path arguments, splits paths, and explains the errors of file systems."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from keras_warmup.errors import OptionsError, PublishError, WarmupError
 
 # file:/x, file:///x and file://localhost/x (RFC 8089).
 _FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*))?(?=/)", re.IGNORECASE)
-
-
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def as_path(path: str | os.PathLike[str]) -> str:
-    """Reads a path argument: as `str`, without a `file:` scheme and trailing slashes, `~` filled in.
+    """Returns a path argument as `str`.
+
+    A `file:` scheme and trailing slashes are removed, and `~` is expanded.
 
     Args:
         path: a local path, or a URL that `tf.io.gfile` takes, such as `gs://bucket/models/1`.
 
     Raises:
-        OptionsError: it is not a path, is empty, holds a NUL byte, is not UTF-8, is a `file:` URL of another host, or is a
-            `pathlib.Path` made of a URL (which has lost a slash).
+        OptionsError: it is not a path, is empty, holds a NUL byte, is not UTF-8, is a `file:` URL
+            of another host, or is a `pathlib.Path` made of a URL (which has lost a slash).
     """
     if not isinstance(path, (str, os.PathLike)):
         raise OptionsError(f"A path must be a str or os.PathLike, got {type(path).__name__}.")
@@ -36,7 +36,8 @@ def as_path(path: str | os.PathLike[str]) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise OptionsError(
-            f"The path {text!r} is not UTF-8, and TensorFlow takes no other paths. Rename it, or give a link to it."
+            f"The path {text!r} is not UTF-8, and TensorFlow takes no other paths. Rename it, or "
+            "give a link to it."
         ) from None
     if "\0" in text:
         raise OptionsError(f"A path must not hold a NUL byte, got {text!r}.")
@@ -49,7 +50,7 @@ def as_path(path: str | os.PathLike[str]) -> str:
         text = text[url.end() :]
     elif not isinstance(path, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", text):
         raise OptionsError(
-            f"The path {text!r} was a URL before pathlib folded its slashes. Pass it as a str."
+            f"The path {text!r} was a URL before pathlib merged its slashes. Pass it as a str."
         )
     elif text.startswith("~"):
         text = os.path.expanduser(text)
@@ -59,28 +60,28 @@ def as_path(path: str | os.PathLike[str]) -> str:
 
 
 def absolute(path: str, directory: str) -> str:
-    """Returns a local path as seen from a directory; a URL as it is.
+    """Returns a local path relative to a directory as an absolute path; a URL unchanged.
 
-    Links and `..` are kept as they are: `a/..` is not always the directory of `a`.
+    Links and `..` stay: `a/..` is not always the directory of `a`.
     """
     return path if scheme_of(path) else os.path.join(directory, path)
 
 
 def scheme_of(path: str) -> str:
-    """`gs` of `gs://bucket/m`; empty for a local path."""
+    """Returns the scheme of a URL, such as `gs` of `gs://bucket/m`; empty for a local path."""
     match = _SCHEME.match(path)
     return match[1].lower() if match else ""
 
 
 def name_of(path: str) -> str:
-    """The last component; empty for a root, a bucket or a host, as which nothing can be published."""
+    """Returns the last component; empty for a root, a bucket or a host, which have no name."""
     match = _SCHEME.match(path)
     rest = path[match.end() :] if match else path
     return rest.rpartition("/")[2] if not match or "/" in rest else ""
 
 
 def parent_of(path: str) -> str:
-    """The directory above; `.` above a relative name, and the root or bucket itself above them."""
+    """Returns the parent directory: `.` for a relative name; a root or bucket is its own parent."""
     match = _SCHEME.match(path)
     if match and "/" not in path[match.end() :]:
         return path
@@ -91,13 +92,13 @@ def parent_of(path: str) -> str:
 
 
 def join(directory: str, name: str) -> str:
-    """Joins with one `/`, which `tf.io.gfile` takes everywhere."""
+    """Joins with one `/`, which `tf.io.gfile` accepts on every system."""
     return f"{directory.rstrip('/')}/{name}"
 
 
 @contextlib.contextmanager
 def explained(path: str, doing: str = "publish to") -> Iterator[None]:
-    """Turns the errors of file systems into a `PublishError` with the path and the reason.
+    """Turns errors of file systems into a `PublishError` with the path and the reason.
 
     Args:
         path: the path to name.
@@ -112,16 +113,14 @@ def explained(path: str, doing: str = "publish to") -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """Returns the reason alone, without paths, which may be those of a hidden directory."""
+    """Returns the reason of a file system error without paths, which may be of a hidden directory.
+
+    An error without a message, which in-memory file systems raise, gives its kind.
+    """
     if isinstance(error, tf.errors.OpError):
-        # In-memory file systems give a status without words.
-        words = str(error.message).rpartition("; ")[2].rstrip(".")
-        return (
-            words
-            or re.sub(
-                r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error")
-            ).lower()
-        )
+        message = str(error.message).rpartition("; ")[2].rstrip(".")
+        kind = type(error).__name__.removesuffix("Error")
+        return message or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind).lower()
     return getattr(error, "strerror", None) or type(error).__name__
 
 
@@ -135,14 +134,14 @@ _KINDS = {
 
 
 def why_not_a_file(path: str) -> str | None:
-    """Tells why a path must not be opened as a file, links followed.
+    """Returns why a path must not be opened as a file, links followed.
 
     Args:
-        path: local, or of any file system `tf.io.gfile` knows; only local ones have fifos and devices.
+        path: a path on any file system of `tf.io.gfile`. Only local ones have fifos and devices.
 
     Returns:
-        The reason, such as `it is a fifo`; `None` for a file, and for one that is not there or cannot be looked at:
-        TensorFlow says so when it opens it.
+        The reason, such as `it is a fifo`. `None` for a file, and for a path that does not exist or
+        cannot be examined: TensorFlow reports that when it opens the path.
     """
     if scheme_of(path):
         return "it is a directory" if tf.io.gfile.isdir(path) else None
@@ -157,4 +156,4 @@ def why_not_a_file(path: str) -> str | None:
         return None
     if stat.S_ISREG(mode):
         return None
-    return f"it is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}"
+    return f"it is {_KINDS.get(stat.S_IFMT(mode), 'not a regular file')}"

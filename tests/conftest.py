@@ -1,4 +1,4 @@
-"""Shared by all tests: quiet TensorFlow, and the SavedModels made elsewhere."""
+"""Fixtures and settings of all tests: TensorFlow's log level, and SavedModels made elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
 
-# The option --trust-report, and the table it writes.
+# Adds the option --trust-report, and writes its tables.
 pytest_plugins = ["tests.trust.reporting"]
 
 _SAVED_MODELS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "savedmodels"
@@ -17,7 +17,7 @@ _SAVED_MODELS = pathlib.Path(__file__).resolve().parents[2] / "shared" / "savedm
 
 @pytest.fixture(scope="session")
 def saved_models() -> pathlib.Path:
-    """Real exports that this project did not make; tests that need them are skipped where they are absent."""
+    """Directory of exports that other programs made; without it, tests that need it are skipped."""
     if not _SAVED_MODELS.is_dir():
-        pytest.skip("no ../shared/savedmodels beside the project")
+        pytest.skip("there is no ../shared/savedmodels beside the checkout")
     return _SAVED_MODELS

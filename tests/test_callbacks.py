@@ -1,10 +1,14 @@
 """Tests of `keras_warmup.callbacks`, through `fit`."""
 
+from __future__ import annotations
+
 import inspect
 import os
 import pathlib
 import shutil
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +18,7 @@ import tensorflow as tf
 import keras_warmup as kw
 from keras_warmup import callbacks
 from keras_warmup.errors import OptionsError, PublishError
+from keras_warmup.publishing.publish import Published, staged
 from keras_warmup.report import RecordReport, WarmupReport
 from keras_warmup.training.capture import captured_batches
 
@@ -21,23 +26,25 @@ X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
 
 
-def make_model(seed=1, metrics=("mae",)):
+def make_model(seed: int = 1, metrics: Sequence[str] = ("mae",)) -> keras.Model:
     keras.utils.set_random_seed(seed)
     model = keras.Sequential([keras.Input((3,), name="features"), keras.layers.Dense(1)])
     model.compile("sgd", "mse", metrics=list(metrics))
     return model
 
 
-def fit(model, *extra, epochs=2, **options):
+def fit(
+    model: keras.Model, *extra: keras.callbacks.Callback, epochs: int = 2, **options: Any
+) -> keras.callbacks.History:
     return model.fit(X, Y, batch_size=8, epochs=epochs, verbose=0, callbacks=list(extra), **options)
 
 
-def tree(root):
-    return sorted(path.name for path in pathlib.Path(root).iterdir())
+def tree(root: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
 
 
-def kernel_of(export_dir):
-    """The Dense kernel as the exported signature has it: its outputs for the unit vectors minus that for zero."""
+def kernel_of(export_dir: str | os.PathLike[str]) -> np.ndarray:
+    """Returns the Dense kernel of an export: its outputs for unit vectors minus that for zeros."""
     serve = tf.saved_model.load(str(export_dir)).signatures["serve"]
     outputs = next(
         iter(serve(tf.constant(np.vstack([np.zeros((1, 3)), np.eye(3)]), tf.float32)).values())
@@ -45,18 +52,23 @@ def kernel_of(export_dir):
     return outputs[1:] - outputs[:1]
 
 
-class Exports(list):
-    """Stands in for `publish_model`: publishes a file instead of a model, and remembers how it was called."""
+class Exports(list[dict[str, Any]]):
+    """Replaces `publish_model`: publishes a small file, and keeps the arguments of each call.
 
-    fails_at = ()
+    Attributes:
+        fails_at: numbers of the calls that raise, from 1.
+        error: what they raise.
+    """
+
+    fails_at: tuple[int, ...] = ()
     error = OSError("no space left on device")
 
-    def __call__(self, model, path, **options):
+    def __call__(
+        self, model: keras.Model, path: str, **options: Any
+    ) -> tuple[WarmupReport, Published]:
         self.append({"model": model, "path": path, **options})
         if len(self) in self.fails_at:
             raise self.error
-        from keras_warmup.publishing.publish import staged
-
         with staged(path, overwrite=options["overwrite"]) as staging:
             pathlib.Path(staging, "saved_model.pb").write_text(str(model.get_weights()[0].ravel()))
         record = RecordReport("serve", "predict", 2, {"features": (2, 3)}, (), "captured", 100)
@@ -64,16 +76,18 @@ class Exports(list):
 
 
 @pytest.fixture
-def exports(monkeypatch):
+def exports(monkeypatch: pytest.MonkeyPatch) -> Exports:
     recorded = Exports()
     monkeypatch.setattr(callbacks, "publish_model", recorded)
     return recorded
 
 
-# -- the real export ---------------------------------------------------------------------------------------------------
+# -- the real export -------------------------------------------------------------------------------
 
 
-def test_fit_publishes_a_warm_model_at_train_end(tmp_path, capsys):
+def test_fit_publishes_a_warm_model_at_train_end(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_model()
     export = kw.WarmupExport(tmp_path / "m" / "{version}")
     fit(model, export)
@@ -83,17 +97,14 @@ def test_fit_publishes_a_warm_model_at_train_end(tmp_path, capsys):
     assert kw.verify(report.export_dir).ok
     np.testing.assert_allclose(kernel_of(report.export_dir), model.get_weights()[0], rtol=1e-6)
     assert tree(tmp_path / "m") == ["1"]
-    count = len(report.records)
-    named = ", ".join(f"predict {record.signature_key}" for record in report.records)
-    plural = "" if count == 1 else "s"
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"WarmupExport: published {tmp_path}/m/1 with {count} warmup record{plural} ({named})"
+        f"WarmupExport: published {tmp_path}/m/1 with 1 warmup record (predict serving_default)"
     )
 
 
 @pytest.mark.parametrize("save_freq", ["train_end", "epoch"])
-def test_training_is_bit_identical_with_and_without(tmp_path, save_freq):
-    def run(*extra):
+def test_training_is_bit_identical_with_and_without(tmp_path: pathlib.Path, save_freq: str) -> None:
+    def run(*extra: keras.callbacks.Callback) -> tuple[dict[str, Any], list[np.ndarray]]:
         keras.utils.set_random_seed(3)
         model = keras.Sequential(
             [keras.Input((3,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
@@ -113,15 +124,17 @@ def test_training_is_bit_identical_with_and_without(tmp_path, save_freq):
 
 @pytest.mark.parametrize("order", ["stopping first", "export first"])
 @pytest.mark.parametrize("ends", ["stopped early", "ran out of epochs"])
-def test_restored_best_weights_are_exported_in_either_order(tmp_path, order, ends):
-    kernels = []
+def test_restored_best_weights_are_exported_in_either_order(
+    tmp_path: pathlib.Path, order: str, ends: str
+) -> None:
+    kernels: list[np.ndarray] = []
 
     class Diverge(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             if epoch >= 2:
                 self.model.layers[-1].kernel.assign_add(np.full((3, 1), 5.0, "float32"))
 
-        def on_epoch_end(self, epoch, logs=None):
+        def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             kernels.append(self.model.get_weights()[0])
 
     model = make_model()
@@ -137,7 +150,7 @@ def test_restored_best_weights_are_exported_in_either_order(tmp_path, order, end
     np.testing.assert_allclose(kernel_of(tmp_path / "1"), kernels[1], rtol=1e-5, atol=1e-6)
 
 
-def test_data_given_is_used_and_nothing_is_captured(tmp_path):
+def test_data_given_is_used_and_nothing_is_captured(tmp_path: pathlib.Path) -> None:
     model = make_model()
     export = kw.WarmupExport(tmp_path / "1", data=X, verbose=0)
     fit(model, export)
@@ -145,7 +158,7 @@ def test_data_given_is_used_and_nothing_is_captured(tmp_path):
     assert captured_batches(model) == []
 
 
-def test_batch_capture_feeds_a_later_export(tmp_path):
+def test_batch_capture_feeds_a_later_export(tmp_path: pathlib.Path) -> None:
     model = make_model()
     fit(model, kw.BatchCapture(num_batches=2, seed=5))
     assert 1 <= len(captured_batches(model)) <= 2
@@ -153,7 +166,7 @@ def test_batch_capture_feeds_a_later_export(tmp_path):
     assert {record.source for record in report.records} == {"captured"}
 
 
-def test_batch_capture_and_two_exports_share_a_fit(tmp_path):
+def test_batch_capture_and_two_exports_share_a_fit(tmp_path: pathlib.Path) -> None:
     model = make_model()
     one, two = (
         kw.WarmupExport(tmp_path / "a" / "1", verbose=0),
@@ -166,9 +179,11 @@ def test_batch_capture_and_two_exports_share_a_fit(tmp_path):
     assert tree(tmp_path) == ["a", "b"]
 
 
-def test_interrupted_fit_publishes_nothing_but_leaves_its_finished_epochs(tmp_path):
+def test_interrupted_fit_publishes_nothing_but_leaves_its_finished_epochs(
+    tmp_path: pathlib.Path,
+) -> None:
     class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             if epoch == 1:
                 raise KeyboardInterrupt
 
@@ -179,8 +194,10 @@ def test_interrupted_fit_publishes_nothing_but_leaves_its_finished_epochs(tmp_pa
     assert captured_batches(model)
 
 
-def test_interrupt_in_an_export_passes_and_leaves_nothing_half_published(tmp_path):
-    def export_fn(model, export_dir):
+def test_interrupt_in_an_export_passes_and_leaves_nothing_half_published(
+    tmp_path: pathlib.Path,
+) -> None:
+    def export_fn(model: keras.Model, export_dir: str) -> None:
         model.export(export_dir, verbose=False)
         raise KeyboardInterrupt
 
@@ -192,11 +209,11 @@ def test_interrupt_in_an_export_passes_and_leaves_nothing_half_published(tmp_pat
     assert tree(tmp_path) == []
 
 
-def test_failing_export_fn_raises_at_train_end_and_leaves_nothing(tmp_path):
+def test_failing_export_fn_raises_at_train_end_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     class DiskError(Exception):
         pass
 
-    def export_fn(model, export_dir):
+    def export_fn(model: keras.Model, export_dir: str) -> None:
         pathlib.Path(export_dir, "saved_model.pb").write_text("half")
         raise DiskError("disk")
 
@@ -206,28 +223,34 @@ def test_failing_export_fn_raises_at_train_end_and_leaves_nothing(tmp_path):
     assert tree(tmp_path) == []
 
 
-# -- when and where ----------------------------------------------------------------------------------------------------
+# -- when and where --------------------------------------------------------------------------------
 
 
-def test_every_epoch_takes_the_next_version(tmp_path, exports):
+def test_every_epoch_takes_the_next_version(tmp_path: pathlib.Path, exports: Exports) -> None:
     fit(make_model(), kw.WarmupExport(tmp_path / "m" / "{version}", save_freq="epoch"), epochs=3)
     assert tree(tmp_path / "m") == ["1", "2", "3"]
 
 
-def test_epoch_counts_from_one_and_on_from_initial_epoch(tmp_path, exports):
+def test_epoch_counts_from_one_and_on_from_initial_epoch(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(tmp_path / "{epoch:02d}", save_freq="epoch")
     fit(make_model(), export, epochs=4, initial_epoch=2)
     assert tree(tmp_path) == ["03", "04"]
 
 
-def test_train_end_knows_the_last_epoch_and_its_metrics(tmp_path, exports):
+def test_train_end_knows_the_last_epoch_and_its_metrics(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(tmp_path / "e{epoch}-{val_mae:.1f}" / "{version}")
     history = fit(make_model(), export, epochs=3, validation_data=(X, Y)).history
     assert tree(tmp_path) == [f"e3-{history['val_mae'][-1]:.1f}"]
     assert tree(tmp_path / tree(tmp_path)[0]) == ["1"]
 
 
-def test_version_counts_on_within_an_epoch_directory(tmp_path, exports):
+def test_version_counts_on_within_an_epoch_directory(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(tmp_path / "{epoch}" / "{version}", save_freq="epoch")
     model = make_model()
     fit(model, export)
@@ -235,7 +258,9 @@ def test_version_counts_on_within_an_epoch_directory(tmp_path, exports):
     assert [tree(tmp_path / epoch) for epoch in "12"] == [["1", "2"], ["1", "2"]]
 
 
-def test_fixed_path_is_overwritten_by_its_own_instance_only(tmp_path, exports):
+def test_fixed_path_is_overwritten_by_its_own_instance_only(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(tmp_path / "1", save_freq="epoch")
     model = make_model()
     fit(model, export)
@@ -248,7 +273,7 @@ def test_fixed_path_is_overwritten_by_its_own_instance_only(tmp_path, exports):
     assert len(exports) == 4
 
 
-def test_second_fit_exports_again(tmp_path, exports):
+def test_second_fit_exports_again(tmp_path: pathlib.Path, exports: Exports) -> None:
     export = kw.WarmupExport(tmp_path / "{version}")
     model = make_model()
     fit(model, export)
@@ -259,7 +284,9 @@ def test_second_fit_exports_again(tmp_path, exports):
     ]
 
 
-def test_max_to_keep_removes_only_what_this_instance_published(tmp_path, exports):
+def test_max_to_keep_removes_only_what_this_instance_published(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     for name in ["1", "9"]:
         (tmp_path / name).mkdir()
     export = kw.WarmupExport(tmp_path / "{version}", save_freq="epoch", max_to_keep=2)
@@ -271,7 +298,7 @@ def test_max_to_keep_removes_only_what_this_instance_published(tmp_path, exports
     assert len(export.reports) == 4
 
 
-def test_max_to_keep_counts_a_path_once(tmp_path, exports):
+def test_max_to_keep_counts_a_path_once(tmp_path: pathlib.Path, exports: Exports) -> None:
     export = kw.WarmupExport(tmp_path / "{epoch}", save_freq="epoch", max_to_keep=2)
     model = make_model()
     fit(model, export, epochs=2)
@@ -281,13 +308,17 @@ def test_max_to_keep_counts_a_path_once(tmp_path, exports):
     assert tree(tmp_path) == ["1", "3"]
 
 
-def test_fit_without_an_epoch_publishes_nothing_and_says_so(tmp_path, exports):
+def test_fit_without_an_epoch_publishes_nothing_and_warns(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     with pytest.warns(UserWarning, match="WarmupExport published nothing: fit ran no epoch"):
         fit(make_model(), kw.WarmupExport(tmp_path / "1"), epochs=2, initial_epoch=2)
     assert exports == []
 
 
-def test_export_asks_for_what_the_callback_was_given(tmp_path, exports):
+def test_export_asks_for_what_the_callback_was_given(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     model, export_fn = make_model(), lambda model, export_dir: None
     fit(model, kw.WarmupExport(tmp_path / "1", data=X, warmup={"seed": 7}, export_fn=export_fn))
     assert exports == [
@@ -295,7 +326,7 @@ def test_export_asks_for_what_the_callback_was_given(tmp_path, exports):
             "model": model,
             "path": str(tmp_path / "1"),
             "data": X,
-            "warmup": kw.WarmupOptions(seed=7),
+            "options": kw.WarmupOptions(seed=7),
             "export_fn": export_fn,
             "overwrite": False,
             "replaces": None,
@@ -303,18 +334,18 @@ def test_export_asks_for_what_the_callback_was_given(tmp_path, exports):
     ]
 
 
-# -- the best ----------------------------------------------------------------------------------------------------------
+# -- the best --------------------------------------------------------------------------------------
 
 
 class Report(keras.callbacks.Callback):
-    """Puts metrics into the logs, as callbacks may."""
+    """Puts a metric into the logs, as callbacks may: a value for each epoch."""
 
-    def __init__(self, name, values):
+    def __init__(self, name: str, values: Sequence[float]) -> None:
         super().__init__()
         self.name, self.values = name, values
 
-    def on_epoch_end(self, epoch, logs=None):
-        if self.values[epoch] is not None:
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if logs is not None:
             logs[self.name] = self.values[epoch]
 
 
@@ -329,7 +360,14 @@ class Report(keras.callbacks.Callback):
         ("val_accuracy", "auto", [0.1, 0.3, 0.2, 0.4], [1, 2, 4]),
     ],
 )
-def test_save_best_only_exports_improvements(tmp_path, exports, name, mode, values, best):
+def test_save_best_only_exports_improvements(
+    tmp_path: pathlib.Path,
+    exports: Exports,
+    name: str,
+    mode: str,
+    values: list[float],
+    best: list[int],
+) -> None:
     model = make_model(metrics=["mae", "accuracy"])
     export = kw.WarmupExport(
         tmp_path / "{epoch}",
@@ -344,7 +382,7 @@ def test_save_best_only_exports_improvements(tmp_path, exports, name, mode, valu
     assert not model.stop_training
 
 
-def test_best_is_kept_over_fits(tmp_path, exports):
+def test_best_is_kept_over_fits(tmp_path: pathlib.Path, exports: Exports) -> None:
     export = kw.WarmupExport(
         tmp_path / "{version}", monitor="loss", save_best_only=True, save_freq="epoch"
     )
@@ -354,7 +392,9 @@ def test_best_is_kept_over_fits(tmp_path, exports):
     assert len(export.reports) == 3
 
 
-def test_best_that_was_not_published_does_not_count(tmp_path, exports):
+def test_best_that_was_not_published_does_not_count(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     exports.fails_at = (2,)
     export = kw.WarmupExport(
         tmp_path / "{epoch}", monitor="loss", save_best_only=True, save_freq="epoch"
@@ -364,20 +404,24 @@ def test_best_that_was_not_published_does_not_count(tmp_path, exports):
     assert tree(tmp_path) == ["1", "3"]
 
 
-def test_missing_monitor_warns_once_and_exports_nothing(tmp_path, exports):
+def test_missing_monitor_warns_once_and_exports_nothing(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(tmp_path / "{version}", save_best_only=True, save_freq="epoch")
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), export)
     assert [
         str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)
     ] == [
-        "WarmupExport exports only the best epochs by 'val_loss', which is not known at epoch 1: no export at such "
-        "epochs. Known metrics: loss, mae."
+        "WarmupExport exports only the best epochs by 'val_loss', which is not known at epoch 1: "
+        "no export at such epochs. Known metrics: loss, mae."
     ]
     assert exports == []
 
 
-def test_validation_freq_skips_epochs_without_the_monitor(tmp_path, exports):
+def test_validation_freq_skips_epochs_without_the_monitor(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(
         tmp_path / "{epoch}-{val_loss:.9f}", save_best_only=True, save_freq="epoch"
     )
@@ -386,21 +430,26 @@ def test_validation_freq_skips_epochs_without_the_monitor(tmp_path, exports):
     assert [name.partition("-")[0] for name in tree(tmp_path)] == ["2", "4"]
 
 
-def test_direction_that_keras_cannot_tell_is_an_error(tmp_path, exports):
+def test_monitor_without_a_known_direction_is_an_error(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     export = kw.WarmupExport(
         tmp_path / "{version}", monitor="score", save_best_only=True, save_freq="epoch"
     )
     with pytest.raises(OptionsError) as caught:
         fit(make_model(), Report("score", [1.0]), export, epochs=1)
     assert str(caught.value) == (
-        "WarmupExport cannot tell whether 'score' is best at its lowest or highest. Pass mode='min' or mode='max'."
+        "WarmupExport cannot tell whether 'score' is best at its lowest or highest. Pass "
+        "mode='min' or mode='max'."
     )
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
-def test_failed_export_warns_at_an_epoch_and_training_goes_on(tmp_path, exports):
+def test_failed_export_warns_at_an_epoch_and_training_goes_on(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     exports.fails_at = (1, 3)
     export = kw.WarmupExport(tmp_path / "{epoch}", save_freq="epoch")
     with pytest.warns(UserWarning) as caught:
@@ -411,7 +460,8 @@ def test_failed_export_warns_at_an_epoch_and_training_goes_on(tmp_path, exports)
     ] == [
         "WarmupExport published nothing at epoch 1. OSError: no space left on device",
         "WarmupExport published nothing at epoch 3. OSError: no space left on device",
-        "WarmupExport published nothing at 2 of 3 epochs: 1, 3. The warning at each of them says why.",
+        "WarmupExport published nothing at 2 of 3 epochs: 1, 3. The warning at each of them gives "
+        "the reason.",
     ]
     assert tree(tmp_path) == ["2"]
     assert len(export.reports) == 1
@@ -420,14 +470,18 @@ def test_failed_export_warns_at_an_epoch_and_training_goes_on(tmp_path, exports)
 @pytest.mark.parametrize(
     ("save_freq", "on_error"), [("train_end", None), ("train_end", "raise"), ("epoch", "raise")]
 )
-def test_failed_export_raises_the_error_itself(tmp_path, exports, save_freq, on_error):
+def test_failed_export_raises_the_error_itself(
+    tmp_path: pathlib.Path, exports: Exports, save_freq: str, on_error: str | None
+) -> None:
     exports.fails_at = (1,)
     with pytest.raises(OSError) as caught:
         fit(make_model(), kw.WarmupExport(tmp_path / "1", save_freq=save_freq, on_error=on_error))
     assert caught.value is exports.error
 
 
-def test_failed_export_warns_at_train_end_when_asked(tmp_path, exports):
+def test_failed_export_warns_at_train_end_when_asked(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     exports.fails_at = (1,)
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), kw.WarmupExport(tmp_path / "1", on_error="warn"))
@@ -437,11 +491,11 @@ def test_failed_export_warns_at_train_end_when_asked(tmp_path, exports):
 
 
 class Steps(keras.callbacks.Callback):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.count = 0
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.count += 1
 
 
@@ -457,8 +511,13 @@ class Steps(keras.callbacks.Callback):
 )
 @pytest.mark.parametrize("template", ["2", "{epoch}"])
 def test_path_that_exists_is_refused_before_the_first_step(
-    tmp_path, exports, make, kind, on_error, template
-):
+    tmp_path: pathlib.Path,
+    exports: Exports,
+    make: Callable[[pathlib.Path], Any],
+    kind: str,
+    on_error: str | None,
+    template: str,
+) -> None:
     make(tmp_path / "2")
     steps = Steps()
     with pytest.raises(PublishError) as caught:
@@ -468,14 +527,17 @@ def test_path_that_exists_is_refused_before_the_first_step(
             kw.WarmupExport(tmp_path / template, on_error=on_error, save_freq="epoch"),
         )
     assert str(caught.value) == (
-        f"Cannot publish to '{tmp_path}/2': it exists ({kind}). Publish to '{tmp_path}/{{version}}' for the next "
-        "free version, remove it, or pass overwrite=True where the function takes it."
+        f"Cannot publish to '{tmp_path}/2': it exists ({kind}). Publish to "
+        f"'{tmp_path}/{{version}}' for the next free version, remove it, or pass overwrite=True "
+        "where the function takes it."
     )
     assert steps.count == 0
     assert tree(tmp_path) == ["2"]
 
 
-def test_directories_of_epochs_already_run_are_no_obstacle(tmp_path, exports):
+def test_directories_of_epochs_already_run_are_no_obstacle(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     (tmp_path / "1").mkdir()
     fit(
         make_model(),
@@ -487,38 +549,44 @@ def test_directories_of_epochs_already_run_are_no_obstacle(tmp_path, exports):
 
 
 @pytest.mark.parametrize("name", ["1", "{version}", "{epoch}", "{loss:.2f}/{version}"])
-def test_unwritable_path_is_refused_before_the_first_step(tmp_path, exports, name):
+def test_unwritable_path_is_refused_before_the_first_step(
+    tmp_path: pathlib.Path, exports: Exports, name: str
+) -> None:
     (tmp_path / "file").write_text("x")
     steps = Steps()
     with pytest.raises(PublishError) as caught:
         fit(make_model(), steps, kw.WarmupExport(tmp_path / "file" / "m" / name, on_error="warn"))
     assert str(caught.value) == (
-        f"Cannot publish to '{tmp_path}/file/m/{name}': '{tmp_path}/file' is a file, expected a directory. Publish to "
-        "a path below a directory."
+        f"Cannot publish to '{tmp_path}/file/m/{name}': '{tmp_path}/file' is a file, expected a "
+        "directory. Publish to a path below a directory."
     )
     assert steps.count == 0
 
 
 @pytest.mark.parametrize("save_freq", ["train_end", "epoch"])
-def test_unknown_field_is_an_error_at_the_end_of_the_first_epoch(tmp_path, exports, save_freq):
+def test_unknown_field_is_an_error_at_the_end_of_the_first_epoch(
+    tmp_path: pathlib.Path, exports: Exports, save_freq: str
+) -> None:
     steps = Steps()
     export = kw.WarmupExport(tmp_path / "{accuracy:.2f}" / "{version}", save_freq=save_freq)
     with pytest.raises(OptionsError) as caught:
         fit(make_model(), steps, export, epochs=5)
     assert str(caught.value) == (
-        f"Cannot fill in filepath '{tmp_path}/{{accuracy:.2f}}/{{version}}': unknown fields {{accuracy}}. Known "
-        "fields: {version}, {epoch}, {loss}, {mae}."
+        f"Cannot fill in filepath '{tmp_path}/{{accuracy:.2f}}/{{version}}': unknown fields "
+        "{accuracy}. Known fields: {version}, {epoch}, {loss}, {mae}."
     )
     assert steps.count == 3
     assert exports == []
 
 
-def test_unknown_field_warns_when_asked(tmp_path, exports):
+def test_unknown_field_warns_when_asked(tmp_path: pathlib.Path, exports: Exports) -> None:
     export = kw.WarmupExport(tmp_path / "{accuracy}", on_error="warn")
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), export)
-    text = f"Cannot fill in filepath '{tmp_path}/{{accuracy}}': unknown fields {{accuracy}}. Known fields: {{version}}, "
-    text += "{epoch}, {loss}, {mae}."
+    text = (
+        f"Cannot fill in filepath '{tmp_path}/{{accuracy}}': unknown fields {{accuracy}}. Known "
+        "fields: {version}, {epoch}, {loss}, {mae}."
+    )
     assert [
         str(warning.message) for warning in caught if "WarmupExport" in str(warning.message)
     ] == [
@@ -532,7 +600,7 @@ def test_unknown_field_warns_when_asked(tmp_path, exports):
     [
         (
             {"save_best_only": True},
-            "save_best_only needs save_freq='epoch', since at train end there is nothing to choose from",
+            "save_best_only needs save_freq='epoch': at train end there is only one export",
         ),
         ({"save_freq": 100}, "save_freq must be 'train_end' or 'epoch', got 100"),
         ({"mode": "up"}, "mode must be 'auto', 'min' or 'max', got 'up'"),
@@ -542,14 +610,19 @@ def test_unknown_field_warns_when_asked(tmp_path, exports):
         ({"on_error": "ignore"}, "on_error must be 'raise', 'warn' or None, got 'ignore'"),
         (
             {"data": iter([X]), "save_freq": "epoch"},
-            "data must be read again at each epoch, but a list_iterator can be read once; pass a function that "
-            "returns a new one",
+            "data must be read again at each epoch, but a list_iterator can be read once; pass a "
+            "function that returns a new one",
         ),
-        ({"max_to_keep": True, "mode": 1}, "mode must be 'auto', 'min' or 'max', got 1; max_to_keep must be an integer "
-         ">= 1 or None, got True"),
+        (
+            {"max_to_keep": True, "mode": 1},
+            "mode must be 'auto', 'min' or 'max', got 1; max_to_keep must be an integer >= 1 or "
+            "None, got True",
+        ),
     ],
-)  # fmt: skip
-def test_bad_option_is_refused_at_construction(tmp_path, options, text):
+)
+def test_bad_option_is_refused_at_construction(
+    tmp_path: pathlib.Path, options: dict[str, Any], text: str
+) -> None:
     with pytest.raises(OptionsError) as caught:
         kw.WarmupExport(tmp_path / "1", **options)
     assert str(caught.value) == f"Bad WarmupExport options: {text}."
@@ -564,13 +637,13 @@ def test_bad_option_is_refused_at_construction(tmp_path, options, text):
         (None, "A path must be a str or os.PathLike, got NoneType"),
     ],
 )
-def test_bad_filepath_is_refused_at_construction(filepath, text):
+def test_bad_filepath_is_refused_at_construction(filepath: str | None, text: str) -> None:
     with pytest.raises(OptionsError) as caught:
         kw.WarmupExport(filepath)
     assert str(caught.value).startswith(text)
 
 
-def test_bad_warmup_option_is_refused_at_construction():
+def test_bad_warmup_option_is_refused_at_construction() -> None:
     with pytest.raises(
         OptionsError, match=r"Unknown warmup option 'batch_size'\. Did you mean 'batch_sizes'\?"
     ):
@@ -584,40 +657,46 @@ def test_bad_warmup_option_is_refused_at_construction():
         ({"seed": 1.5}, "seed must be an integer >= 0, got 1.5"),
     ],
 )
-def test_bad_capture_option_is_refused_at_construction(options, text):
+def test_bad_capture_option_is_refused_at_construction(options: dict[str, Any], text: str) -> None:
     with pytest.raises(OptionsError) as caught:
         kw.BatchCapture(**options)
     assert str(caught.value) == f"Bad BatchCapture options: {text}."
 
 
-# -- as a guest in fit -------------------------------------------------------------------------------------------------
+# -- as a guest in fit -----------------------------------------------------------------------------
 
 
-def test_path_no_server_loads_gets_a_hint(tmp_path, exports, capsys):
+def test_path_no_server_loads_gets_a_hint(
+    tmp_path: pathlib.Path, exports: Exports, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(make_model(), kw.WarmupExport(tmp_path / "best"))
     assert capsys.readouterr().out.splitlines()[0] == (
-        f"WarmupExport: No TensorFlow Serving server loads '{tmp_path}/best': its last component is not an integer. "
-        f"Publish to '{tmp_path}/best/1' or '{tmp_path}/best/{{version}}'."
+        f"WarmupExport: No TensorFlow Serving server loads '{tmp_path}/best': its last component "
+        f"is not an integer. Publish to '{tmp_path}/best/1' or '{tmp_path}/best/{{version}}'."
     )
 
 
-def test_verbose_zero_is_silent(tmp_path, exports, capsys):
+def test_verbose_zero_is_silent(
+    tmp_path: pathlib.Path, exports: Exports, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(make_model(), kw.WarmupExport(tmp_path / "best", save_freq="epoch", verbose=0))
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("kind", [kw.WarmupExport, kw.BatchCapture])
-def test_no_hook_makes_keras_compute_logs_at_every_batch(kind):
+def test_no_hook_makes_keras_compute_logs_at_every_batch(
+    kind: type[keras.callbacks.Callback],
+) -> None:
     assert keras.callbacks.Callback.on_train_batch_end is kind.on_train_batch_end
     assert keras.callbacks.Callback.on_batch_end is kind.on_batch_end
 
 
-def test_moves_only_behind_callbacks_that_restore(tmp_path, exports):
+def test_moves_only_behind_callbacks_that_restore(tmp_path: pathlib.Path, exports: Exports) -> None:
     plain = keras.callbacks.EarlyStopping("loss", patience=9)
     restoring = keras.callbacks.EarlyStopping("loss", patience=9, restore_best_weights=True)
     model = make_model()
 
-    def order(*given):
+    def order(*given: keras.callbacks.Callback) -> list[keras.callbacks.Callback]:
         run = keras.callbacks.CallbackList(list(given), model=model, epochs=1)
         run.on_train_begin()
         return run.callbacks
@@ -630,7 +709,7 @@ def test_moves_only_behind_callbacks_that_restore(tmp_path, exports):
     assert order(export, other, restoring) == [restoring, export, other]
 
 
-def test_works_without_a_callback_list(tmp_path, exports):
+def test_works_without_a_callback_list(tmp_path: pathlib.Path, exports: Exports) -> None:
     model = make_model()
     model.build((None, 3))
     export = kw.WarmupExport(tmp_path / "1", verbose=0)
@@ -642,35 +721,42 @@ def test_works_without_a_callback_list(tmp_path, exports):
     assert tree(tmp_path) == ["1"]
 
 
-def test_successful_fit_warns_of_nothing(tmp_path, exports):
+def test_successful_fit_warns_of_nothing(tmp_path: pathlib.Path, exports: Exports) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(make_model(), kw.WarmupExport(tmp_path / "{version}", verbose=0, save_freq="epoch"))
     assert tree(tmp_path) == ["1", "2"]
 
 
-def test_signatures_of_the_public_callbacks():
-    names = list(inspect.signature(kw.WarmupExport).parameters)
-    assert names == ["filepath", "data", "warmup", "monitor", "mode", "save_best_only", "save_freq", "max_to_keep",
-                     "export_fn", "on_error", "verbose"]  # fmt: skip
+def test_signatures_of_the_public_callbacks() -> None:
+    names = (
+        "filepath data warmup monitor mode save_best_only save_freq max_to_keep export_fn on_error "
+        "verbose"
+    )
+    assert list(inspect.signature(kw.WarmupExport).parameters) == names.split()
     assert os.fspath(kw.WarmupExport(pathlib.Path("m/1")).filepath) == "m/1"
 
 
 class Counting(keras.layers.Layer):
-    """Counts its calls in a raw variable, and draws from the global generator: state a stateless scope does not hold."""
+    """Counts its calls in a raw variable and draws from the global generator.
 
-    def __init__(self):
+    A stateless scope holds neither state.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
         self.calls = tf.Variable(0.0, trainable=False)
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
         self.calls.assign_add(1.0)
         return x + self.calls / 100 + tf.random.normal(tf.shape(x)) / 100
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True], ids=["graph", "eager"])
-def test_epoch_exports_change_no_state_that_training_reads(run_eagerly, tmp_path):
-    def train(*extra):
+def test_epoch_exports_change_no_state_that_training_reads(
+    run_eagerly: bool, tmp_path: pathlib.Path
+) -> None:
+    def train(*extra: keras.callbacks.Callback) -> tuple[list[float], float, list[Any]]:
         keras.utils.set_random_seed(3)
         x = keras.Input((3,), name="features")
         counting = Counting()
@@ -690,7 +776,9 @@ def test_epoch_exports_change_no_state_that_training_reads(run_eagerly, tmp_path
     assert {proof.partition(" ")[0] for proof in warm.reports[-1].proofs.values()} == {"unproved:"}
 
 
-def test_chdir_during_fit_leads_max_to_keep_to_no_other_directory(tmp_path, monkeypatch, exports):
+def test_chdir_during_fit_leads_max_to_keep_to_no_other_directory(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, exports: Exports
+) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for directory in (here, there / "1"):
         directory.mkdir(parents=True)
@@ -698,7 +786,7 @@ def test_chdir_during_fit_leads_max_to_keep_to_no_other_directory(tmp_path, monk
     monkeypatch.chdir(here)
 
     class ChangeDirectory(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             os.chdir(there)
 
     export = kw.WarmupExport("{version}", save_freq="epoch", max_to_keep=1)
@@ -708,9 +796,11 @@ def test_chdir_during_fit_leads_max_to_keep_to_no_other_directory(tmp_path, monk
     assert export.filepath == "{version}"
 
 
-def test_version_that_somebody_replaced_is_kept_with_a_warning(tmp_path, exports):
+def test_version_that_somebody_replaced_is_kept_with_a_warning(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     class Replace(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             if epoch == 1:
                 shutil.rmtree(tmp_path / "1")
                 (tmp_path / "1").mkdir()
@@ -721,14 +811,16 @@ def test_version_that_somebody_replaced_is_kept_with_a_warning(tmp_path, exports
         fit(make_model(), Replace(), export, epochs=3)
     assert tree(tmp_path) == ["1", "3"]
     assert [str(warning.message) for warning in caught] == [
-        f"WarmupExport keeps a version more than max_to_keep=1. Cannot remove '{tmp_path}/1': it is not the directory "
-        "that was published there; somebody has replaced it since."
+        f"WarmupExport keeps a version more than max_to_keep=1. Cannot remove '{tmp_path}/1': it "
+        "is not the directory that was published there; somebody has replaced it since."
     ]
 
 
-def test_path_that_somebody_replaced_is_not_overwritten(tmp_path, exports):
+def test_path_that_somebody_replaced_is_not_overwritten(
+    tmp_path: pathlib.Path, exports: Exports
+) -> None:
     class Replace(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
+        def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
             if epoch == 1:
                 shutil.rmtree(tmp_path / "1")
                 (tmp_path / "1").mkdir()
@@ -742,7 +834,9 @@ def test_path_that_somebody_replaced_is_not_overwritten(tmp_path, exports):
     assert (tmp_path / "1" / "saved_model.pb").read_text() == "somebody else's"
 
 
-def test_braces_in_the_working_directory_are_taken_literally(tmp_path, monkeypatch, exports):
+def test_braces_in_the_working_directory_are_taken_literally(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, exports: Exports
+) -> None:
     (tmp_path / "{exp}").mkdir()
     monkeypatch.chdir(tmp_path / "{exp}")
     export = kw.WarmupExport("m/{epoch}/{version}", save_freq="epoch")
@@ -750,8 +844,8 @@ def test_braces_in_the_working_directory_are_taken_literally(tmp_path, monkeypat
     assert tree(tmp_path / "{exp}" / "m" / "1") == ["1"]
 
 
-def test_warning_of_a_failed_transform_quotes_no_value(tmp_path):
-    def transform(x):
+def test_warning_of_a_failed_transform_quotes_no_value(tmp_path: pathlib.Path) -> None:
+    def transform(x: np.ndarray) -> float:
         return float("Alice 4711")
 
     export = kw.WarmupExport(tmp_path / "1", warmup={"transform": transform}, on_error="warn")

@@ -1,4 +1,4 @@
-"""What reports print of names that a file holds."""
+"""Tests of `keras_warmup.report`: names from a file are printed without control characters."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from keras_warmup.report import RecordReport, WarmupReport, printable
         ("back\\slash", "back\\slash"),
     ],
 )
-def test_names_are_shown_without_what_steers_a_terminal(name, shown):
+def test_names_are_shown_with_control_characters_escaped(name: str, shown: str) -> None:
     assert printable(name) == shown
     assert printable(name).encode()
 
 
-def test_a_table_prints_names_as_they_are():
+def test_a_table_prints_names_without_markup_or_control_characters() -> None:
     record = RecordReport("k[/bold]\x1b[2J", "predict", 1, {"[red]\x07": (1,)}, ("\n",), "data", 7)
     console = rich.console.Console(width=200)
     with console.capture() as captured:

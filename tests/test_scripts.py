@@ -1,28 +1,61 @@
-"""Every script in examples/ does what its first lines promise."""
+"""Every script in examples/ does what its first lines say."""
 
 from __future__ import annotations
 
 import pathlib
+import re
 import runpy
 import sys
+from typing import Any
 
 import pytest
 
 import keras_warmup as kw
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[1] / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+# Scripts in cells take no arguments, so that they can be pasted.
+NOTEBOOKS = [name for name in SCRIPTS if (EXAMPLES / name).read_text().startswith("# %%")]
 
 
-def run(monkeypatch, name, *argv):
+def run(monkeypatch: pytest.MonkeyPatch, name: str, *argv: object) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
-def kinds_in(export_dir):
+def run_cells(
+    name: str, directory: pathlib.Path, monkeypatch: pytest.MonkeyPatch, **constants: int
+) -> dict[str, Any]:
+    """Runs a notebook in a directory, with other values of its constants; returns its names."""
+    code = (EXAMPLES / name).read_text()
+    for constant, value in constants.items():
+        code, found = re.subn(rf"^{constant} = .*$", f"{constant} = {value}", code, flags=re.M)
+        assert found == 1
+    monkeypatch.chdir(directory)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(code, name, "exec"), names)
+    return names
+
+
+def kinds_in(export_dir: str | pathlib.Path) -> list[str | None]:
     return [log.WhichOneof("log_type") for log in kw.read_records(export_dir)]
 
 
-def test_quickstart_publishes_a_warm_model_and_measures_it(monkeypatch, capfd, tmp_path):
+def test_first_export_publishes_verifies_and_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    names = run_cells("first_export.py", tmp_path, monkeypatch, PROCESSES=1)
+    assert kinds_in(tmp_path / "first_export" / "1") == ["predict_log"]
+    assert names["verified"].ok
+    out = capsys.readouterr().out
+    assert "proof serving_default: proved" in out
+    assert "convolves" in out
+    assert "First request after loading" in out
+
+
+def test_quickstart_publishes_a_warm_model_and_measures_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
     run(monkeypatch, "quickstart.py", tmp_path / "digits", "--processes", 1)
     assert kinds_in(tmp_path / "digits" / "1") == ["predict_log"]
     out = capfd.readouterr().out
@@ -30,8 +63,10 @@ def test_quickstart_publishes_a_warm_model_and_measures_it(monkeypatch, capfd, t
     assert "proof serving_default: proved" in out
 
 
-def test_tabular_examples_serve_all_four_kinds(monkeypatch, tmp_path):
-    run(monkeypatch, "tabular_examples.py", tmp_path / "iris")
+def test_request_kinds_serves_all_four(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    run_cells("request_kinds.py", tmp_path, monkeypatch)
     export_dir = tmp_path / "iris" / "1"
     assert kinds_in(export_dir) == [
         "predict_log",
@@ -48,7 +83,9 @@ def test_tabular_examples_serve_all_four_kinds(monkeypatch, tmp_path):
     }
 
 
-def test_encoded_images_hold_image_files(monkeypatch, tmp_path):
+def test_encoded_images_hold_image_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     run(monkeypatch, "encoded_images.py", tmp_path / "files")
     (log,) = kw.read_records(tmp_path / "files" / "1")
     assert all(
@@ -58,7 +95,9 @@ def test_encoded_images_hold_image_files(monkeypatch, tmp_path):
     assert kw.verify(tmp_path / "files" / "1").ok
 
 
-def test_text_is_sent_as_it_was_trained_on(monkeypatch, tmp_path):
+def test_text_is_sent_as_it_was_trained_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     run(monkeypatch, "text.py", tmp_path / "sentences")
     logs = list(kw.read_records(tmp_path / "sentences" / "1"))
     assert all(
@@ -69,9 +108,21 @@ def test_text_is_sent_as_it_was_trained_on(monkeypatch, tmp_path):
     assert kw.verify(tmp_path / "sentences" / "1").ok
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
-def test_help_says_how_to_run_it(name, monkeypatch, capsys):
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in NOTEBOOKS])
+def test_help_says_how_to_run_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exit_:
         run(monkeypatch, name, "--help")
     assert exit_.value.code == 0
     assert f"python examples/{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_first_cell_says_how_to_run_it(name: str) -> None:
+    first = (EXAMPLES / name).read_text().partition("\n# %%\n")[0]
+    assert f"#     python examples/{name}\n" in first
+
+
+def test_there_are_two_notebooks() -> None:
+    assert NOTEBOOKS == ["first_export.py", "request_kinds.py"]

@@ -1,1 +1,5 @@
-"""Batch + signature -> {input name: array}: matching, casting, encoding to tf.Examples and images, made-up rows."""
+"""Binds batches to signatures: finds the leaf for each input, casts, encodes, or makes up rows.
+
+In: a `Batch` and a `Signature`, with the formats of its string inputs. Out: `BoundBatch`es, the
+arrays of requests by input name, or a `BindingError` that names every mismatch.
+"""

@@ -1,7 +1,7 @@
-"""Batch + Signature -> the arrays of a request, checked: every mismatch is told in one error.
+"""Binds a batch to the inputs of a signature; reports every mismatch in one error.
 
-Which leaf is which input is `matching.py`'s word, or that of `transform=`. Rows that a signature takes dense and a batch holds
-ragged are grouped by shape, not padded (`dense_rows.py`).
+The leaf for each input is found by `match.py` or given by `transform=`. If a signature takes dense
+rows and the batch has ragged ones, they are grouped by shape and not padded (`dense_rows.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from keras_warmup.binding.cast import MismatchError, as_array, cast_array
-from keras_warmup.binding.components import component_leaves, find_composites
+from keras_warmup.binding.components import InputLeaf, find_components, split_composites
 from keras_warmup.binding.dense_rows import dense_parts, dense_structure
-from keras_warmup.binding.match import match_inputs, render_inputs
+from keras_warmup.binding.match import hint_of_components, match_inputs, render_inputs
 from keras_warmup.data.batch import (
     Batch,
     FeaturePath,
@@ -29,9 +29,7 @@ from keras_warmup.errors import BindingError
 from keras_warmup.options import Transform
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
-__all__ = ["BoundBatch", "bind_batch", "bind_leaves", "match_inputs"]
-
-CURE = "Cast or reshape it in the dataset, or pass transform=."
+_CURE = "Cast or reshape it in the dataset, or pass transform=."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +38,11 @@ class BoundBatch:
 
     Attributes:
         arrays: input name -> array of the signature's dtype.
-        x: the same rows in the structure the batch had, dense; `None` where `transform` made the arrays, or a leaf is not dense.
-        size: rows; 1 where no input has a batch dimension, and where the inputs are the parts of a ragged or sparse tensor: such a
-            request is sent whole.
-        row_inputs: input names whose first dimension is the batch.
+        x: the same rows, dense, in the structure of the batch; `None` if `transform` made the
+            arrays or a leaf is not dense.
+        size: rows; 1 if no input has a batch dimension. That includes the components of a ragged or
+            sparse tensor: such a request is sent whole.
+        row_inputs: names of the inputs whose first dimension is the batch.
         source: where the rows come from.
         casts: input name -> cast applied, such as `int64 -> float32`.
         ignored: features of the batch that the signature does not take.
@@ -59,7 +58,10 @@ class BoundBatch:
 
     @property
     def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Input name and shape without the batch dimension, by name: rows of equal `shapes` can share a record."""
+        """`(input name, shape without the batch dimension)`, sorted.
+
+        Rows of equal `shapes` can share a record.
+        """
         return tuple(
             (name, tuple(array.shape[1:] if name in self.row_inputs else array.shape))
             for name, array in sorted(self.arrays.items())
@@ -72,27 +74,29 @@ def bind_batch(
     """Binds a batch to the inputs of a signature.
 
     Args:
-        batch: rows as the model was fed them.
+        batch: rows of model input.
         signature: the signature to serve.
-        transform: `transform(x) -> {input name: array}` replaces the matching of leaves to inputs; dtypes, shapes and rows are
-            checked all the same. For a function of ragged or sparse tensors it may return their parts, see `components.py`.
+        transform: `transform(x) -> {input name: array}` replaces the matching of leaves to inputs;
+            dtypes, shapes and rows are still checked. A ragged or sparse argument of the exported
+            function is given as the tensor, under the name of the first of its inputs.
 
     Returns:
-        One `BoundBatch`, or one for each row shape where the batch is ragged and the signature dense.
+        One `BoundBatch`; if the batch is ragged and the signature dense, one for each row shape.
 
     Raises:
-        BindingError: inputs are missing, or have another dtype, rank, shape or number of rows; all mismatches in one error.
+        BindingError: inputs are missing, or have another dtype, rank, shape or number of rows; all
+            mismatches in one error.
     """
     if transform is not None:
-        leaves, ignored = _leaves_of_transform(batch, signature, transform)
+        leaves, ignored = _transformed_leaves(batch, signature, transform)
         return [_bind_arrays(leaves, None, batch, signature, ignored)]
-    components = component_leaves(batch.x, signature)
-    if components is not None:
-        used = {where.rpartition(".")[0] for where, _ in components.values()}
+    composite = find_components(batch.x, signature)
+    if composite is not None:
+        path, components = composite
         ignored = tuple(
-            render_path(path)
-            for path, leaf in walk(batch.x)
-            if leaf is not None and render_path(path) not in used
+            render_path(other)
+            for other, leaf in walk(batch.x)
+            if leaf is not None and other != path
         )
         return [_bind_arrays(components, None, batch, signature, ignored)]
     return bind_leaves(batch, signature, *match_inputs(batch.x, signature))
@@ -105,13 +109,13 @@ def bind_leaves(
     ignored: tuple[str, ...] = (),
     encoded: Mapping[str, np.ndarray] | None = None,
 ) -> list[BoundBatch]:
-    """Binds leaves that are matched already.
+    """Binds leaves whose inputs are known.
 
     Args:
-        batch: rows as the model was fed them.
+        batch: rows of model input.
         signature: the signature to serve.
         paths: input name -> path in the batch.
-        ignored: rendered paths of the leaves no input takes.
+        ignored: rendered paths of the leaves that no input takes.
         encoded: input name -> object array `[rows]` of `bytes`, made from the rows.
 
     Returns:
@@ -123,55 +127,62 @@ def bind_leaves(
     bound = []
     for part in dense_parts(batch, set(paths.values())):
         by_path = dict(walk(part.batch.x))
-        leaves = {name: (render_path(path), by_path[path]) for name, path in paths.items()}
+        leaves = {name: InputLeaf(by_path[path], render_path(path)) for name, path in paths.items()}
         for name, values in (encoded or {}).items():
-            leaves[name] = ("the encoded rows", values if part.rows is None else values[part.rows])
-        bound.append(
-            _bind_arrays(leaves, dense_structure(part.batch.x), part.batch, signature, ignored)
-        )
+            rows = values if part.rows is None else values[part.rows]
+            leaves[name] = InputLeaf(rows, "the encoded rows")
+        x = dense_structure(part.batch.x)
+        bound.append(_bind_arrays(leaves, x, part.batch, signature, ignored))
     return bound
 
 
-def _leaves_of_transform(
+def _transformed_leaves(
     batch: Batch, signature: Signature, transform: Transform
-) -> tuple[dict[str, tuple[str, Any]], tuple[str, ...]]:
+) -> tuple[dict[str, InputLeaf], tuple[str, ...]]:
+    """Returns input name -> leaf of what `transform` returns, and the leaves no input takes."""
     try:
         made = transform(batch.x)
-    except Exception as error:  # the user's own code: whatever it raises, the cure is there
+    except Exception as error:  # the user's code may raise anything
         got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in walk(batch.x))
         raise BindingError(
-            f"transform raised {type(error).__name__} for signature {signature.key!r}, which takes {render_inputs(signature)}; "
-            f"transform was given {got}. Change transform= so that it takes x as the model was fed it."
+            f"transform raised {type(error).__name__} for signature {signature.key!r}, which takes "
+            f"{render_inputs(signature)}; transform was given {got}. Change transform= so that it "
+            "takes x as the model was given it."
         ) from error
     if not isinstance(made, Mapping):
         raise BindingError(
-            f"transform must return a mapping of input name to array for signature {signature.key!r}, with the inputs "
-            f"{sorted(signature.inputs)}; got {type(made).__name__}."
+            "transform must return a mapping of input name to array for signature "
+            f"{signature.key!r}, with the inputs {sorted(signature.inputs)}; got "
+            f"{type(made).__name__}."
         )
-    missing = sorted(set(signature.inputs) - set(made) - signature.defaults)
+    leaves = split_composites(
+        {
+            name: InputLeaf(made[name], f"transform(x)[{name!r}]")
+            for name in signature.inputs
+            if name in made
+        },
+        signature,
+    )
+    missing = sorted(set(signature.inputs) - set(leaves) - signature.defaults)
     if missing:
         raise BindingError(
-            f"transform returned {sorted(map(str, made))} for signature {signature.key!r}, which takes "
-            f"{render_inputs(signature)}: {missing} missing."
+            f"transform returned {sorted(map(str, made))} for signature {signature.key!r}, which "
+            f"takes {render_inputs(signature)}: {missing} missing."
         )
-    leaves = {
-        name: (f"transform(x)[{name!r}]", made[name]) for name in signature.inputs if name in made
-    }
-    return leaves, tuple(
-        sorted(f"transform(x)[{name!r}]" for name in set(made) - set(signature.inputs))
-    )
+    ignored = sorted(f"transform(x)[{name!r}]" for name in set(made) - set(signature.inputs))
+    return leaves, tuple(ignored)
 
 
 def _bind_arrays(
-    leaves: Mapping[str, tuple[str, Any]],
+    leaves: Mapping[str, InputLeaf],
     x: Any,
     batch: Batch,
     signature: Signature,
     ignored: tuple[str, ...],
 ) -> BoundBatch:
-    arrays, casts, problems = {}, {}, []
+    arrays, casts, problems, hint = {}, {}, [], ""
     for name in sorted(leaves):
-        spec, (where, leaf) = signature.inputs[name], leaves[name]
+        spec, leaf, where = signature.inputs[name], leaves[name].leaf, leaves[name].where
         reasons = []
         try:
             leaf = as_array(leaf)
@@ -179,27 +190,27 @@ def _bind_arrays(
             arrays[name], cast = cast_array(leaf, spec.dtype)
             if cast:
                 casts[name] = cast
-        except MismatchError as misfit:
-            reasons.insert(0, str(misfit))
+        except MismatchError as mismatch:
+            reasons.insert(0, str(mismatch))
         if reasons:
             problems.append(
-                f"input {name!r} expects {spec.dtype} {render_shape(spec.shape)}, got {describe(leaf)} from {where} "
-                f"({'; '.join(reasons)})"
+                f"input {name!r} expects {spec.dtype} {render_shape(spec.shape)}, got "
+                f"{describe(leaf)} from {where} ({'; '.join(reasons)})"
             )
-    composites = find_composites(arrays, signature)
-    rows = _rows_of(arrays, signature, {name: one.rows for one in composites for name in one.names})
+    composite_rows = {name: one.rows for name, one in leaves.items() if one.rows is not None}
+    rows = _rows_of_inputs(arrays, signature) | composite_rows
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name!r} has {count}" for name, count in sorted(rows.items()))
-        problems.append(f"the inputs differ in rows ({listed})")
+        problems.append(f"the inputs have different numbers of rows ({listed})")
+        hint = hint_of_components(rows, signature)
     elif 0 in rows.values():
         problems.append(f"no rows in {', '.join(map(repr, sorted(rows)))}")
     if problems:
         raise BindingError(
-            f"Cannot bind batch to signature {signature.key!r}: "
-            + "; ".join(problems)
-            + f". {CURE}"
+            f"Cannot bind batch to signature {signature.key!r}: {'; '.join(problems)}.{hint} "
+            f"{_CURE}"
         )
-    if composites:
+    if composite_rows:
         return BoundBatch(arrays, None, 1, frozenset(), batch.source, casts, ignored)
     batched = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
     size = next(iter(rows.values()), max(batched.values(), default=1))
@@ -207,18 +218,17 @@ def _bind_arrays(
     return BoundBatch(arrays, x, size, row_inputs, batch.source, casts, ignored)
 
 
-def _rows_of(
-    arrays: Mapping[str, np.ndarray], signature: Signature, parts: Mapping[str, int]
-) -> dict[str, int]:
-    """Input name -> rows, where its first dimension is free or another than the signature fixes (such are sliced or tiled).
+def _rows_of_inputs(arrays: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:
+    """Returns input name -> rows of the arrays whose first dimension must be the batch.
 
-    What has just the size that is fixed may be a constant of its own beside the rows.
+    That is where the signature leaves the dimension free or fixes another size: such arrays are
+    sliced or tiled. An array of exactly the fixed size may be a constant beside the rows.
     """
     rows = {}
     for name, array in arrays.items():
         fixed = (signature.inputs[name].shape or (None,))[0]
-        if array.ndim and (name in parts or fixed != array.shape[0]):
-            rows[name] = parts.get(name, array.shape[0])
+        if array.ndim and fixed != array.shape[0]:
+            rows[name] = array.shape[0]
     return rows
 
 
@@ -228,10 +238,6 @@ def _shape_problems(spec: SignatureTensor, leaf: np.ndarray) -> list[str]:
     shape = leaf.shape
     if len(shape) != len(spec.shape):
         return ["rank differs"]
-    # The first dimension is the batch: rows are sliced or tiled to what the signature fixes.
-    differ = [axis for axis in range(1, len(shape)) if spec.shape[axis] not in (None, shape[axis])]
-    return (
-        [f"shape differs in dimension{'s' * (len(differ) > 1)} {', '.join(map(str, differ))}"]
-        if differ
-        else []
-    )
+    # The first dimension is the batch: rows are sliced or tiled to the size in the signature.
+    axes = [axis for axis in range(1, len(shape)) if spec.shape[axis] not in (None, shape[axis])]
+    return [f"shape differs in dimensions {axes}"] if axes else []

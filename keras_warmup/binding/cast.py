@@ -1,4 +1,4 @@
-"""Dtypes: which casts a request may make, and how strings become bytes. Whatever would lose a sampled value is refused."""
+"""Casts arrays to the dtypes of inputs; refuses casts that would lose sampled values."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from keras_warmup.data.batch import encode_strings
 
 
 class MismatchError(Exception):
-    """A leaf that does not fit what takes it; the argument says how, without values."""
+    """A leaf does not fit its input or feature; the argument says why, without values."""
 
 
 def cast_array(array: np.ndarray, dtype: str) -> tuple[np.ndarray, str | None]:
-    """An array in the dtype of an input: casts as `fit` does, or where no sampled value changes.
+    """Casts an array to the dtype of an input, as `fit` does or if no sampled value changes.
 
     Args:
-        array: as `as_array` makes it.
+        array: as `as_array` returns it.
         dtype: name of the input's `tf.DType`.
 
     Returns:
-        The array, and the cast made, such as `int64 -> float32`, or `None`.
+        The array and the cast, such as `int64 -> float32`, or `None` if it had the dtype already.
 
     Raises:
-        Misfit: the cast would change a sampled value.
+        MismatchError: the cast would change a sampled value.
     """
     if dtype == "string":
         if array.dtype.kind != "O":
@@ -37,7 +37,7 @@ def cast_array(array: np.ndarray, dtype: str) -> tuple[np.ndarray, str | None]:
     try:
         got = tf.as_dtype(array.dtype)
     except TypeError as error:
-        raise MismatchError(f"{array.dtype} is no dtype of TensorFlow") from error
+        raise MismatchError(f"{array.dtype} is not a TensorFlow dtype") from error
     if got == wanted:
         return array, None
     cast = f"{got.name} -> {wanted.name}"
@@ -49,23 +49,23 @@ def cast_array(array: np.ndarray, dtype: str) -> tuple[np.ndarray, str | None]:
                 raise MismatchError("dtype differs: some sampled values overflow")
             return made, cast
         if got.is_floating or got.is_complex:
-            raise MismatchError("dtype differs: a float is never cut to an integer")
+            raise MismatchError("dtype differs: floats are not cast to integers")
         made = array.astype(wanted.as_numpy_dtype)
         if np.array_equal(made.astype(array.dtype), array) and _same_sign(array, made):
             return made, cast
-    raise MismatchError("dtype differs: some sampled values do not survive the cast")
+    raise MismatchError("dtype differs: the cast would change some sampled values")
 
 
 def overflows(array: np.ndarray, made: np.ndarray) -> bool:
-    """Whether a cast made infinity (or NaN, in floats without one) of a finite value; NaN and infinity may stay."""
+    """Returns whether a cast turned a finite value into infinity or NaN."""
     return bool(np.any(np.isfinite(array) & ~np.isfinite(made)))
 
 
 def as_array(leaf: Any) -> np.ndarray:
-    """An array-like as an array in native byte order, strings as objects of type `bytes`.
+    """Converts an array-like to an array in native byte order, with strings as `bytes` objects.
 
     Raises:
-        Misfit: numpy makes no array of it, or it holds objects that are no strings.
+        MismatchError: it is ragged, NumPy cannot convert it, or it has objects other than strings.
     """
     if isinstance(leaf, tf.RaggedTensor):
         raise MismatchError("a ragged tensor for a dense input")
@@ -73,12 +73,11 @@ def as_array(leaf: Any) -> np.ndarray:
         leaf = tf.sparse.to_dense(tf.sparse.reorder(leaf))
     try:
         array = np.asarray(leaf)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # rows of different shapes; torch tensors with a gradient
-        raise MismatchError(f"numpy makes no array of it: {type(error).__name__}") from error
+    # Such as for rows of different shapes, or torch tensors with a gradient.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise MismatchError(
+            f"NumPy cannot convert it to an array: {type(error).__name__}"
+        ) from error
     if array.dtype.kind in "OSUT":
         try:
             return encode_strings(array)
@@ -89,7 +88,7 @@ def as_array(leaf: Any) -> np.ndarray:
 
 
 def _same_sign(array: np.ndarray, made: np.ndarray) -> bool:
-    """Guards against a wrap that a round trip hides, such as int64 -1 -> uint64 -> int64 -1."""
+    """Returns whether no sign changed, as for int64 -1 -> uint64, which survives a round trip."""
     if array.dtype.kind == "b" or made.dtype.kind == "b":
         return True
     return bool(np.array_equal(array < 0, made < 0))

@@ -1,173 +1,127 @@
-"""Ragged and sparse arguments: one argument of a function, several inputs of its signature.
+"""Ragged and sparse tensors that a signature takes as several inputs, one for each component.
 
-A `tf.function` over a `RaggedTensorSpec` is served as `x` (flat values), `x_1`, ... (row splits, the outermost first); one over a
-`SparseTensorSpec` as `x` (indices), `x_1` (values) and `x_2` (dense shape). The first dimensions of these are no batch, so such a
-request cannot be cut: it is sent as it was made. A file that tells the structure of the arguments has no such input.
+A `tf.function` of a `RaggedTensorSpec` is served with the inputs `x` (flat values) and `x_1`, ...
+(row splits, the outermost first); one of a `SparseTensorSpec` with `x` (indices), `x_1` (values)
+and `x_2` (dense shape). The first dimension of these arrays is not the batch, so that a request
+cannot be sliced: it is sent whole. `Signature.structure` is `None` for such a signature.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.binding.match import names_of, sanitize
+from keras_warmup.binding.match import named_leaves, sanitize
 from keras_warmup.data.batch import FeaturePath, render_path, walk
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Composite:
-    """Inputs that are together one ragged or sparse tensor.
+class InputLeaf:
+    """The leaf for an input of a signature.
 
     Attributes:
-        names: the inputs, in the order of the tensor's components.
-        rows: first dimension of the tensor.
+        leaf: array-like.
+        where: its origin, for messages.
+        rows: rows of the ragged or sparse tensor that it is a component of; `None` for others.
     """
 
-    names: tuple[str, ...]
-    rows: int
+    leaf: Any
+    where: str
+    rows: int | None = None
 
 
-def component_leaves(x: Any, signature: Signature) -> dict[str, tuple[str, Any]] | None:
-    """The components of the one ragged or sparse leaf of `x`, where they are the inputs of a signature.
+def find_components(
+    x: Any, signature: Signature
+) -> tuple[FeaturePath, dict[str, InputLeaf]] | None:
+    """Finds the ragged or sparse leaf whose components are the inputs of a signature.
 
     Args:
         x: nested dicts, lists and tuples of leaves.
         signature: the signature.
 
     Returns:
-        Input name -> where it is from, and the array; `None` where the signature's inputs are not exactly these components, or
-        other leaves could be meant.
+        The path of the leaf, and input name -> component. `None` if the inputs are not exactly the
+        components of the only ragged or sparse leaf, or if other leaves could be meant.
     """
-    if signature.structure is not None:
-        return None
     leaves = [(path, leaf) for path, leaf in walk(x) if leaf is not None]
-    found = [(path, leaf) for path, leaf in leaves if is_composite(leaf)]
-    if len(found) != 1:
+    composites = [(path, leaf) for path, leaf in leaves if _is_composite(leaf)]
+    if len(composites) != 1:
         return None
-    ((path, leaf),) = found
-    components = _components_of(leaf)
-    names = _numbered(signature.inputs, len(components))
-    if names is None or not _takes(signature, names, leaf, components):
+    ((path, leaf),) = composites
+    first = min(signature.inputs, key=len, default="")
+    components = _components_of(first, InputLeaf(leaf, render_path(path)), signature)
+    if components is None or set(components) != set(signature.inputs):
         return None
-    called = {where: sanitize(name) for name, where in names_of(x)}
-    others = [called.get(where) for where, _ in leaves if where != path]
-    if others and (called.get(path) != names[0] or set(others) & set(names)):
+    names = {where: sanitize(name) for name, where in named_leaves(x)}
+    others = [names.get(where) for where, _ in leaves if where != path]
+    if others and (names.get(path) != first or set(others) & set(components)):
         return None
-    return {
-        name: (_render(path, leaf, place), part)
-        for place, (name, part) in enumerate(zip(names, components, strict=True))
-    }
+    return path, components
 
 
-def is_composite(leaf: Any) -> bool:
-    """Whether a leaf is made of several tensors."""
-    return isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor))
-
-
-def find_composites(arrays: Mapping[str, np.ndarray], signature: Signature) -> list[Composite]:
-    """Groups of arrays that are the components of ragged or sparse tensors: by names, dtypes, ranks, and values that agree.
+def split_composites(leaves: Mapping[str, InputLeaf], signature: Signature) -> dict[str, InputLeaf]:
+    """Replaces ragged and sparse leaves with their components where the signature takes these.
 
     Args:
-        arrays: input name -> array of the input's dtype.
+        leaves: input name -> leaf; a ragged or sparse one under the name of its first component.
         signature: the signature.
 
     Returns:
-        Groups without a common input.
+        Input name -> leaf or component. A ragged or sparse leaf stays whole if the signature has no
+        inputs of matching names, ranks and dtypes, or if these have leaves of their own.
     """
+    split: dict[str, InputLeaf] = {}
+    for name, whole in leaves.items():
+        components = _components_of(name, whole, signature) if _is_composite(whole.leaf) else None
+        if components is None or len(set(components) & set(leaves)) > 1:
+            components = {name: whole}
+        split.update(components)
+    return split
+
+
+def _is_composite(leaf: Any) -> bool:
+    return isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor))
+
+
+def _components_of(
+    name: str, whole: InputLeaf, signature: Signature
+) -> dict[str, InputLeaf] | None:
+    """Returns input name -> component, the first as `name`; `None` if an input does not fit."""
     if signature.structure is not None:
-        return []
-    groups: list[Composite] = []
-    for base in sorted(arrays):
-        if any(base in group.names for group in groups):
-            continue
-        names = [base]
-        while f"{base}_{len(names)}" in arrays:
-            names.append(f"{base}_{len(names)}")
-        for count in range(len(names), 1, -1):
-            parts = [arrays[name] for name in names[:count]]
-            if not all(
-                _fits(signature.inputs[name], part)
-                for name, part in zip(names, parts, strict=False)
-            ):
-                continue
-            rows = _rows_of_ragged(parts)
-            rows = _rows_of_sparse(parts) if rows is None else rows
-            if rows is not None:
-                groups.append(Composite(tuple(names[:count]), rows))
-                break
-    return groups
-
-
-def _components_of(leaf: Any) -> list[np.ndarray]:
+        return None
+    leaf = whole.leaf
     if isinstance(leaf, tf.RaggedTensor):
-        return [np.asarray(part) for part in (leaf.flat_values, *leaf.nested_row_splits)]
-    ordered = tf.sparse.reorder(leaf)
-    return [np.asarray(part) for part in (ordered.indices, ordered.values, ordered.dense_shape)]
+        rows = int(leaf.nrows())
+        parts = {"flat_values": leaf.flat_values}
+        for index, splits in enumerate(leaf.nested_row_splits):
+            parts[f"nested_row_splits[{index}]"] = splits
+    else:
+        leaf = tf.sparse.reorder(leaf)
+        rows = int(leaf.dense_shape[0])
+        parts = {
+            "indices": leaf.indices,
+            "values": leaf.values,
+            "dense_shape": leaf.dense_shape,
+        }
+    components = {}
+    for index, (attribute, part) in enumerate(parts.items()):
+        input_name = f"{name}_{index}" if index else name
+        spec = signature.inputs.get(input_name)
+        # Values may be cast, row splits and indices are integers.
+        dtypes = None if attribute.endswith("values") else ("int32", "int64")
+        if spec is None or (dtypes and spec.dtype not in dtypes) or not _fits(spec, part.shape):
+            return None
+        components[input_name] = InputLeaf(np.asarray(part), f"{whole.where}.{attribute}", rows)
+    return components
 
 
-def _render(path: FeaturePath, leaf: Any, place: int) -> str:
-    if isinstance(leaf, tf.RaggedTensor):
-        return f"{render_path(path)}.{'flat_values' if place == 0 else f'nested_row_splits[{place - 1}]'}"
-    return f"{render_path(path)}.{('indices', 'values', 'dense_shape')[place]}"
-
-
-def _numbered(inputs: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
-    """The inputs as `base`, `base_1`, ..., where they are just these."""
-    base = min(inputs, key=len, default="")
-    names = (base, *(f"{base}_{index}" for index in range(1, count)))
-    return names if set(names) == set(inputs) else None
-
-
-def _takes(
-    signature: Signature, names: Sequence[str], leaf: Any, components: Sequence[np.ndarray]
-) -> bool:
-    """Whether the inputs have the ranks of the components, and integers where those are places; values may be cast."""
-    specs = [signature.inputs[name] for name in names]
-    ragged = isinstance(leaf, tf.RaggedTensor)
-    places = specs[1:] if ragged else [specs[0], specs[2]]
-    return all(
-        spec.dtype in (("int32", "int64") if ragged else ("int64",)) for spec in places
-    ) and all(_fits(spec, part) for spec, part in zip(specs, components, strict=True))
-
-
-def _fits(spec: SignatureTensor, part: np.ndarray) -> bool:
+def _fits(spec: SignatureTensor, shape: tf.TensorShape) -> bool:
     return spec.shape is None or (
-        len(spec.shape) == part.ndim
-        and all(want in (None, got) for want, got in zip(spec.shape, part.shape, strict=True))
+        len(spec.shape) == len(shape)
+        and all(want in (None, got) for want, got in zip(spec.shape, shape, strict=True))
     )
-
-
-def _rows_of_ragged(parts: Sequence[np.ndarray]) -> int | None:
-    """Rows of a ragged tensor of these flat values and row splits; `None` where they are none."""
-    values, *splits = parts
-    if values.ndim < 1 or any(
-        one.ndim != 1 or one.dtype.name not in ("int32", "int64") or not len(one) for one in splits
-    ):
-        return None
-    ends = [*(len(inner) - 1 for inner in splits[1:]), len(values)]
-    good = all(
-        one[0] == 0 and one[-1] == end and bool(np.all(np.diff(one) >= 0))
-        for one, end in zip(splits, ends, strict=True)
-    )
-    return len(splits[0]) - 1 if good else None
-
-
-def _rows_of_sparse(parts: Sequence[np.ndarray]) -> int | None:
-    if len(parts) != 3:
-        return None
-    indices, values, shape = parts
-    if (indices.ndim, values.ndim, shape.ndim) != (2, 1, 1) or {
-        indices.dtype.name,
-        shape.dtype.name,
-    } != {"int64"}:
-        return None
-    if indices.shape != (len(values), len(shape)) or bool(
-        np.any((indices < 0) | (indices >= shape))
-    ):
-        return None
-    return int(shape[0])

@@ -1,4 +1,4 @@
-"""Ragged and sparse leaves -> dense rows: ragged rows are grouped by shape, nothing is padded."""
+"""Converts ragged and sparse leaves to dense rows; groups ragged rows by shape, pads nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from keras_warmup.errors import BindingError
 
 @dataclasses.dataclass(frozen=True)
 class DensePart:
-    """Some rows of a batch, of one shape.
+    """Rows of a batch that have one shape.
 
     Attributes:
-        batch: the rows; the leaves asked for are dense, others are as they were.
-        rows: their places in the whole batch; `None` for all of them.
+        batch: the rows; the requested leaves are dense, others are unchanged.
+        rows: their indices in the whole batch; `None` if these are all of its rows.
     """
 
     batch: Batch
@@ -31,13 +31,14 @@ def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]
 
     Args:
         batch: rows; each leaf of `paths` may be ragged or sparse.
-        paths: leaves that must be dense. The rows of others go with them, in whatever form they have.
+        paths: leaves that must be dense. Other leaves keep their form.
 
     Returns:
-        One part for each shape of the ragged rows, in the order of their first rows. Rows ragged inside are left out.
+        One part for each shape of the ragged rows, in the order of their first rows. Rows that are
+        not dense are left out.
 
     Raises:
-        BindingError: no row is dense by itself.
+        BindingError: no row is dense.
     """
     leaves = dict(walk(batch.x))
     ragged = [path for path in dict.fromkeys(paths) if isinstance(leaves[path], tf.RaggedTensor)]
@@ -55,8 +56,9 @@ def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]
             groups.setdefault(tuple(row.shape for row in found), []).append(index)
     if not groups:
         raise BindingError(
-            f"Cannot bind batch: no row of {', '.join(render_path(path) for path in ragged)} is dense by itself, and the "
-            "signature takes dense tensors. Pass transform= that pads as your clients do."
+            f"Cannot bind batch: no row of {', '.join(render_path(path) for path in ragged)} is "
+            "dense, and the signature takes dense tensors. Pass a transform= that pads as your "
+            "clients do."
         )
     parts = []
     for indices in groups.values():
@@ -73,12 +75,12 @@ def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]
 
 
 def dense_structure(x: Any) -> Any:
-    """`x` with dense leaves only, for the proof; `None` where a leaf is ragged inside."""
+    """Returns `x` with dense leaves only; `None` if a leaf has rows of different shapes."""
     made = map_leaves(lambda _, leaf: _from_ragged(_from_sparse(leaf)), x)
     pairs = zip(walk(x), walk(made), strict=True)
-    return (
-        None if any(leaf is not None and dense is None for (_, leaf), (_, dense) in pairs) else made
-    )
+    if any(leaf is not None and dense is None for (_, leaf), (_, dense) in pairs):
+        return None
+    return made
 
 
 def _from_sparse(leaf: Any) -> Any:
@@ -90,7 +92,10 @@ def _from_sparse(leaf: Any) -> Any:
 
 
 def _from_ragged(leaf: Any) -> Any:
-    """A ragged tensor, or a row of one, as an array; `None` where it is ragged inside. Other leaves stay."""
+    """Converts a ragged tensor, or a row of one, to an array; `None` if its rows differ in shape.
+
+    Other leaves are returned unchanged.
+    """
     if isinstance(leaf, tf.RaggedTensor):
         bounding = tuple(int(size) for size in leaf.bounding_shape())
         if int(np.prod(bounding)) != int(tf.size(leaf.flat_values)):
@@ -105,9 +110,9 @@ def _take_rows(leaf: Any, rows: list[int]) -> Any:
     if isinstance(leaf, tf.RaggedTensor):
         return tf.gather(leaf, rows)
     indices, shape = leaf.indices.numpy(), leaf.dense_shape.numpy()
-    places = np.full(shape[0], -1)
-    places[rows] = np.arange(len(rows))
-    indices[:, 0] = places[indices[:, 0]]
+    new_row = np.full(shape[0], -1)
+    new_row[rows] = np.arange(len(rows))
+    indices[:, 0] = new_row[indices[:, 0]]
     kept = indices[:, 0] >= 0
     shape[0] = len(rows)
     return tf.sparse.reorder(tf.SparseTensor(indices[kept], leaf.values.numpy()[kept], shape))

@@ -1,6 +1,7 @@
-"""Rows -> the bytes that the string inputs of a signature read: `tf.Example`s, encoded images, base64.
+"""Encodes rows as the bytes that string inputs read: `tf.Example`s, images, tensors, base64.
 
-What an input reads was found in its graph (`consumers.py`); what cannot be made from rows is refused with the reason.
+The format that an input reads was found in the graph (`savedmodel/string_inputs.py`). Rows that
+cannot be encoded in it are refused with the reason.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from keras_warmup.binding.examples import (
     build_examples,
     check_examples,
     feature_casts,
-    hold_examples,
+    look_like_examples,
     parsing_spec,
     refuse_unbuildable,
 )
@@ -44,7 +45,7 @@ from keras_warmup.savedmodel.string_formats import (
 
 @dataclasses.dataclass(frozen=True)
 class _Encoded:
-    """Values `[rows]` of a string input, and the leaves they were made of."""
+    """Values `[rows]` of a string input, and the leaves they were made from."""
 
     values: np.ndarray
     used: frozenset[FeaturePath]
@@ -52,99 +53,80 @@ class _Encoded:
 
 
 def bind_encoded(
-    batch: Batch, signature: Signature, consumers: Mapping[str, StringFormat]
+    batch: Batch, signature: Signature, string_formats: Mapping[str, StringFormat]
 ) -> list[BoundBatch]:
-    """Binds a batch to a signature with string inputs, encoding the rows as each input reads them.
+    """Binds a batch to a signature and encodes the rows for its string inputs.
 
     Args:
-        batch: rows as the model was fed them, or rows that are serialized already.
+        batch: rows of model input, or rows that are already serialized.
         signature: the signature to serve.
-        consumers: string input name -> what reads it; empty where the signature has no string input.
+        string_formats: string input name -> format that the graph reads; empty if there is none.
 
     Returns:
-        As `binding.bind_batch`.
+        As `bind.bind_batch`.
 
     Raises:
-        BindingError: the rows cannot be encoded, or do not fit; see `examples.build_examples` and `images.encode_images`.
+        BindingError: the rows cannot be encoded, or do not fit; see `examples.build_examples` and
+            `encoders.encode_rows`.
         DataError: rows that should be serialized `tf.Example`s are not.
     """
-    whole = _match_whole(batch.x, signature)
-    made = {}
-    for name, consumer in consumers.items():
-        encoded = _encode(batch, signature, name, consumer, whole)
-        if encoded is not None:
-            made[name] = encoded
-    if not made:
+    matched = _try_match(batch.x, signature)
+    encoded: dict[str, _Encoded] = {}
+    for name, string_format in string_formats.items():
+        made = _encode(batch, signature, name, string_format, matched)
+        if made is not None:
+            encoded[name] = made
+    if not encoded:
         return bind_batch(batch, signature)
-    paths = _match_others(batch.x, signature, set(made), whole)
-    used = set(paths.values()).union(*(encoded.used for encoded in made.values()))
-    ignored = tuple(
-        render_path(path) for path, leaf in walk(batch.x) if leaf is not None and path not in used
-    )
-    casts = {key: cast for encoded in made.values() for key, cast in encoded.casts.items()}
-    values = {name: encoded.values for name, encoded in made.items()}
+    paths = _match_others(batch.x, signature, set(encoded), matched)
+    used = set(paths.values()).union(*(one.used for one in encoded.values()))
+    ignored = tuple(render_path(path) for path in _leaves(batch.x) if path not in used)
+    casts = {key: cast for one in encoded.values() for key, cast in one.casts.items()}
+    values = {name: one.values for name, one in encoded.items()}
     return [
         dataclasses.replace(bound, casts={**casts, **bound.casts})
         for bound in bind_leaves(batch, signature, paths, ignored, values)
     ]
 
 
-def rows_for(
+def parse_if_needed(
     batch: Batch,
     signature: Signature,
-    consumers: Mapping[str, StringFormat],
+    string_formats: Mapping[str, StringFormat],
     parsers: Sequence[ExampleParser],
 ) -> Batch:
-    """The rows in the form that a signature takes: one may read serialized `tf.Example`s, while another takes their features.
+    """Parses serialized `tf.Example`s for a signature that takes their features instead.
 
     Args:
         batch: rows of any kind.
         signature: the signature to serve.
-        consumers: its string input name -> what reads it.
+        string_formats: string input name -> format that the graph reads.
         parsers: the Example parsers of all signatures of the model.
 
     Returns:
-        The features by name, where the rows are serialized Examples, the signature reads none, and a parser knows each of its
-        inputs by name; else the batch as it is.
+        The features by key, if the rows are serialized Examples, the signature reads none, and the
+        features of a parser include its inputs; else `batch`.
 
     Raises:
         BindingError: a row does not fit the parser.
-        DataError: a row is no serialized Example, and the signature has no string input that could take it otherwise.
+        DataError: a row is not a serialized Example, and the signature has no string input that
+            could take it.
     """
-    if not is_string_vector(batch) or any(
-        _reads_examples(consumer) for consumer in consumers.values()
-    ):
+    if not is_string_vector(batch) or any(map(_reads_examples, string_formats.values())):
         return batch
-    ((_, rows),) = ((path, leaf) for path, leaf in walk(batch.x) if leaf is not None)
+    (rows,) = _leaves(batch.x).values()
     required = set(signature.inputs) - signature.defaults
-    covering = [
-        parser
-        for parser in parsers
-        if required <= set(parser.spec) | set(map(sanitize, parser.spec))
-    ]
-    takes_strings = any(spec.dtype == "string" for spec in signature.inputs.values())
-    if not required or not covering or (takes_strings and not hold_examples(rows)):
+    spec = next(
+        (
+            parser.spec
+            for parser in parsers
+            if required <= set(parser.spec) | set(map(sanitize, parser.spec))
+        ),
+        None,
+    )
+    takes_strings = any(tensor.dtype == "string" for tensor in signature.inputs.values())
+    if not required or spec is None or (takes_strings and not look_like_examples(rows)):
         return batch
-    return parse_features(batch, covering[0].spec) or batch
-
-
-def parse_features(batch: Batch, spec: Mapping[str, FeatureSpec]) -> Batch | None:
-    """The features of rows that are serialized `tf.Example`s: some signatures take them unserialized.
-
-    Args:
-        batch: rows of any kind.
-        spec: feature key -> `FeatureSpec`, as another signature of the model parses them.
-
-    Returns:
-        A batch whose x is a dict by feature key; `None` where x is not one vector of bytes.
-
-    Raises:
-        BindingError: a row does not fit the spec.
-        DataError: a row is no serialized Example.
-    """
-    if not is_string_vector(batch):
-        return None
-    ((_, rows),) = ((path, leaf) for path, leaf in walk(batch.x) if leaf is not None)
     check_examples(rows, spec)
     parsed = tf.io.parse_example(rows, parsing_spec(spec))
     x = {
@@ -154,12 +136,17 @@ def parse_features(batch: Batch, spec: Mapping[str, FeatureSpec]) -> Batch | Non
     return Batch(x, batch.size, batch.source)
 
 
-def _reads_examples(consumer: StringFormat) -> bool:
-    return isinstance(consumer.inner if isinstance(consumer, Base64) else consumer, ExampleParser)
+def _leaves(x: Any) -> dict[FeaturePath, Any]:
+    return {path: leaf for path, leaf in walk(x) if leaf is not None}
 
 
-def _match_whole(x: Any, signature: Signature) -> dict[str, FeaturePath] | None:
-    """The leaf of each input; `None` where that is not told, as for features that become one input."""
+def _reads_examples(string_format: StringFormat) -> bool:
+    inner = string_format.inner if isinstance(string_format, Base64) else string_format
+    return isinstance(inner, ExampleParser)
+
+
+def _try_match(x: Any, signature: Signature) -> dict[str, FeaturePath] | None:
+    """Matches all inputs; `None` if that fails, as for features that become one input."""
     try:
         return match_inputs(x, signature)[0]
     except BindingError:
@@ -167,15 +154,15 @@ def _match_whole(x: Any, signature: Signature) -> dict[str, FeaturePath] | None:
 
 
 def _match_others(
-    x: Any, signature: Signature, made: set[str], whole: Mapping[str, FeaturePath] | None
+    x: Any, signature: Signature, encoded: set[str], matched: Mapping[str, FeaturePath] | None
 ) -> dict[str, FeaturePath]:
-    """The leaves of the inputs that are not encoded: as the whole signature was matched, else by name alone."""
-    if whole is not None:
-        return {name: path for name, path in whole.items() if name not in made}
-    others = {name: spec for name, spec in signature.inputs.items() if name not in made}
+    """Returns the leaves of the inputs that are not encoded: as matched before, else by name."""
+    if matched is not None:
+        return {name: path for name, path in matched.items() if name not in encoded}
+    others = {name: tensor for name, tensor in signature.inputs.items() if name not in encoded}
     if not isinstance(x, Mapping):
         if set(others) - signature.defaults:
-            match_inputs(x, signature)  # raises, and says why
+            match_inputs(x, signature)  # raises BindingError again
         return {}
     return match_inputs(x, dataclasses.replace(signature, inputs=others, structure=None))[0]
 
@@ -184,26 +171,28 @@ def _encode(
     batch: Batch,
     signature: Signature,
     name: str,
-    consumer: StringFormat,
-    whole: Mapping[str, FeaturePath] | None,
+    string_format: StringFormat,
+    matched: Mapping[str, FeaturePath] | None,
 ) -> _Encoded | None:
-    """What a string input should be sent; `None` where the rows go as they are."""
-    path = (whole or {}).get(name)
-    inner = consumer.inner if isinstance(consumer, Base64) else consumer
+    """Encodes the rows for a string input; `None` if they are sent unchanged."""
+    path = (matched or {}).get(name)
+    inner = string_format.inner if isinstance(string_format, Base64) else string_format
     if isinstance(inner, ExampleParser):
-        return _encode_examples(batch, signature, name, inner, path, isinstance(consumer, Base64))
+        in_base64 = isinstance(string_format, Base64)
+        return _encode_examples(batch, signature, name, inner, path, in_base64)
     if path is None:
         return None
     leaf = dict(walk(batch.x))[path]
     if _is_text(leaf):
         return None
-    refuse_unbuildable(name, consumer)
+    refuse_unbuildable(name, string_format)
     if not isinstance(leaf, np.ndarray):
         raise BindingError(
-            f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads {describe_string_format(consumer)}, and "
-            f"{render_path(path)} is {describe(leaf)}. Give the bytes as clients send them, or pass transform=."
+            f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads "
+            f"{describe_string_format(string_format)}, and {render_path(path)} is "
+            f"{describe(leaf)}. Give the bytes as clients send them, or pass transform=."
         )
-    return _Encoded(encode_rows(leaf, consumer), frozenset({path}))
+    return _Encoded(encode_rows(leaf, string_format), frozenset({path}))
 
 
 def _encode_examples(
@@ -214,8 +203,8 @@ def _encode_examples(
     path: FeaturePath | None,
     in_base64: bool,
 ) -> _Encoded:
-    """Examples built of the features, or the rows themselves where they are serialized already."""
-    leaves = {where: leaf for where, leaf in walk(batch.x) if leaf is not None}
+    """Builds Examples from the features, or returns rows that are already serialized."""
+    leaves = _leaves(batch.x)
     text = path if path is not None and _is_text(leaves[path]) else None
     if text is None and is_string_vector(batch):
         (text,) = leaves
@@ -232,12 +221,13 @@ def _encode_examples(
             f"{render_path(where)} ({describe(leaf)})" for where, leaf in leaves.items()
         )
         raise BindingError(
-            f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads serialized tf.Examples with the "
-            f"features {sorted(parser.spec)}; the batch has {got}. Pass data= as a dict of features, or as a list of bytes."
+            f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads serialized "
+            f"tf.Examples with the features {sorted(parser.spec)}; the batch has {got}. Pass data= "
+            "as a dict of features, or as a list of bytes."
         )
     rows = leaves[text]
     decoded = decode_base64(rows) if in_base64 else None
-    if decoded is not None and hold_examples(decoded):
+    if decoded is not None and look_like_examples(decoded):
         check_examples(decoded, parser.spec)
         return _Encoded(rows, frozenset({text}))
     check_examples(rows, parser.spec)
@@ -251,14 +241,14 @@ def _features(
     name: str,
     text: FeaturePath | None,
 ) -> dict[str, FeaturePath] | None:
-    """Feature key -> path, where x is a flat dict of features, or one leaf for a parser of one feature.
+    """Returns feature key -> path if x is a flat dict of features, or the one feature of a parser.
 
     Args:
-        x: the batch's structure.
+        x: the structure of the batch.
         leaves: its leaves.
-        spec: what the parser reads.
-        name: the input's name.
-        text: path of the strings that may be serialized Examples.
+        spec: the features that the parser reads.
+        name: name of the input.
+        text: path of strings that may be serialized Examples.
     """
     if isinstance(x, Mapping) and all(len(path) == 1 for path in leaves):
         keys = {str(path[0]): path for path in leaves}
@@ -271,15 +261,16 @@ def _features(
         return None
     if not _is_text(leaf):
         return {key: path}
-    # Bytes that are no Example at all can only be the feature; wrong or compressed Examples are refused by their own check.
-    if feature.dtype != "string" or (leaf.ndim == 1 and _hold_examples(leaf)):
+    # Bytes that are not an Example of any kind can only be the feature itself; Examples of another
+    # model and compressed ones are refused by `check_examples`.
+    if feature.dtype != "string" or (leaf.ndim == 1 and _look_like_examples(leaf)):
         return None
     return {key: path}
 
 
-def _hold_examples(rows: np.ndarray) -> bool:
+def _look_like_examples(rows: np.ndarray) -> bool:
     decoded = decode_base64(rows)
-    return hold_examples(rows) or (decoded is not None and hold_examples(decoded))
+    return look_like_examples(rows) or (decoded is not None and look_like_examples(decoded))
 
 
 def _is_text(leaf: Any) -> bool:

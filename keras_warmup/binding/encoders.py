@@ -1,4 +1,4 @@
-"""Arrays -> the bytes that a string input wants, where its consumer says how (tf.Examples have `examples.py`)."""
+"""Encodes arrays as the bytes that a string input reads; `examples.py` builds tf.Examples."""
 
 from __future__ import annotations
 
@@ -23,44 +23,47 @@ from keras_warmup.savedmodel.string_formats import (
 _CURE = "Give the bytes a client would send, or pass transform=."
 
 
-def encode_rows(rows: Array, consumer: StringFormat) -> Array:
-    """Encodes rows of numbers for a string input; rows of strings are what clients send already.
+def encode_rows(rows: Array, string_format: StringFormat) -> Array:
+    """Encodes rows of numbers for a string input.
 
     Args:
-        rows: `[n, ...]`. Strings pass through. Numbers are encoded one row at a time: images as files, tensors as
-            serialized `TensorProto`s, raw bytes as such, each in base64 where the graph decodes that first.
-        consumer: what reads the input.
+        rows: `[n, ...]`. Strings are taken as clients send them and only converted to `bytes`.
+            Numbers are encoded row by row: images as files, tensors as serialized `TensorProto`s,
+            raw bytes as such, each in base64 if the graph decodes that first.
+        string_format: the format that the graph reads.
 
     Returns:
-        Object array `[n]` of `bytes` (of the shape of `rows` for strings).
+        Object array `[n]` of `bytes`; for strings, of the shape of `rows`.
 
     Raises:
-        BindingError: the consumer takes no numbers of this dtype.
+        BindingError: numbers of this dtype cannot be encoded in the format.
     """
     if rows.dtype.kind in "SUTO":
         try:
             return encode_strings(rows)
         except TypeError as error:
             raise BindingError(
-                f"Cannot feed {error} among strings ({describe(rows)}). {_CURE}"
+                f"Cannot encode strings mixed with {error} ({describe(rows)}). {_CURE}"
             ) from error
-    if isinstance(consumer, Base64):
-        return encode_base64(encode_rows(rows, consumer.inner))
-    if isinstance(consumer, ImageDecoder):
-        return encode_images(rows, consumer)
-    if not isinstance(consumer, (TensorParser, RawDecoder)):
+    if isinstance(string_format, Base64):
+        return encode_base64(encode_rows(rows, string_format.inner))
+    if isinstance(string_format, ImageDecoder):
+        return encode_images(rows, string_format)
+    where = (
+        f"Cannot encode {describe(rows)} for a string input that takes "
+        f"{describe_string_format(string_format)}"
+    )
+    if not isinstance(string_format, (TensorParser, RawDecoder)):
+        raise BindingError(f"{where}. {_CURE}")
+    if rows.dtype.name != string_format.out_type or rows.ndim == 0:
         raise BindingError(
-            f"Cannot encode {describe(rows)} for a string input that takes {describe_string_format(consumer)}. {_CURE}"
+            f"{where}: expected {string_format.out_type} [n, ...]. Cast the data, or pass "
+            "transform=."
         )
-    if rows.dtype.name != consumer.out_type or rows.ndim == 0:
-        raise BindingError(
-            f"Cannot encode {describe(rows)} for a string input that takes {describe_string_format(consumer)}: expected "
-            f"{consumer.out_type} [n, ...]. Cast the data, or pass transform=."
-        )
-    if isinstance(consumer, TensorParser):
+    if isinstance(string_format, TensorParser):
         with tf.device("CPU"):
             return as_objects([tf.io.serialize_tensor(row).numpy() for row in split_rows(rows)])
-    order = "<" if consumer.little_endian else ">"
+    order = "<" if string_format.little_endian else ">"
     return as_objects(
         [
             np.ascontiguousarray(row, row.dtype.newbyteorder(order)).tobytes()
@@ -70,18 +73,17 @@ def encode_rows(rows: Array, consumer: StringFormat) -> Array:
 
 
 def encode_base64(rows: Array) -> Array:
-    """Rows `[n]` of `bytes` in base64: web-safe and without padding, as `tf.io.encode_base64`; the graph takes both."""
+    """Encodes rows `[n]` of `bytes` as `tf.io.encode_base64` does: web-safe, without padding."""
     return as_objects([base64.urlsafe_b64encode(row).rstrip(b"=") for row in rows])
 
 
 def decode_base64(rows: Array) -> Array | None:
-    """What rows `[n]` of `bytes` hold in web-safe base64, padded or not; `None` where a row is no base64."""
+    """Decodes rows `[n]` of web-safe base64, padded or not; `None` if a row is not base64."""
     decoded = []
     for row in rows:
         bare = row.rstrip(b"=")
-        if (
-            b"+" in bare or b"/" in bare
-        ):  # the other alphabet, which Python takes and TensorFlow does not
+        # The standard alphabet, which Python decodes and TensorFlow refuses.
+        if b"+" in bare or b"/" in bare:
             return None
         try:
             decoded.append(base64.b64decode(bare + b"=" * (-len(bare) % 4), b"-_", validate=True))
@@ -90,43 +92,41 @@ def decode_base64(rows: Array) -> Array | None:
     return as_objects(decoded)
 
 
-def encode_images(images: Array, consumer: ImageDecoder) -> Array:
-    """Encodes images for an input that decodes them: as PNG (lossless) where it reads that, else as JPEG.
+def encode_images(images: Array, decoder: ImageDecoder) -> Array:
+    """Encodes images as PNG, which is lossless, or as JPEG if the decoder does not read PNG.
 
     Args:
-        images: uint8 `[n, height, width, channels]` (uint16 too for a decoder that gives uint16).
-        consumer: what decodes them.
+        images: uint8 `[n, height, width, channels]`; also uint16 for a decoder to uint16.
+        decoder: decodes them in the graph.
 
     Returns:
         Object array `[n]` of `bytes`.
 
     Raises:
-        BindingError: floats or other dtypes, a wrong rank or number of channels, or a format that cannot be written.
+        BindingError: floats or other dtypes, a wrong rank or number of channels, or a format that
+            cannot be written.
     """
-    where = f"Cannot encode images for {describe_string_format(consumer)}"
+    where = f"Cannot encode images for {describe_string_format(decoder)}"
     cure = "Pass transform= to give the encoded files yourself"
-    allowed = (
-        ("uint8", "uint16")
-        if consumer.dtype == "uint16" and "png" in consumer.formats
-        else ("uint8",)
-    )
+    takes_16_bits = decoder.dtype == "uint16" and "png" in decoder.formats
+    allowed = ("uint8", "uint16") if takes_16_bits else ("uint8",)
     if images.dtype.name not in allowed:
+        is_float = images.dtype.kind == "f"
         why = (
-            "preprocessed pixels cannot be turned back into files"
-            if images.dtype.kind == "f"
-            else "dtype differs"
+            "preprocessed pixels cannot be turned back into files" if is_float else "dtype differs"
         )
         raise BindingError(
-            f"{where}: expected {' or '.join(allowed)} [n, height, width, channels], got {describe(images)} ({why}). "
-            f"Give the {allowed[0]} images, before preprocessing. {cure}."
+            f"{where}: expected {' or '.join(allowed)} [n, height, width, channels], got "
+            f"{describe(images)} ({why}). Give the {allowed[0]} images, before preprocessing. "
+            f"{cure}."
         )
     if images.ndim != 4:
         raise BindingError(
             f"{where}: expected [n, height, width, channels], got {describe(images)}. {cure}."
         )
-    if "png" in consumer.formats:
+    if "png" in decoder.formats:
         encode, channels = tf.io.encode_png, [1, 2, 3, 4]
-    elif "jpeg" in consumer.formats:
+    elif "jpeg" in decoder.formats:
         encode, channels = tf.io.encode_jpeg, [1, 3]
     else:
         raise BindingError(f"{where}: only PNG and JPEG can be written. {cure}.")

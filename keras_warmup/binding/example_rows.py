@@ -1,4 +1,4 @@
-"""Rows of one feature, in the dtypes and shapes that a tf.Example holds; no cast that a client would not do."""
+"""Splits a leaf into the rows of one tf.Example feature; casts only what a client would cast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_warmup.savedmodel.string_formats import FeatureSpec
 Array = np.ndarray[Any, Any]
 
 
-def rows_of(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
+def feature_rows(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
     """Splits a leaf into rows of the feature's dtype.
 
     Args:
@@ -23,10 +23,10 @@ def rows_of(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
         feature: how the model's parser reads it.
 
     Returns:
-        `n` rows, dense ones in the feature's shape, the others flat; `None` for a missing one.
+        `n` rows, dense ones in the feature's shape, others flat; `None` for a missing value.
 
     Raises:
-        Misfit: the leaf does not fit; the text holds no values.
+        MismatchError: the leaf does not fit the feature; the text contains no values.
     """
     if isinstance(leaf, tf.SparseTensor):
         if feature.kind == "dense" and not feature.is_sequence:
@@ -37,19 +37,20 @@ def rows_of(leaf: Any, feature: FeatureSpec) -> list[Array | None]:
             raise MismatchError("a ragged tensor cannot fill a dense feature")
         if leaf.ragged_rank != 1:
             raise MismatchError(
-                "more than one ragged dimension needs partitions, which the parser's spec does not show"
+                "more than one ragged dimension needs partitions, which the parser's spec does not "
+                "show"
             )
-        return [_shape(_convert(row, feature), feature) for row in ragged_rows(leaf)]
+        return [_reshape(_convert(row, feature), feature) for row in ragged_rows(leaf)]
     array = np.asarray(leaf)
     if array.ndim == 0:
         raise MismatchError("a scalar has no rows")
     if array.dtype.kind == "O" and array.ndim == 1:
         return _object_rows(array, feature)
-    return [_shape(row, feature) for row in split_rows(_convert(array, feature))]
+    return [_reshape(row, feature) for row in split_rows(_convert(array, feature))]
 
 
 def _object_rows(column: Array, feature: FeatureSpec) -> list[Array | None]:
-    """Rows of an object column: strings, numbers, or a sequence each."""
+    """Splits an object column, whose rows are strings, numbers, sequences or `None`."""
     rows: list[Array | None] = []
     for value in column:
         if value is None:
@@ -58,20 +59,22 @@ def _object_rows(column: Array, feature: FeatureSpec) -> list[Array | None]:
             rows.append(None)
             continue
         array = value if isinstance(value, np.ndarray) else np.array(value, dtype=object)
-        rows.append(_shape(_convert(array, feature), feature))
+        rows.append(_reshape(_convert(array, feature), feature))
     return rows
 
 
 def split_rows(array: Array) -> list[Array]:
-    """The rows of an array, as arrays even where a row is one string (`bytes` alone would lose trailing NULs)."""
+    """Splits an array into rows; a row of one string is an array too, which keeps trailing NULs."""
     return [array[row : row + 1].reshape(array.shape[1:]) for row in range(len(array))]
 
 
-def _shape(row: Array, feature: FeatureSpec) -> Array:
+def _reshape(row: Array, feature: FeatureSpec) -> Array:
+    """Returns a row in the shape of the feature, if only dimensions of size 1 differ."""
     if feature.kind != "dense" or feature.shape is None:
         if row.ndim > 1:
             raise MismatchError(
-                f"a row of a {feature.kind} feature is a list of values, not {render_shape(row.shape)}"
+                f"a row of a {feature.kind} feature is a list of values, not "
+                f"{render_shape(row.shape)}"
             )
         return row.reshape(-1)
     if feature.is_sequence:
@@ -86,16 +89,16 @@ def _shape(row: Array, feature: FeatureSpec) -> Array:
 
 
 def ragged_rows(leaf: Any) -> list[Array]:
-    """Rows of a `tf.RaggedTensor` `[n, None, ...]` with one ragged dimension."""
+    """Splits a `tf.RaggedTensor` `[n, None, ...]` with one ragged dimension into rows."""
     splits, values = leaf.row_splits.numpy(), np.asarray(leaf.values.numpy())
     return [values[start:stop] for start, stop in itertools.pairwise(splits)]
 
 
 def sparse_rows(leaf: Any) -> list[Array]:
-    """Rows of a `tf.SparseTensor` `[n, columns]` whose values stand at columns 0, 1, 2, ...
+    """Splits a `tf.SparseTensor` `[n, columns]` with values at columns 0, 1, 2, ... into rows.
 
     Raises:
-        Misfit: they do not.
+        MismatchError: its rank is not 2, or values are at other columns.
     """
     if len(leaf.shape) != 2:
         raise MismatchError("only sparse tensors of rank 2, [rows, values], can be written")
@@ -106,14 +109,15 @@ def sparse_rows(leaf: Any) -> list[Array]:
     starts = np.cumsum(counts) - counts
     if np.any(indices[:, 1] != np.arange(len(indices)) - np.repeat(starts, counts)):
         raise MismatchError(
-            "rows have holes (their values are not at columns 0, 1, 2, ...), and an Example holds a plain list: this "
-            "is perhaps a SparseFeature, whose index and value features must be given under their own keys"
+            "rows have holes (their values are not at columns 0, 1, 2, ...), and an Example holds "
+            "a plain list: this may be a SparseFeature, whose index and value features must be "
+            "given under their own keys"
         )
     return [values[start : start + count] for start, count in zip(starts, counts, strict=True)]
 
 
 def _convert(array: Array, feature: FeatureSpec) -> Array:
-    """The values in the feature's dtype, without any change that a client would not make."""
+    """Casts the values to the feature's dtype; refuses casts that a client would not make."""
     kind = array.dtype.kind
     if feature.dtype == "string":
         return _to_bytes(array)
@@ -127,7 +131,7 @@ def _convert(array: Array, feature: FeatureSpec) -> Array:
         if kind in "fV" or name.startswith(("bfloat16", "float8")):
             raise MismatchError("floats for a feature of int64 are not cast")
         if kind == "u" and array.size and int(array.max()) >= 2**63:
-            raise MismatchError("values of 2**63 and more do not fit an int64")
+            raise MismatchError("values of 2**63 and more do not fit in an int64")
         if kind not in "iub":
             raise MismatchError(f"{name} for a feature of int64")
         return array.astype(np.int64)
@@ -138,12 +142,12 @@ def _convert(array: Array, feature: FeatureSpec) -> Array:
     if kind in "fV" and overflows(array, converted):
         raise MismatchError("values beyond the range of float32")
     if kind in "iu" and not _survives(array, converted):
-        raise MismatchError("integers that a float32 does not hold exactly")
+        raise MismatchError("integers that a float32 cannot represent exactly")
     return converted
 
 
 def _survives(integers: Array, floats: Array) -> bool:
-    """Whether every integer equals its float32; compared as Python numbers, which do not round."""
+    """Returns whether every integer equals its float32; Python numbers compare without rounding."""
     return all(
         int(a) == int(b)
         for a, b in zip(integers.reshape(-1).tolist(), floats.reshape(-1).tolist(), strict=True)
@@ -151,12 +155,12 @@ def _survives(integers: Array, floats: Array) -> bool:
 
 
 def _plain_numbers(array: Array, dtype: str) -> Array:
-    """An object array of numbers as an array of theirs."""
+    """Converts an object array of numbers to float64, or to int64 if none is a float."""
     values = array.reshape(-1).tolist()
     if any(isinstance(value, (bytes, str)) for value in values):
         raise MismatchError(f"strings for a feature of {dtype}")
     if not all(isinstance(value, (bool, int, float, np.generic)) for value in values):
-        raise MismatchError("objects that are no numbers")
+        raise MismatchError("objects that are not numbers")
     if any(isinstance(value, (float, np.floating)) for value in values):
         return np.array(values, dtype=np.float64).reshape(array.shape)
     if any(not -(2**63) <= int(value) < 2**63 for value in values):

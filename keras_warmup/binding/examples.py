@@ -1,7 +1,7 @@
-"""The tf.Example codec: rows of features -> serialized `tf.Example`s that the model's parser reads back as those rows.
+"""Builds and checks serialized `tf.Example`s for the parser of a model.
 
-The spec comes from the graph (`consumers.ExampleParser`). Every batch built is parsed back with `tf.io.parse_example`
-under that spec and compared, so what is returned is what the model will see.
+The feature spec comes from the graph (`string_formats.ExampleParser`). Every batch that is built is
+parsed with `tf.io.parse_example` and this spec, and compared with the rows it was built from.
 """
 
 from __future__ import annotations
@@ -14,7 +14,13 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from keras_warmup.binding.cast import MismatchError
-from keras_warmup.binding.example_rows import Array, ragged_rows, rows_of, sparse_rows, split_rows
+from keras_warmup.binding.example_rows import (
+    Array,
+    feature_rows,
+    ragged_rows,
+    sparse_rows,
+    split_rows,
+)
 from keras_warmup.data.batch import as_objects, describe, render_shape
 from keras_warmup.errors import BindingError, DataError
 from keras_warmup.savedmodel.string_formats import (
@@ -25,27 +31,29 @@ from keras_warmup.savedmodel.string_formats import (
     StringFormat,
 )
 
-Spec = Mapping[str, FeatureSpec]
+FeatureSpecs = Mapping[str, FeatureSpec]
 
 _LISTS = {"int64": "int64_list", "float32": "float_list", "string": "bytes_list"}
 _GZIP_MAGIC = b"\x1f\x8b"
 _MOST_PROBLEMS = 5
 
 
-def build_examples(features: Mapping[str, Any], spec: Spec) -> Array:
-    """Builds one serialized `tf.Example` a row.
+def build_examples(features: Mapping[str, Any], spec: FeatureSpecs) -> Array:
+    """Builds one serialized `tf.Example` for each row.
 
     Args:
-        features: feature key -> leaf of `n` rows: `np.ndarray` `[n, ...]`, `tf.RaggedTensor` or `tf.SparseTensor`. In
-            object arrays of shape `[n]`, `None` is a missing value. Keys that the spec lacks are ignored, see
-            `unused_features`. A column `[n]` also fits features of shape `[1]`, and `[n, 1]` those of shape `[]`.
-        spec: feature key -> `FeatureSpec`.
+        features: feature key -> leaf of `n` rows: `np.ndarray` `[n, ...]`, `tf.RaggedTensor` or
+            `tf.SparseTensor`. In object arrays of shape `[n]`, `None` is a missing value. Keys that
+            are not in the spec are ignored. A column `[n]` also fits features of shape `[1]`, and
+            `[n, 1]` those of shape `[]`.
+        spec: feature key -> how the model's parser reads it.
 
     Returns:
         Object array `[n]` of `bytes`; serialized deterministically.
 
     Raises:
-        BindingError: the features do not fit the spec; all mismatches in one message, without values.
+        BindingError: the features do not fit the spec; all mismatches in one message, without
+            values.
     """
     problems = _composite_problems(features, spec)
     columns: dict[str, list[Array | None]] = {}
@@ -53,43 +61,40 @@ def build_examples(features: Mapping[str, Any], spec: Spec) -> Array:
         if features.get(key) is None:
             if feature.required:
                 problems.append(
-                    f"feature {key!r} ({_render(feature)}) is required, but the data does not have it"
+                    f"feature {key!r} ({_render(feature)}) is required, but the data does not have "
+                    "it"
                 )
             continue
         try:
-            columns[key] = rows_of(features[key], feature)
-        except MismatchError as misfit:
+            columns[key] = feature_rows(features[key], feature)
+        except MismatchError as mismatch:
             problems.append(
-                f"feature {key!r} expects {_render(feature)}, got {describe(features[key])}: {misfit.args[0]}"
+                f"feature {key!r} expects {_render(feature)}, got {describe(features[key])}: "
+                f"{mismatch}"
             )
     sizes = {key: len(rows) for key, rows in columns.items()}
     if len(set(sizes.values())) > 1:
         problems.append(f"features have different numbers of rows: {sizes}")
     if not columns and not problems:
         problems.append(
-            f"none of the features {sorted(spec)} is in the data, which has {sorted(features)}"
+            f"the data has none of the features {sorted(spec)}, only {sorted(features)}"
         )
     if problems:
         raise BindingError(
-            f"Cannot build tf.Examples: {'; '.join(problems)}. Change the data, or pass transform= to give the "
-            "serialized Examples yourself."
+            f"Cannot build tf.Examples: {'; '.join(problems)}. Change the data, or pass transform= "
+            "to give the serialized Examples yourself."
         )
     rows = [
         _serialize({key: column[row] for key, column in columns.items()}, spec)
         for row in range(max(sizes.values()))
     ]
     serialized = as_objects(rows)
-    _prove(serialized, columns, spec)
+    _check_round_trip(serialized, columns, spec)
     return serialized
 
 
-def unused_features(features: Mapping[str, Any], spec: Spec) -> tuple[str, ...]:
-    """Features of the data that the parser does not read, sorted."""
-    return tuple(sorted(key for key in features if key not in spec))
-
-
-def feature_casts(features: Mapping[str, Any], spec: Spec) -> dict[str, str]:
-    """Casts that building does, for the report: feature key -> `float64 -> float32`."""
+def feature_casts(features: Mapping[str, Any], spec: FeatureSpecs) -> dict[str, str]:
+    """Returns feature key -> cast that `build_examples` makes, such as `float64 -> float32`."""
     casts = {}
     for key, feature in spec.items():
         dtype = _dtype_name(features[key]) if features.get(key) is not None else feature.dtype
@@ -98,16 +103,18 @@ def feature_casts(features: Mapping[str, Any], spec: Spec) -> dict[str, str]:
     return casts
 
 
-def check_examples(serialized: Array | Sequence[bytes], spec: Spec) -> None:
-    """Checks rows that are serialized `tf.Example`s already against a spec.
+def check_examples(serialized: Array | Sequence[bytes], spec: FeatureSpecs) -> None:
+    """Checks rows that are already serialized `tf.Example`s.
 
     Args:
-        serialized: array or sequence of `bytes`, one Example each.
-        spec: feature key -> `FeatureSpec`.
+        serialized: `n` rows of `bytes`.
+        spec: feature key -> how the model's parser reads it.
 
     Raises:
-        DataError: a row is no serialized Example (compressed, a SequenceExample, other bytes).
-        BindingError: a row lacks a required feature, or has it in another type or number.
+        DataError: a row is not a serialized Example, but compressed, a SequenceExample or other
+            bytes.
+        BindingError: a row lacks a required feature, or has it with another type or number of
+            values.
     """
     rows = list(np.asarray(serialized, dtype=object).reshape(-1))
     problems: dict[str, None] = {}
@@ -121,27 +128,28 @@ def check_examples(serialized: Array | Sequence[bytes], spec: Spec) -> None:
             break
     if problems:
         raise BindingError(
-            f"The serialized tf.Examples do not fit the model's parser: {'; '.join(list(problems)[:_MOST_PROBLEMS])}. "
-            "Give Examples written for this model."
+            "The serialized tf.Examples do not fit the model's parser: "
+            f"{'; '.join(list(problems)[:_MOST_PROBLEMS])}. Give Examples written for this model."
         )
     try:
         tf.io.parse_example(as_objects(rows), parsing_spec(spec))
     except tf.errors.InvalidArgumentError as error:
         raise BindingError(
-            f"The {len(rows)} serialized tf.Examples cannot be parsed with the model's feature spec ({sorted(spec)}), "
-            "though each seems to fit it. Give Examples written for this model."
+            f"The {len(rows)} serialized tf.Examples cannot be parsed with the model's feature "
+            f"spec ({sorted(spec)}), although each seems to fit it. Give Examples written for this "
+            "model."
         ) from error
 
 
-def hold_examples(rows: Array | Sequence[bytes]) -> bool:
-    """Whether rows are meant as serialized `tf.Example`s, were they the wrong ones: one holds a feature, or is compressed."""
+def look_like_examples(rows: Array | Sequence[bytes]) -> bool:
+    """Returns whether a row is a `tf.Example` or `tf.SequenceExample` of any features, or GZIP."""
     for row in rows:
         if not isinstance(row, bytes):
             return False
         if row.startswith(_GZIP_MAGIC):
             return True
         try:
-            # Short texts often parse as a message of unknown fields; one with a named feature is no accident.
+            # Short texts often parse as a message of unknown fields, but not with a named feature.
             if tf.train.SequenceExample.FromString(row).feature_lists.feature_list:
                 return True
             if tf.train.Example.FromString(row).features.feature:
@@ -151,68 +159,71 @@ def hold_examples(rows: Array | Sequence[bytes]) -> bool:
     return False
 
 
-def parsing_spec(spec: Spec) -> dict[str, Any]:
-    """The spec as `tf.io.parse_example` takes it."""
+def parsing_spec(spec: FeatureSpecs) -> dict[str, Any]:
+    """Converts the spec to the form that `tf.io.parse_example` takes."""
     return {key: _parsing_feature(feature) for key, feature in spec.items()}
 
 
-def refuse_unbuildable(input_name: str, consumer: StringFormat) -> None:
-    """Refuses inputs whose bytes cannot be made from features.
-
-    Raises:
-        BindingError: the input takes SequenceExamples, compressed or unknown bytes.
-    """
-    inner = consumer.inner if isinstance(consumer, Base64) else consumer
+def refuse_unbuildable(input_name: str, string_format: StringFormat) -> None:
+    """Raises BindingError where the input reads SequenceExamples or compressed bytes."""
+    inner = string_format.inner if isinstance(string_format, Base64) else string_format
     if isinstance(inner, SequenceExampleParser):
-        reason = "it takes serialized tf.SequenceExamples, which cannot be built from a batch of features"
+        reason = (
+            "it takes serialized tf.SequenceExamples, which cannot be built from a batch of "
+            "features"
+        )
     elif isinstance(inner, Compressed):
-        reason = "it takes compressed bytes, and what they hold cannot be seen in the graph"
+        reason = "it takes compressed bytes, and the graph does not show their content"
     else:
         return
     raise BindingError(
-        f"Cannot bind features to input {input_name!r}: {reason}. Give the serialized bytes as data, or pass "
-        "transform=."
+        f"Cannot bind features to input {input_name!r}: {reason}. Give the serialized bytes as "
+        "data, or pass transform=."
     )
 
 
-def _serialize(row: Mapping[str, Array | None], spec: Spec) -> bytes:
+def _serialize(row: Mapping[str, Array | None], spec: FeatureSpecs) -> bytes:
     example = tf.train.Example()
     for key, values in row.items():
         if values is not None:
             values_list = getattr(example.features.feature[key], _LISTS[spec[key].dtype])
-            values_list.SetInParent()  # an empty list still says its type
+            values_list.SetInParent()  # an empty list still has a type
             values_list.value.extend(values.reshape(-1).tolist())
     return cast(bytes, example.SerializeToString(deterministic=True))
 
 
-def _prove(serialized: Array, columns: Mapping[str, list[Array | None]], spec: Spec) -> None:
-    """Parses the built rows as the model will and compares them with the data.
+def _check_round_trip(
+    serialized: Array, columns: Mapping[str, list[Array | None]], spec: FeatureSpecs
+) -> None:
+    """Parses the built rows as the model does and compares them with the data.
 
     Raises:
-        BindingError: they differ. No case is known: the proof stands between a mistake here and a published file.
+        BindingError: they differ. No such case is known; the check keeps a mistake of this module
+            out of a published file.
     """
     try:
         parsed = tf.io.parse_example(serialized, parsing_spec(spec))
     except tf.errors.InvalidArgumentError as error:
         raise BindingError(
-            f"The built tf.Examples cannot be parsed with the model's feature spec ({sorted(spec)}). Pass transform= "
-            "to give the serialized Examples yourself."
+            f"The built tf.Examples cannot be parsed with the model's feature spec "
+            f"({sorted(spec)}). Pass transform= to give the serialized Examples yourself."
         ) from error
     for key, column in columns.items():
         if not all(
-            _same(want, got)
+            _equal_rows(want, got)
             for want, got in zip(column, _parsed_rows(parsed[key], column, spec[key]), strict=True)
         ):
             raise BindingError(
-                f"The built tf.Examples give other values of feature {key!r} ({_render(spec[key])}) than the data when "
-                "parsed. Pass transform= to give the serialized Examples yourself."
+                f"The built tf.Examples have other values of feature {key!r} "
+                f"({_render(spec[key])}) than the data when parsed. Pass transform= to give the "
+                "serialized Examples yourself."
             )
 
 
 def _parsed_rows(
     parsed: Any, column: list[Array | None], feature: FeatureSpec
 ) -> list[Array | None]:
-    """What the parser gave, row by row; `None` where the data has no value, whatever default stands there."""
+    """Splits a parsed feature into rows; `None` for a row whose value is the parser's default."""
     if isinstance(parsed, tf.SparseTensor):
         return list(sparse_rows(parsed))
     if isinstance(parsed, tf.RaggedTensor):
@@ -225,7 +236,7 @@ def _parsed_rows(
     return rows
 
 
-def _same(want: Array | None, got: Array | None) -> bool:
+def _equal_rows(want: Array | None, got: Array | None) -> bool:
     if want is None or got is None:
         return got is None or got.size == 0
     return np.array_equal(want, got, equal_nan=want.dtype.kind == "f")
@@ -257,10 +268,11 @@ def _as_shape(values: tuple[Any, ...], dtype: str, shape: list[int | None]) -> A
     return array.reshape(cast(list[int], shape))
 
 
-def _composite_problems(features: Mapping[str, Any], spec: Spec) -> list[str]:
-    """Features that a `tf.io.SparseFeature` or a partitioned `tf.io.RaggedFeature` seems to stand for.
+def _composite_problems(features: Mapping[str, Any], spec: FeatureSpecs) -> list[str]:
+    """Finds features that may be a `tf.io.SparseFeature` or a partitioned `tf.io.RaggedFeature`.
 
-    The parser shows only the raw keys of those, all optional: without this check the rows would be built empty.
+    The graph shows only the raw keys of those, and all of them are optional: without this check the
+    rows would be built empty.
     """
     raw = sorted(
         key
@@ -275,9 +287,9 @@ def _composite_problems(features: Mapping[str, Any], spec: Spec) -> list[str]:
     if not raw or not composite:
         return []
     return [
-        f"features {composite} are sparse or ragged and the parser does not know them, while it reads {raw}, which the "
-        "data does not have: these are perhaps the raw keys of a SparseFeature or of a RaggedFeature with partitions, "
-        "and how they combine cannot be seen in the graph"
+        f"features {composite} are sparse or ragged and the parser does not read them, while it "
+        f"reads {raw}, which the data does not have: these may be the raw keys of a SparseFeature "
+        "or of a RaggedFeature with partitions, and the graph does not show how they combine"
     ]
 
 
@@ -288,7 +300,8 @@ def _parse_row(index: int, row: Any) -> Any:
         )
     if row.startswith(_GZIP_MAGIC):
         raise DataError(
-            f"Row {index} is GZIP-compressed, not a serialized tf.Example. Read the file with compression_type='GZIP'."
+            f"Row {index} is GZIP-compressed, not a serialized tf.Example. Read the file with "
+            "compression_type='GZIP'."
         )
     try:
         example = tf.train.Example.FromString(row)
@@ -296,7 +309,7 @@ def _parse_row(index: int, row: Any) -> Any:
         raise DataError(
             f"Row {index} ({len(row)} bytes) is not a serialized tf.Example."
         ) from error
-    # A SequenceExample parses as an Example too: its feature lists are an unknown field to it.
+    # A SequenceExample also parses as an Example: its feature lists are an unknown field there.
     if tf.train.SequenceExample.FromString(row).feature_lists.feature_list:
         raise DataError(f"Row {index} is a serialized tf.SequenceExample, not a tf.Example.")
     return example
@@ -313,9 +326,9 @@ def _problem_of(found: Mapping[str, Any], key: str, feature: FeatureSpec) -> str
         sizes = [size for size in feature.shape if size is not None]
         size = int(np.prod(sizes, dtype=np.int64))
         if feature.is_sequence and (count % size if size else count):
-            return f"expects a multiple of {size} values, got {count}"
+            return f"number of values is {count}, expected a multiple of {size}"
         if not feature.is_sequence and count != size:
-            return f"expects {size} value{'' if size == 1 else 's'}, got {count}"
+            return f"number of values is {count}, expected {size}"
     return None
 
 
@@ -325,9 +338,5 @@ def _render(feature: FeatureSpec) -> str:
 
 
 def _dtype_name(leaf: Any) -> str:
-    name = (
-        getattr(leaf.dtype, "name", str(leaf.dtype))
-        if hasattr(leaf, "dtype")
-        else np.asarray(leaf).dtype.name
-    )
-    return "string" if name == "object" or name.startswith(("str", "bytes")) else str(name)
+    name = str(leaf.dtype.name)
+    return "string" if name == "object" or name.startswith(("str", "bytes")) else name

@@ -1,13 +1,15 @@
-"""Which leaf of a batch is which input of a signature: read from evidence, never guessed from shapes.
+"""Finds the leaf of a batch for each input of a signature; never guesses from shapes.
 
-The evidence is the structure the exported function was traced with, which the SavedModel keeps, else the names. Where names could
-mean more than one leaf, the batch is refused.
+The evidence is the structure of arguments that the exported function was traced with, if the
+SavedModel stores it, else the names. A batch in which a name could mean several leaves is refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import tensorflow as tf
 
 from keras_warmup.data.batch import (
     FeaturePath,
@@ -29,10 +31,10 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
         signature: the signature; inputs with a default may be absent.
 
     Returns:
-        Input name -> path in `x`, and the rendered paths of the leaves no input takes.
+        Input name -> path in `x`, and the rendered paths of the leaves that no input takes.
 
     Raises:
-        BindingError: an input has no leaf, or the evidence does not tell which one it is.
+        BindingError: an input has no leaf, or the evidence allows several.
     """
     leaves = [(path, leaf) for path, leaf in walk(x) if leaf is not None]
     found = _match_structure(x, signature)
@@ -42,26 +44,27 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
     if missing:
         if not isinstance(x, Mapping) and len(leaves) >= len(signature.inputs) > 1:
             raise BindingError(
-                f"Cannot bind batch to signature {signature.key!r}: x has {len(leaves)} unnamed leaves and the SavedModel "
-                f"does not tell their order among the inputs {sorted(signature.inputs)}. Pass x as a dict keyed by input "
-                "name, or pass transform=."
+                f"Cannot bind batch to signature {signature.key!r}: x has {len(leaves)} unnamed "
+                "leaves and the SavedModel does not store their order among the inputs "
+                f"{sorted(signature.inputs)}. Pass x as a dict keyed by input name, or pass "
+                "transform=."
             )
-        names = ", ".join(repr(name) for name in missing)
-        got = (
-            ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in leaves)
-            or "nothing"
+        has_composite = any(
+            isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)) for _, leaf in leaves
         )
+        hint = hint_of_components(missing, signature) if has_composite else ""
+        got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in leaves)
         raise BindingError(
-            f"Cannot bind batch to signature {signature.key!r}: missing input{'s' * (len(missing) > 1)} {names}. The signature "
-            f"takes {render_inputs(signature)}; the batch has {got}.{_hint_of_components(missing, leaves, signature)} Add the "
-            "features to the dataset, or pass transform=."
+            f"Cannot bind batch to signature {signature.key!r}: missing inputs {missing}. The "
+            f"signature takes {render_inputs(signature)}; the batch has {got or 'nothing'}."
+            f"{hint} Add the features to the dataset, or pass transform=."
         )
     used = set(found.values())
     return found, tuple(render_path(path) for path, _ in leaves if path not in used)
 
 
-def names_of(x: Any) -> Iterator[tuple[str, FeaturePath]]:
-    """Yields `(name, path)` of each leaf below a dict: the nearest key above it. `None` is no leaf."""
+def named_leaves(x: Any) -> Iterator[tuple[str, FeaturePath]]:
+    """Yields `(name, path)` of each leaf in a dict; its name is the innermost dict key."""
 
     def visit(node: Any, path: FeaturePath, name: str | None) -> Iterator[tuple[str, FeaturePath]]:
         if isinstance(node, Mapping):
@@ -77,36 +80,39 @@ def names_of(x: Any) -> Iterator[tuple[str, FeaturePath]]:
 
 
 def sanitize(name: str) -> str:
-    """A name as `tf.function` makes it an argument name (core/function/polymorphism/function_type.py)."""
+    """Returns a name as `tf.function` sanitizes it.
+
+    See `sanitize_arg_name` in tensorflow/core/function/polymorphism/function_type.py.
+    """
     cleaned = "".join(character if character.isalnum() else "_" for character in name)
     return cleaned if cleaned[:1].isalpha() else f"arg_{cleaned}"
 
 
 def render_inputs(signature: Signature) -> str:
-    """Names, dtypes and shapes of the inputs, for messages."""
+    """Renders the names, dtypes and shapes of the inputs, for messages."""
     return ", ".join(
         f"{name!r} {spec.dtype} {render_shape(spec.shape)}"
         for name, spec in sorted(signature.inputs.items())
     )
 
 
-def _hint_of_components(
-    missing: Sequence[str], leaves: Sequence[tuple[FeaturePath, Any]], signature: Signature
-) -> str:
-    composite = [
-        path for path, leaf in leaves if hasattr(leaf, "row_splits") or hasattr(leaf, "dense_shape")
-    ]
-    numbered = any(name.rpartition("_")[0] in signature.inputs for name in missing)
-    if signature.structure is not None or not composite or not numbered:
+def hint_of_components(names: Iterable[str], signature: Signature) -> str:
+    """Returns a sentence for errors about inputs that may be components of a composite tensor."""
+    numbered = any(name.rpartition("_")[0] in signature.inputs for name in names)
+    if signature.structure is not None or not numbered:
         return ""
     return (
-        " A function of a ragged or sparse tensor is served by its parts (x: flat values, x_1: row splits; or x: indices, "
-        "x_1: values, x_2: dense shape): transform= may return these."
+        " If a ragged or sparse argument of the function is served as several inputs, such as x "
+        "and x_1, transform= must return the tensor under the name of the first one."
     )
 
 
 def _match_structure(x: Any, signature: Signature) -> dict[str, FeaturePath] | None:
-    """Pairs `x` with the positional arguments the exported function was traced with; `None` where they differ."""
+    """Pairs `x` with the positional arguments the exported function was traced with.
+
+    Returns:
+        Input name -> path; `None` if the SavedModel does not store the arguments or they differ.
+    """
     if signature.structure is None:
         return None
     arguments = signature.structure
@@ -124,17 +130,19 @@ def _match_structure(x: Any, signature: Signature) -> dict[str, FeaturePath] | N
         if isinstance(target, Mapping) and any(
             target.get(key) not in (None, sanitize(str(key))) for key in top
         ):
-            return {}  # It is keyed by feature, and lacks some: its keys must not be taken for names of inputs.
+            # x is keyed by feature and lacks some: its keys are not names of inputs.
+            return {}
         if len(by_name) == len(top) and set(names) <= set(by_name):
             return {name: by_name[name] for name in names}
-        # One leaf on each side leaves nothing to confuse.
+        # With one leaf on each side nothing can be confused.
         return {names[0]: flat[0]} if len(names) == len(flat) == 1 else None
-    # Sequences flatten in their own order; beside a dict there is no order to trust.
+    # Sequences flatten in their own order. A dict in the arguments defines no order for them.
     ordered = not any(isinstance(part, str) for path, _ in walk(target) for part in path)
     return dict(zip(names, flat, strict=True)) if ordered and len(names) == len(flat) else None
 
 
 def _pair(target: Any, x: Any, path: FeaturePath, found: dict[str, FeaturePath]) -> bool:
+    """Adds the path of each leaf of `target` to `found`; returns whether the structures agree."""
     if isinstance(target, Mapping):
         if not isinstance(x, Mapping) or not set(target) <= set(x):
             return False
@@ -163,29 +171,28 @@ def _match_names(
     x: Any, leaves: list[tuple[FeaturePath, Any]], signature: Signature
 ) -> dict[str, FeaturePath]:
     if not isinstance(x, Mapping):
-        return (
-            {next(iter(signature.inputs)): leaves[0][0]}
-            if len(leaves) == len(signature.inputs) == 1
-            else {}
-        )
-    named = list(names_of(x))
+        if len(leaves) == len(signature.inputs) == 1:
+            return {next(iter(signature.inputs)): leaves[0][0]}
+        return {}
+    named = list(named_leaves(x))
     found: dict[str, list[FeaturePath]] = {}
     for name in signature.inputs:
-        # A name that tf.function would have changed was given by hand, and means itself.
-        by_hand = name != sanitize(name)
-        paths = [path for own, path in named if (own if by_hand else sanitize(own)) == name]
+        # A name that tf.function would sanitize was chosen by the exporter and is taken literally.
+        is_literal = name != sanitize(name)
+        paths = [path for key, path in named if (key if is_literal else sanitize(key)) == name]
         if paths:
             found[name] = paths
     by_path = dict(leaves)
-    several = [
-        f"input {name!r} may be {' or '.join(f'{render_path(path)} ({describe(by_path[path])})' for path in paths)}"
+    ambiguous = [
+        f"input {name!r} may be "
+        + " or ".join(f"{render_path(path)} ({describe(by_path[path])})" for path in paths)
         for name, paths in sorted(found.items())
         if len(paths) > 1
     ]
-    if several:
+    if ambiguous:
         raise BindingError(
-            f"Cannot bind batch to signature {signature.key!r}: {'; '.join(several)}, and the SavedModel does not tell which. Pass "
-            "transform= to name the inputs."
+            f"Cannot bind batch to signature {signature.key!r}: {'; '.join(ambiguous)}, and the "
+            "SavedModel does not say which. Pass transform= to name the inputs."
         )
     matched = {name: paths[0] for name, paths in found.items()}
     _refuse_renumbered(matched, [path for path, _ in leaves], signature)
@@ -195,9 +202,10 @@ def _match_names(
 def _refuse_renumbered(
     found: Mapping[str, FeaturePath], order: Sequence[FeaturePath], signature: Signature
 ) -> None:
-    """Refuses names that may be numbers: `tf.function` numbers unnamed leaves and equal names `x`, `x_1`, ... as they flatten.
+    """Raises BindingError where names `x`, `x_1`, ... may be numbers instead of keys.
 
-    Keys `x`, `x_1`, ..., `x_10` flatten with `x_10` before `x_2`: then the input `x_2` may be either.
+    `tf.function` numbers unnamed leaves and equal names in flatten order, in which the key `x_10`
+    precedes `x_2`: the input `x_2` may then be the leaf of either.
     """
     for base in sorted(found):
         series = [base]
@@ -206,8 +214,9 @@ def _refuse_renumbered(
         places = [order.index(found[name]) for name in series]
         if places != sorted(places):
             raise BindingError(
-                f"Cannot bind batch to signature {signature.key!r}: the names of the inputs {series} may be keys of the batch, or "
-                "numbers that TensorFlow gave in another order, and the SavedModel does not tell which. Pass transform= to name "
+                f"Cannot bind batch to signature {signature.key!r}: the names of the inputs "
+                f"{series} may be keys of the batch, or numbers that TensorFlow assigned in "
+                "another order, and the SavedModel does not say which. Pass transform= to name "
                 "the inputs."
             )
 

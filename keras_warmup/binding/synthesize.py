@@ -1,4 +1,4 @@
-"""Made-up rows for signatures without data: shapes, dtypes and formats are right, values mean nothing."""
+"""Makes up rows for signatures without data; their shapes, dtypes and formats fit."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from keras_warmup.savedmodel.string_formats import (
     StringFormat,
 )
 
-# Free dimensions that are no batch: large enough for the stack of convolutions a small image model has.
+# Size of free dimensions besides the batch: large enough for the convolutions of an image model.
 FREE_DIM = 32
 _RGB = 3
 
 
 def synthesize_rows(
-    signature: Signature, consumers: Mapping[str, StringFormat], seed: int
+    signature: Signature, string_formats: Mapping[str, StringFormat], seed: int
 ) -> BoundBatch:
-    """Rows made up from a signature alone.
+    """Makes up rows from a signature alone.
 
-    Floats are uniform in [0, 1); integers are 0, the one index that every table has; strings are empty, or hold a
-    `tf.Example` or an image where the graph reads one; bools are false.
+    Floats are uniform in [0, 1). Integers are 0, the only index that every table has. Strings are
+    empty, or a `tf.Example` or an image if the graph reads one. Booleans are false.
 
     Args:
         signature: the signature to make rows for.
-        consumers: string input name -> what reads it.
+        string_formats: string input name -> format that the graph reads.
         seed: seed of the floats.
 
     Returns:
-        Rows of source `synthetic`; `x` is `None`, since the model's own structure is unknown.
+        Rows of source `synthetic`; `x` is `None`, since the structure of the model is unknown.
 
     Raises:
-        SignatureError: an input has an unknown rank, or a dtype no request carries.
+        SignatureError: an input has an unknown rank, or a dtype that requests cannot have.
     """
     rng = np.random.default_rng(seed)
     size = signature.fixed_batch_size or DEFAULT_BATCH_SIZE
     arrays = {
-        name: _strings(spec, consumers[name], size)
-        if name in consumers and _is_vector(spec)
+        name: _strings(spec, string_formats[name], size)
+        if name in string_formats and _is_vector(spec)
         else _array(signature, spec, rng, size)
         for name, spec in sorted(signature.inputs.items())
         if name not in signature.defaults
@@ -62,7 +62,7 @@ def synthesize_rows(
 
 
 def _is_vector(spec: SignatureTensor) -> bool:
-    # Estimators leave the rank of their Examples open.
+    # Estimators leave the rank of their Examples unknown.
     return spec.shape is None or len(spec.shape) == 1
 
 
@@ -71,8 +71,8 @@ def _array(
 ) -> np.ndarray:
     if spec.shape is None:
         raise SignatureError(
-            f"Cannot make up rows for signature {signature.key!r}: input {spec.name!r} ({spec.dtype}) has an unknown rank. "
-            "Pass data=."
+            f"Cannot make up rows for signature {signature.key!r}: input {spec.name!r} "
+            f"({spec.dtype}) has an unknown rank. Pass data=."
         )
     shape = tuple(
         (rows if axis == 0 else FREE_DIM) if size is None else size
@@ -83,16 +83,17 @@ def _array(
     dtype = tf.as_dtype(spec.dtype)
     if dtype in (tf.resource, tf.variant):
         raise SignatureError(
-            f"Signature {signature.key!r} takes a {spec.dtype} as {spec.name!r}; no request carries one."
+            f"Signature {signature.key!r} takes a {spec.dtype} as {spec.name!r}, which requests "
+            "cannot have."
         )
     if dtype.is_floating or dtype.is_complex:
         return np.asarray(rng.random(shape)).astype(dtype.as_numpy_dtype)
     return np.zeros(shape, dtype.as_numpy_dtype)
 
 
-def _strings(spec: SignatureTensor, consumer: StringFormat, size: int) -> np.ndarray:
+def _strings(spec: SignatureTensor, string_format: StringFormat, size: int) -> np.ndarray:
     rows = (spec.shape[0] if spec.shape else None) or size
-    inner = consumer.inner if isinstance(consumer, Base64) else consumer
+    inner = string_format.inner if isinstance(string_format, Base64) else string_format
     if isinstance(inner, ExampleParser):
         made = build_examples(
             {key: _feature(feature, rows) for key, feature in inner.spec.items()}, inner.spec
@@ -103,9 +104,7 @@ def _strings(spec: SignatureTensor, consumer: StringFormat, size: int) -> np.nda
         )
     else:
         made = as_objects([b""] * rows)
-    if isinstance(consumer, Base64):
-        made = encode_base64(made)
-    return made
+    return encode_base64(made) if isinstance(string_format, Base64) else made
 
 
 def _feature(feature: FeatureSpec, rows: int) -> np.ndarray | tf.RaggedTensor | tf.SparseTensor:

@@ -1,12 +1,13 @@
-"""`Batch`: rows as the model was fed them, on the host, with what every stage needs to look at and slice them."""
+"""The `Batch`: rows of model input on the host, and the functions that inspect and slice them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import tensorflow as tf
 
 from keras_warmup.errors import DataError
 
@@ -19,8 +20,9 @@ class Batch:
     """A few rows of model input.
 
     Attributes:
-        x: nested dicts, lists and tuples of leaves. A leaf is a `np.ndarray` of shape `[size, ...]` (strings are object
-            arrays of `bytes`), a `tf.RaggedTensor` or `tf.SparseTensor` whose first dimension is `size`, or `None`.
+        x: nested dicts, lists and tuples of leaves. A leaf is a `np.ndarray` of shape
+            `[size, ...]` (strings are object arrays of `bytes`), a `tf.RaggedTensor` or
+            `tf.SparseTensor` whose first dimension is `size`, or `None`.
         size: rows in the batch.
         source: where the rows come from.
     """
@@ -31,15 +33,19 @@ class Batch:
 
 
 def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:
-    """Yields `(path, leaf)` in the order `tf.nest` and `keras.tree` flatten: dict keys sorted, sequences in place."""
+    """Yields `(path, leaf)` in the order in which `tf.nest` and `keras.tree` flatten.
+
+    Raises:
+        DataError: the keys of a dict cannot be sorted.
+    """
     if isinstance(x, Mapping):
         try:
             keys = sorted(x)
         except TypeError as error:
-            kinds = sorted({type(key).__name__ for key in x})
+            types = sorted({type(key).__name__ for key in x})
             raise DataError(
-                f"Cannot flatten {render_path(path)}: its keys have types {kinds}, which do not sort together. "
-                "Use keys of one type, such as str."
+                f"Cannot flatten {render_path(path)}: its keys have types {types}, which cannot be "
+                "sorted together. Use keys of one type, such as str."
             ) from error
         for key in keys:
             yield from walk(x[key], (*path, key))
@@ -50,8 +56,8 @@ def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:
         yield path, x
 
 
-def map_leaves(function: Any, x: Any, path: FeaturePath = ()) -> Any:
-    """Rebuilds `x` with `function(path, leaf)` in place of each leaf; namedtuples keep their type."""
+def map_leaves(function: Callable[[FeaturePath, Any], Any], x: Any, path: FeaturePath = ()) -> Any:
+    """Rebuilds `x` with each leaf replaced by `function(path, leaf)`; keeps namedtuples."""
     if isinstance(x, Mapping):
         return {key: map_leaves(function, value, (*path, key)) for key, value in x.items()}
     if is_sequence(x):
@@ -63,17 +69,17 @@ def map_leaves(function: Any, x: Any, path: FeaturePath = ()) -> Any:
 
 
 def is_sequence(x: Any) -> bool:
-    """Whether `x` is a structure node (list or tuple), not a leaf."""
+    """Returns whether `x` is a list or tuple, which is a node of the structure and not a leaf."""
     return isinstance(x, Sequence) and not isinstance(x, (str, bytes, bytearray))
 
 
 def render_path(path: FeaturePath, root: str = "x") -> str:
-    """`("image", 0)` as `x['image'][0]`, for messages."""
+    """Renders `("image", 0)` as `x['image'][0]`, for messages."""
     return root + "".join(f"[{part!r}]" for part in path)
 
 
 def describe(leaf: Any) -> str:
-    """Dtype and shape of a leaf, for messages: `float32 [32, 224, 224, 3]`. Never a value."""
+    """Renders the dtype and shape of a leaf, such as `float32 [32, 224, 224, 3]`, for messages."""
     if leaf is None:
         return "None"
     shape = getattr(leaf, "shape", None)
@@ -81,17 +87,17 @@ def describe(leaf: Any) -> str:
     if shape is None or dtype is None:
         return type(leaf).__name__
     name = "string" if getattr(dtype, "kind", "?") in "OSUT" else getattr(dtype, "name", str(dtype))
-    kind = {"RaggedTensor": "ragged ", "SparseTensor": "sparse "}.get(type(leaf).__name__, "")
+    kind = {tf.RaggedTensor: "ragged ", tf.SparseTensor: "sparse "}.get(type(leaf), "")
     return f"{kind}{name} {render_shape(tuple(shape))}"
 
 
 def render_shape(shape: Sequence[int | None] | None) -> str:
-    """`(None, 3)` as `[None, 3]`; unknown rank as `<unknown rank>`."""
+    """Renders `(None, 3)` as `[None, 3]`, and an unknown rank as `<unknown rank>`."""
     return "<unknown rank>" if shape is None else "[" + ", ".join(str(size) for size in shape) + "]"
 
 
 def leaf_nbytes(leaf: Any) -> int:
-    """Bytes a leaf takes on the host; strings count their own lengths."""
+    """Returns the bytes that the values of a leaf take on the host; strings by their length."""
     if leaf is None:
         return 0
     if isinstance(leaf, np.ndarray):
@@ -100,41 +106,38 @@ def leaf_nbytes(leaf: Any) -> int:
                 len(value) if isinstance(value, (bytes, str)) else 8 for value in leaf.ravel()
             )
         return int(leaf.nbytes)
-    parts = leaf.flat_values if hasattr(leaf, "flat_values") else leaf.values
-    return int(parts.shape[0] or 0) * max(1, int(getattr(parts.dtype, "size", 8)))
+    values = leaf.flat_values if isinstance(leaf, tf.RaggedTensor) else leaf.values
+    return int(values.shape[0] or 0) * max(1, int(values.dtype.size))
 
 
 def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Rows `start` to `stop` of a batch, as a batch of their own (arrays are views)."""
+    """Returns the rows `start` to `stop` of a batch; its arrays are views of those of `batch`."""
+    x = map_leaves(lambda _, leaf: slice_leaf(leaf, start, stop), batch.x)
+    return Batch(x, stop - start, batch.source)
 
-    def take(_: FeaturePath, leaf: Any) -> Any:
-        if leaf is None:
-            return None
-        if type(leaf).__name__ == "SparseTensor":
-            import tensorflow as tf
 
-            shape = [stop - start, *list(leaf.dense_shape.numpy()[1:])]
-            return tf.sparse.slice(leaf, [start] + [0] * (len(shape) - 1), shape)
-        return leaf[start:stop]
-
-    return Batch(map_leaves(take, batch.x), stop - start, batch.source)
+def slice_leaf(leaf: Any, start: int, stop: int) -> Any:
+    """Returns the rows `start` to `stop` of a leaf, which may be on a device; `None` for `None`."""
+    if isinstance(leaf, tf.SparseTensor):
+        shape = [stop - start, *leaf.dense_shape.numpy()[1:]]
+        return tf.sparse.slice(leaf, [start] + [0] * (len(shape) - 1), shape)
+    return None if leaf is None else leaf[start:stop]
 
 
 def stack_rows(rows: Sequence[Any]) -> np.ndarray:
-    """Stacks rows of one shape. `np.stack` of `bytes` would give fixed-width strings, which lose trailing NULs."""
-    if isinstance(rows[0], np.ndarray) and rows[0].dtype.kind != "O":
-        return np.stack(rows)
-    if isinstance(rows[0], np.ndarray):
-        return np.concatenate([row[np.newaxis] for row in rows])
+    """Stacks rows of one shape, each an array or a string.
+
+    `np.stack` of `bytes` makes fixed-width strings, which lose trailing NULs.
+    """
     if isinstance(rows[0], (bytes, str)):
-        stacked = np.empty(len(rows), dtype=object)
-        stacked[:] = rows
-        return stacked
+        return as_objects(rows)
+    if isinstance(rows[0], np.ndarray) and rows[0].dtype.kind == "O":
+        return np.concatenate([row[np.newaxis] for row in rows])
     return np.stack(rows)
 
 
 def is_string_vector(batch: Batch) -> bool:
-    """Whether x is one vector of bytes: text, or rows that are serialized already."""
+    """Returns whether x is one vector of bytes: text, or rows that are already serialized."""
     leaves = [leaf for _, leaf in walk(batch.x) if leaf is not None]
     return (
         len(leaves) == 1
@@ -145,30 +148,30 @@ def is_string_vector(batch: Batch) -> bool:
 
 
 def as_objects(values: Sequence[Any]) -> np.ndarray:
-    """An object array `[n]`: numpy's own string arrays lose trailing NULs."""
+    """Returns an object array `[n]`: NumPy's string arrays lose trailing NULs."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
 def encode_strings(array: np.ndarray) -> np.ndarray:
-    """Strings as `bytes`.
+    """Encodes strings as `bytes`.
 
     Args:
-        array: any shape, of numpy's string dtypes or of objects.
+        array: any shape, of a NumPy string dtype or of objects.
 
     Returns:
         An object array of the same shape; `str` in UTF-8.
 
     Raises:
-        TypeError: objects among them are no strings; the text lists their types.
+        TypeError: some objects are not strings; the text lists their types.
     """
     values = array.ravel().tolist()
-    kinds = sorted(
+    types = sorted(
         {type(value).__name__ for value in values if not isinstance(value, (bytes, str))}
     )
-    if kinds:
-        raise TypeError(", ".join(kinds))
+    if types:
+        raise TypeError(", ".join(types))
     return as_objects(
         [value.encode() if isinstance(value, str) else bytes(value) for value in values]
     ).reshape(array.shape)

@@ -1,4 +1,4 @@
-"""Data files that hold rows: what `keras-warmup add --data FILE` reads."""
+"""Reads rows from data files, for `keras-warmup add --data FILE`."""
 
 from __future__ import annotations
 
@@ -16,55 +16,62 @@ import tensorflow as tf
 from keras_warmup.errors import DataError
 from keras_warmup.paths import as_path, reason_of, why_not_a_file
 
-# What zlib can make of a byte at most (https://zlib.net/zlib_tech.html: 1032).
+# The largest compression ratio of zlib (https://zlib.net/zlib_tech.html).
 _MAX_DEFLATE_RATIO = 1032
-# Of numpy, zipfile and zlib, which raise the last six for damaged headers, passwords and compressions they lack;
-# MemoryError is the Python parser's, for a header that nests too deep.
+# NumPy and zipfile raise the last six for damaged headers, encrypted entries and unknown
+# compressions. MemoryError comes from the Python parser, for a header that nests too deeply.
 _READ_ERRORS = (
-    *(ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error),
-    *(
-        SyntaxError,
-        tokenize.TokenError,
-        RecursionError,
-        MemoryError,
-        RuntimeError,
-        NotImplementedError,
-    ),
+    ValueError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+    RuntimeError,
+    NotImplementedError,
 )
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:
-    """Reads a data file by its ending.
+    """Reads a data file, local or remote; the file name extension selects the format.
 
     Args:
-        path: `.npz` as `numpy.savez` writes it, or a TFRecord of serialized `tf.Example`s (`.tfrecord`, `.tfrecords`, `.gz` for
-            GZIP, or any other ending).
+        path: `.npz` as `numpy.savez` writes it; any other file is a TFRecord of serialized
+            `tf.Example`s, with or without GZIP compression.
 
     Returns:
-        What `data=` takes.
+        A value that `data=` takes: for an `.npz` file a dict of array name -> array (names should
+        be those of the model's inputs), else a `tf.data.Dataset` of serialized rows.
 
     Raises:
-        DataError: there is no such file, or it cannot be read.
+        DataError: the file does not exist or cannot be read. An `.npz` file is also refused if it
+            holds no array, pickled objects (unpickling runs code), or an array of fixed-width bytes
+            with a value shorter than the width: NumPy drops trailing NULs there, so serialized rows
+            may be cut. Arrays of `str` are text and lose nothing.
     """
     where = as_path(path)
     if where.endswith(".npz"):
-        return read_npz(where)
-    _require_file(where)
-    records = tf.data.TFRecordDataset(where, "GZIP" if _content_of(where, 2) == b"\x1f\x8b" else "")
+        return _read_npz(where)
+    _check_is_file(where)
+    records = tf.data.TFRecordDataset(where, "GZIP" if _read(where, 2) == b"\x1f\x8b" else "")
     try:
         with tf.init_scope(), tf.device("/CPU:0"):
             next(iter(records), None)
     except tf.errors.OpError as error:
         raise DataError(
-            f"Cannot read data from {where!r}: its first record cannot be read, so it is no TFRecord file, or a damaged "
-            "one. Give an .npz file, as numpy.savez(path, input_name=array) writes it, or a TFRecord file of serialized "
+            f"Cannot read data from {where!r}: its first record cannot be read, so it is not a "
+            "TFRecord file or it is damaged. Give an .npz file, as "
+            "numpy.savez(path, input_name=array) writes it, or a TFRecord file of serialized "
             "tf.Examples."
         ) from error
     return records
 
 
-def _content_of(path: str, size: int = -1) -> bytes:
-    """The first `size` bytes of a file; all of them by default."""
+def _read(path: str, size: int = -1) -> bytes:
+    """Reads the first `size` bytes of a file; all of them by default."""
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return bytes(file.read(size))
@@ -72,66 +79,54 @@ def _content_of(path: str, size: int = -1) -> bytes:
         raise DataError(f"Cannot read data from {path!r}: {reason_of(error)}.") from error
 
 
-def _require_file(path: str) -> None:
-    problem = why_not_a_file(path)  # first: it finds the names that TensorFlow cannot take
+def _check_is_file(path: str) -> None:
+    problem = why_not_a_file(path)  # before gfile.exists, which raises for some names
     if problem == "it is a directory" or (problem is None and not tf.io.gfile.exists(path)):
         raise DataError(f"Cannot read data from {path!r}: there is no such file.")
     if problem is not None:
         raise DataError(f"Cannot read data from {path!r}: {problem}, expected a file.")
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads an `.npz` file as `numpy.savez` writes it.
-
-    Args:
-        path: the file, local or remote.
-
-    Returns:
-        Array name -> array; names are meant to be those of the model's inputs.
-
-    Raises:
-        DataError: there is no such file, it is no `.npz`, holds no array, or holds pickled objects (which are never loaded:
-            unpickling runs code). Also for arrays of numpy's fixed-width bytes with a value shorter than the width: numpy drops
-            trailing NULs of these, so that serialized rows may be cut (arrays of `str` are text, and lose nothing a text has).
-    """
-    where = as_path(path)
-    _require_file(where)
-    content = _content_of(where)
+def _read_npz(path: str) -> dict[str, np.ndarray]:
+    _check_is_file(path)
+    content = _read(path)
     try:
         _check_claims(content)
-        # zipfile seeks back from the end, which a GFile refuses on a short file; NpzFile reads lazily.
+        # zipfile seeks back from the end, which a GFile refuses on a short file.
         loaded = np.load(io.BytesIO(content), allow_pickle=False)
-        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else None
+        # A zip archive may follow other content, such as an .npy array.
+        arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {}
     except _READ_ERRORS as error:
         raise DataError(
-            f"Cannot read data from {where!r}: {error}. It must be an .npz file of plain arrays, as numpy.savez writes it; "
-            "store strings as a numpy str array, not as objects."
+            f"Cannot read data from {path!r}: {error}. It must be an .npz file of plain arrays, as "
+            "numpy.savez writes it; store strings as a numpy str array, not as objects."
         ) from error
     if not arrays:
         raise DataError(
-            f"Cannot read data from {where!r}: it holds no named array. Write it with numpy.savez(path, input_name=array)."
+            f"Cannot read data from {path!r}: it has no named arrays. Write it with "
+            "numpy.savez(path, input_name=array)."
         )
     cut = [name for name, array in arrays.items() if array.dtype.kind == "S" and _may_be_cut(array)]
     if cut:
         raise DataError(
-            f"Cannot read data from {where!r}: the bytes in {', '.join(map(repr, sorted(cut)))} may be cut, since numpy drops "
-            "trailing NULs of fixed-width bytes. Store text as a numpy str array, and serialized tf.Examples as a TFRecord file."
+            f"Cannot read data from {path!r}: the bytes in {', '.join(map(repr, sorted(cut)))} may "
+            "be cut, since numpy drops trailing NULs of fixed-width bytes. Store text as a numpy "
+            "str array, and serialized tf.Examples as a TFRecord file."
         )
     return arrays
 
 
 def _check_claims(content: bytes) -> None:
-    """Checks what the arrays of an `.npz` claim to hold: numpy allocates that before it reads them.
+    """Raises ValueError where an array of an `.npz` file claims more bytes than its entry can hold.
 
-    Raises:
-        ValueError: an array claims more bytes than its entry can hold.
+    NumPy allocates the claimed size before it reads the array.
     """
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
-        raise ValueError("it is no zip file")
+        raise ValueError("it is not a zip file")
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
-            # The size that the directory claims is a claim too.
+            # The size in the zip directory may be false as well.
             most = min(entry.file_size, entry.compress_size * _MAX_DEFLATE_RATIO + 1)
             with archive.open(entry) as member:
                 version = np.lib.format.read_magic(member)
@@ -139,9 +134,8 @@ def _check_claims(content: bytes) -> None:
                     (1, 0): np.lib.format.read_array_header_1_0,
                     (2, 0): np.lib.format.read_array_header_2_0,
                 }.get(version)
-                if (
-                    read_header is None
-                ):  # 3.0: names of fields that are not Latin-1, in structured arrays only
+                # Version 3.0 is only for structured arrays with field names outside Latin-1.
+                if read_header is None:
                     raise ValueError(
                         f"{entry.filename!r} is of .npy version {version}, expected 1.0 or 2.0"
                     )
@@ -149,9 +143,11 @@ def _check_claims(content: bytes) -> None:
             claimed = math.prod(shape) * dtype.itemsize
             if claimed > most or any(size < 0 for size in shape):
                 raise ValueError(
-                    f"{entry.filename!r} claims {list(shape)} of {dtype}, but its entry is too small for it"
+                    f"{entry.filename!r} claims {list(shape)} of {dtype}, but its entry is too "
+                    "small for it"
                 )
 
 
 def _may_be_cut(array: np.ndarray) -> bool:
+    """Returns whether a value is shorter than its fixed width."""
     return bool(array.size) and int(np.char.str_len(array).min()) < array.dtype.itemsize

@@ -1,6 +1,6 @@
-"""One leaf of a batch -> an array on the host: numpy, tensors, pandas, scipy and torch.
+"""Reads one leaf of a batch into an array on the host: NumPy, tensors, pandas, scipy and torch.
 
-Libraries that may not be installed are recognised by the names of their classes and never imported.
+Libraries that may not be installed are recognised by the names of their classes and not imported.
 """
 
 from __future__ import annotations
@@ -15,16 +15,20 @@ from keras_warmup.data.batch import describe, encode_strings, render_path, walk
 from keras_warmup.errors import DataError
 
 ACCEPTED = (
-    "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a tf.data.Dataset, a PyDataset, a "
-    "torch DataLoader, a generator or a function that returns one."
+    "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a "
+    "tf.data.Dataset, a PyDataset, a torch DataLoader, a generator or a function that returns one."
 )
 
 
 def count_rows(x: Any, where: str) -> int:
-    """The first dimension that all leaves of `x` share; leaves may still be on a device.
+    """Returns the first dimension that all leaves of `x` share.
+
+    Args:
+        x: nested dicts, lists and tuples of leaves, on the host or on a device.
+        where: what x belongs to, for messages.
 
     Raises:
-        DataError: there is no leaf, a leaf is a scalar, or their first dimensions differ.
+        DataError: there is no leaf, a leaf is a scalar, or the first dimensions differ.
     """
     rows: dict[str, int] = {}
     for path, leaf in walk(x):
@@ -32,40 +36,41 @@ def count_rows(x: Any, where: str) -> int:
             continue
         if len(leaf.shape) == 0:
             raise DataError(
-                f"Cannot read {render_path(path)} of {where}: expected rows in the first dimension, "
-                f"got {describe(leaf)}. Batch the data, as for fit."
+                f"Cannot read {render_path(path)} of {where}: expected rows in the first "
+                f"dimension, got {describe(leaf)}. Batch the data, as for fit."
             )
         rows[render_path(path)] = _rows_of_leaf(leaf)
     if not rows:
-        raise DataError(f"Cannot read {where}: x holds no array. {ACCEPTED}")
+        raise DataError(f"Cannot read {where}: x has no arrays. {ACCEPTED}")
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
         raise DataError(
-            f"Cannot read {where}: its arrays differ in rows: {listed}. Pass arrays of the same rows."
+            f"Cannot read {where}: its arrays have different numbers of rows: {listed}. Pass "
+            "arrays with the same number of rows."
         )
     return next(iter(rows.values()))
 
 
 def read_leaf(leaf: Any, where: str) -> Any:
-    """Brings one leaf to the host.
+    """Reads one leaf into host memory.
 
     Args:
         leaf: array, tensor, pandas Series or DataFrame, scipy sparse matrix, optional or `None`.
-        where: which leaf it is, for messages.
+        where: name of the leaf, for messages.
 
     Returns:
-        `np.ndarray` (strings as objects of type `bytes`; float16-like dtypes keep theirs), `tf.RaggedTensor`,
+        `np.ndarray` (strings as objects of type `bytes`; other dtypes are kept), `tf.RaggedTensor`,
         `tf.SparseTensor` or `None`. Arrays may share memory with `leaf`.
 
     Raises:
-        DataError: it is none of these, or its dtype is not one of TensorFlow's.
+        DataError: the leaf is none of these, or its dtype is not a TensorFlow dtype.
     """
     if isinstance(leaf, tf.experimental.Optional):
         leaf = leaf.get_value() if leaf.has_value() else None
     if leaf is None or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
         return leaf
     if is_class_of(leaf, "scipy.sparse", "sparray", "spmatrix", "_spbase"):
-        # csr sorts by row and column, the order tf.SparseTensor asks for; scipy's coo may hold a place twice.
+        # A tf.SparseTensor wants indices sorted and without duplicates; scipy's coo has neither.
         coo = leaf.tocsr().sorted_indices().tocoo()
         return tf.SparseTensor(
             np.stack([coo.row, coo.col], axis=1).astype(np.int64), coo.data, coo.shape
@@ -86,22 +91,22 @@ def read_leaf(leaf: Any, where: str) -> Any:
         return _check_dtype(
             np.asarray(leaf.numpy() if isinstance(leaf, tf.Tensor) else leaf), where
         )
-    advice = (
-        " Make an array of it with numpy.asarray."
-        if isinstance(leaf, (bool, int, float, complex))
-        else ""
-    )
-    raise DataError(
-        f"Cannot read {where}: expected an array, got {type(leaf).__name__}.{advice or ' ' + ACCEPTED}"
-    )
+    is_number = isinstance(leaf, (bool, int, float, complex))
+    advice = "Make an array of it with numpy.asarray." if is_number else ACCEPTED
+    raise DataError(f"Cannot read {where}: expected an array, got {type(leaf).__name__}. {advice}")
 
 
 def is_class_of(value: Any, library: str, *names: str) -> bool:
-    """Whether a class of that name, defined in that library, is among the classes of `value`."""
+    """Returns whether `value` is an instance of a class of that library with one of the names."""
     return any(
         parent.__name__ in names and f"{parent.__module__}.".startswith(f"{library}.")
         for parent in type(value).__mro__
     )
+
+
+def has_numbers_only(frame: Any) -> bool:
+    """Returns whether every column of a DataFrame has a numeric or boolean NumPy dtype."""
+    return all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes)
 
 
 def _is_symbolic(leaf: Any) -> bool:
@@ -125,25 +130,22 @@ def _read_numbers(frame: Any, where: str) -> np.ndarray[Any, Any]:
         )
     if not len(frame.columns):
         raise DataError(
-            f"Cannot read {where}: the DataFrame has no columns. Pass one with the features of the model."
+            f"Cannot read {where}: the DataFrame has no columns. Pass one with the features of the "
+            "model."
         )
     numbers: np.ndarray[Any, Any] = frame.to_numpy(dtype=np.result_type(*frame.dtypes))
     return numbers
 
 
-def has_numbers_only(frame: Any) -> bool:
-    """Whether every column of a DataFrame is of numpy numbers."""
-    return all(isinstance(dtype, np.dtype) and dtype.kind in "biuf" for dtype in frame.dtypes)
-
-
 def _check_dtype(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, Any]:
+    """Returns the array with strings encoded; refuses dtypes that TensorFlow does not have."""
     if array.dtype.kind in "OSUT":
         return _encode_strings(array, where)
     try:
         tf.as_dtype(array.dtype)
     except TypeError as error:
         raise DataError(
-            f"Cannot read {where}: {array.dtype} is no dtype of TensorFlow, got {describe(array)}. "
+            f"Cannot read {where}: {array.dtype} is not a TensorFlow dtype, got {describe(array)}. "
             "Convert it to numbers or strings first."
         ) from error
     return array
@@ -154,6 +156,7 @@ def _encode_strings(array: np.ndarray[Any, Any], where: str) -> np.ndarray[Any, 
         return encode_strings(array)
     except TypeError as error:
         raise DataError(
-            f"Cannot read {where}: expected strings in an object array of shape {list(array.shape)}, got values of "
-            f"type {error}. Fill missing values and make it an array of numbers or of strings."
+            f"Cannot read {where}: expected strings in an object array of shape "
+            f"{list(array.shape)}, got values of type {error}. Fill missing values and make it an "
+            "array of numbers or of strings."
         ) from error

@@ -1,6 +1,7 @@
-"""What `data=` may be: arrays, structures of them, DataFrames, tf.data, PyDataset, DataLoader, generators -> Batches.
+"""Reads `data=` into batches, as `Model.fit` reads it.
 
-Data is read as `Model.fit` reads it.
+Arrays and structures of them, DataFrames, `tf.data.Dataset`, `PyDataset`, torch `DataLoader`,
+generators and functions that return one of these are accepted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import tensorflow as tf
 
 from keras_warmup.data.batch import (
     Batch,
-    Source,
     as_objects,
     describe,
     is_sequence,
@@ -39,26 +39,28 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
     """Reads data as batches of model input.
 
     Args:
-        data: Bare arrays, DataFrames, and lists, tuples and dicts of arrays are x, with rows first. A list of `bytes`
-            or `str` is one string array. Elements of a `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader`
-            or generator are `(x[, y[, sample_weight]])`, of which x is kept, or x itself where they are no tuple or
-            list.
-            A dataset of scalar strings (`TFRecordDataset`) is batched. A function without arguments is called for the
-            data. A DataFrame of numbers is one 2-D array, as in `fit`; one of mixed or string columns is a dict
-            of its columns, each of shape `[rows, 1]`, as `fit(dict(frame))` reads it. An iterator is one-shot: what is
-            read from it is gone, which a `UserWarning` says.
-        batch_size: rows of each batch made of arrays, and of a dataset of scalar strings.
+        data: Bare arrays, DataFrames, and lists, tuples and dicts of arrays are x, with rows in the
+            first dimension. A list of `bytes` or `str` is one string array. Elements of a
+            `tf.data.Dataset`, `keras.utils.PyDataset`, torch `DataLoader` or generator are
+            `(x[, y[, sample_weight]])`, of which x is kept; an element that is not a tuple or list
+            is x itself. A dataset of scalar strings (`TFRecordDataset`) is batched. A function
+            without parameters is called and what it returns is read. A DataFrame of numbers is one
+            2-D array, as in `fit`; a DataFrame of mixed or string columns is a dict of its columns,
+            each of shape `[rows, 1]`, as `fit(dict(frame))` reads it. Batches read from an iterator
+            are lost to its next reader; a `UserWarning` says so.
+        batch_size: rows of each batch made from arrays or from a dataset of scalar strings.
 
     Returns:
-        An iterator over batches. It is infinite where the data is, and reads no further than it is asked to.
+        An iterator over batches. It is infinite if the data is, and reads only what is requested.
 
     Raises:
-        DataError: the data cannot be read. For arrays at once, for all else when the bad element is read. What the
-            user's code raises while it is read is named by its type and place, since its text may hold values.
+        DataError: the data cannot be read. Arrays are checked at once, elements when they are read.
+            An exception of the user's code is reported by its type and location, since its text may
+            contain values.
     """
     if is_class_of(data, "tensorflow", "DistributedDataset", "DistributedDatasetsFromFunction"):
         raise DataError(
-            f"Cannot read data: {type(data).__name__} is spread over replicas. "
+            f"Cannot read data: {type(data).__name__} is distributed over replicas. "
             "Pass the tf.data.Dataset it was made from."
         )
     if isinstance(data, tf.data.Dataset):
@@ -71,101 +73,87 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
         hasattr(data, "__next__") and not isinstance(data, Mapping)
     ):
         warnings.warn(
-            f"data= is a {type(data).__name__}, which can be read once: the batches read from it for warmup records "
-            "are gone for whatever reads it next. Pass a function that returns a new one to keep it.",
+            f"data= is a {type(data).__name__}, which can be read only once: the batches read from "
+            "it for warmup records are lost to its next reader. Pass a function that returns a new "
+            "one to keep it.",
             UserWarning,
             stacklevel=2,
         )
         return _read_elements(data, f"the {type(data).__name__}")
     if callable(data) and not hasattr(data, "__array__"):
-        return _read_made(data, batch_size)
+        return _read_function(data, batch_size)
     return _read_arrays(data, batch_size)
 
 
-def read_element(element: Any, where: str, source: Source = "data") -> Batch:
-    """Reads one element `(x[, y[, sample_weight]])` of a stream as a batch of its x.
+def unpack_x(element: Any, where: str) -> Any:
+    """Returns the x of an element `(x[, y[, sample_weight]])`, or of a structure of its specs.
 
     Args:
-        element: what the stream yields; x itself where it is neither tuple nor list.
-        where: what the element is, for messages.
-        source: where its rows come from.
+        element: the element; it is x itself if it is not a tuple or list.
+        where: name of the element, for messages.
 
     Raises:
-        DataError: it is a tuple of another length, or its x cannot be read.
-    """
-    return read_x(x_of(element, where), where, source)
-
-
-def x_of(element: Any, where: str) -> Any:
-    """The x of an element `(x[, y[, sample_weight]])`, or of a structure of its specs.
-
-    Raises:
-        DataError: it is a tuple or list of another length.
+        DataError: the element is a tuple or list of another length.
     """
     # Keras' own error for these prints the element, which is training data.
     if isinstance(element, (tuple, list)) and not 1 <= len(element) <= 3:
         raise DataError(
-            f"Cannot read {where}: expected x, (x,), (x, y) or (x, y, sample_weight), got a {type(element).__name__} "
-            f"of {len(element)} parts."
+            f"Cannot read {where}: expected x, (x,), (x, y) or (x, y, sample_weight), got a "
+            f"{type(element).__name__} of {len(element)} parts."
         )
     return keras.utils.unpack_x_y_sample_weight(element)[0]
 
 
-def read_x(x: Any, where: str, source: Source = "data") -> Batch:
-    """Reads a structure of array-likes as a batch on the host.
-
-    Args:
-        x: nested dicts, lists and tuples of array-likes with equal first dimensions.
-        where: what x belongs to, for messages.
-        source: where its rows come from.
-
-    Raises:
-        DataError: a leaf is no array of a TensorFlow dtype, has no rows, or another number of rows than the others.
-    """
+def _read_x(x: Any, where: str) -> Batch:
+    """Reads a structure of array-likes as a batch on the host."""
     x = _join_string_lists(x)
     host = map_leaves(lambda path, leaf: read_leaf(leaf, f"{render_path(path)} of {where}"), x)
-    return Batch(host, count_rows(host, where), source)
+    return Batch(host, count_rows(host, where))
 
 
 def _read_elements(elements: Iterable[Any], where: str) -> Iterator[Batch]:
-    count = 0
-    for index, element in enumerate(_guarded(elements, where)):
-        batch = read_element(element, f"element {index} of {where}")
-        # fit trains on such an element too; there is no row in it to keep.
+    is_empty = True
+    for index, element in enumerate(_iterate_safely(elements, where)):
+        name = f"element {index} of {where}"
+        batch = _read_x(unpack_x(element, name), name)
+        # fit accepts elements without rows.
         if batch.size:
-            count += 1
+            is_empty = False
             yield batch
-    if not count:
+    if is_empty:
         raise DataError(f"Cannot read {where}: it is empty. Pass data with at least one row.")
 
 
-def _guarded(elements: Iterable[Any], where: str) -> Iterator[Any]:
-    """The elements; what their owner's code raises becomes a `DataError` without its text."""
-    iterator: Iterator[Any] = _called(lambda: iter(elements), f"Cannot read {where}")
+def _iterate_safely(elements: Iterable[Any], where: str) -> Iterator[Any]:
+    """Yields the elements; raises `DataError` without the text of what the iterator raises."""
+    iterator: Iterator[Any] = _call_safely(lambda: iter(elements), f"Cannot read {where}")
     for index in itertools.count():
-        element = _called(lambda: next(iterator, _END), f"Cannot read element {index} of {where}")
+        element = _call_safely(
+            lambda: next(iterator, _END), f"Cannot read element {index} of {where}"
+        )
         if element is _END:
             return
         yield element
 
 
-def _called(function: Callable[[], Any], what: str) -> Any:
-    """What `function`, which runs the user's code, returns.
+def _call_safely(function: Callable[[], Any], what: str) -> Any:
+    """Calls a function that runs the user's code.
 
     Raises:
-        DataError: it raised; without the text of the error, which may hold values of the data.
+        DataError: the function raised. The text of its exception, which may contain values of the
+            data, is left out.
     """
     try:
         return function()
     except WarmupError:
         raise
     except (tf.errors.OpError, UnicodeDecodeError) as error:
-        said = f"{status_of(error)}: {describe_op_error(error)}"
+        reason = f"{status_of(error)}: {describe_op_error(error)}"
     except Exception as error:  # the user's code may raise anything
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"it raised {type(error).__name__} at {frame.filename}:{frame.lineno}"
-    # Out of the except block: a chained error would be printed with its text.
-    raise DataError(f"{what}: {said}. Check that it can be read to its end without keras_warmup.")
+        reason = f"it raised {type(error).__name__} at {frame.filename}:{frame.lineno}"
+    # Outside the except block: a chained exception would be printed with its text.
+    raise DataError(f"{what}: {reason}. Check that it can be read to its end without keras_warmup.")
 
 
 def _batch_strings(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
@@ -181,40 +169,43 @@ def _iterate_py_dataset(data: Any) -> Iterator[Any]:
         yield data[index]
 
 
-def _read_made(function: Callable[[], Any], batch_size: int) -> Iterator[Batch]:
+def _read_function(function: Callable[[], Any], batch_size: int) -> Iterator[Batch]:
     name = getattr(function, "__name__", type(function).__name__)
+    needed = _required_parameters(function)
+    if needed:
+        raise DataError(
+            f"Cannot read data: the function {name!r} needs arguments {needed}. Pass a function "
+            "without parameters."
+        )
+    made = _call_safely(function, f"Cannot read data: the function {name!r} failed")
+    # No warning about one-shot iterators: this one has no other reader.
+    if hasattr(made, "__next__"):
+        return _read_elements(made, f"what the function {name!r} returns")
+    if made is None:
+        raise DataError(
+            f"Cannot read data: the function {name!r} returned None. Return a generator, dataset "
+            "or arrays."
+        )
+    return read_batches(made, batch_size=batch_size)
+
+
+def _required_parameters(function: Callable[..., Any]) -> list[str]:
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (
-        TypeError,
-        ValueError,
-    ):  # Builtins tell no signature; the call itself then says what is wrong.
-        parameters = ()  # type: ignore[assignment]
-    needed = [
+    except (TypeError, ValueError):  # some builtins have no signature
+        return []
+    return [
         parameter.name
         for parameter in parameters
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    if needed:
-        raise DataError(
-            f"Cannot read data: the function {name!r} needs arguments {needed}. Pass one that is called without any."
-        )
-    made = _called(function, f"Cannot read data: the function {name!r} failed")
-    # Made for us alone, so that nobody misses what is read from it: no warning.
-    if hasattr(made, "__next__"):
-        return _read_elements(made, f"what the function {name!r} returns")
-    if made is None:
-        raise DataError(
-            f"Cannot read data: the function {name!r} returned None. Return a generator, dataset or arrays."
-        )
-    return read_batches(made, batch_size=batch_size)
 
 
 def _read_arrays(data: Any, batch_size: int) -> Iterator[Batch]:
     if is_class_of(data, "pandas", "DataFrame") and not has_numbers_only(data):
         data = _columns_of(data)
-    whole = read_x(data, "data")
+    whole = _read_x(data, "data")
     if not whole.size:
         shapes = ", ".join(
             f"{render_path(path)} is {describe(leaf)}"
@@ -231,7 +222,7 @@ def _read_arrays(data: Any, batch_size: int) -> Iterator[Batch]:
 
 
 def _join_string_lists(x: Any) -> Any:
-    """Makes one array of each list of strings, wherever it is in the structure."""
+    """Replaces each list of strings in the structure with one array."""
     if is_sequence(x) and len(x) and all(isinstance(item, (bytes, str)) for item in x):
         return as_objects(x)
     if isinstance(x, Mapping):
@@ -243,10 +234,10 @@ def _join_string_lists(x: Any) -> Any:
 
 def _columns_of(frame: Any) -> dict[Any, Any]:
     names = list(frame.columns)
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
+    repeated = sorted({str(name) for name in names if names.count(name) > 1})
+    if repeated:
         raise DataError(
-            f"Cannot read data: the DataFrame has columns {twice} more than once, and a DataFrame of mixed columns is "
-            "read by name. Rename them."
+            f"Cannot read data: the DataFrame has columns {repeated} more than once, and a "
+            "DataFrame of mixed columns is read by name. Rename them."
         )
     return {name: frame[name] for name in names}

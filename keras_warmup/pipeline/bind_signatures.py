@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_warmup.binding.bind import BoundBatch, bind_batch
-from keras_warmup.binding.encode import bind_encoded, rows_for
+from keras_warmup.binding.encode import bind_encoded, parse_if_needed
 from keras_warmup.binding.match import match_inputs
 from keras_warmup.binding.synthesize import synthesize_rows
 from keras_warmup.data.batch import Batch
@@ -163,7 +163,7 @@ class _Binder:
             ]
         if signature.key in inputs.structures:
             signature = dataclasses.replace(signature, structure=inputs.structures[signature.key])
-        batches = [rows_for(batch, signature, formats, self._parsers) for batch in inputs.batches]
+        batches = [parse_if_needed(batch, signature, formats, self._parsers) for batch in inputs.batches]
         if inputs.model is None:
             for batch in batches:
                 _require_agreement(batch, signature)

@@ -137,7 +137,7 @@ def _missing_text(
     )
     return (
         f"Cannot bind batch to model {model.name!r}: missing features {names}. "
-        f" The batch has {has}. Add the features to the dataset."
+        f"The batch has {has}. Add the features to the dataset."
     )
 
 

@@ -1,8 +1,8 @@
 """File operations with the guarantees that publishing needs.
 
-Local paths use the operating system directly: `tf.io.gfile` follows links when it removes a tree, cannot exchange two
-directories and cannot fsync. Remote paths (`gs://`, `hdfs://`, ...) use `tf.io.gfile`, whose file systems have none of
-these notions.
+Local paths use the operating system directly: `tf.io.gfile` follows links when it removes a tree,
+cannot exchange two directories and cannot fsync. Remote paths (`gs://`, `hdfs://`, ...) use
+`tf.io.gfile`; their file systems do not have links, exchange or fsync.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from keras_warmup.errors import PublishError
 from keras_warmup.paths import join, parent_of, scheme_of
 
 MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
@@ -28,20 +27,21 @@ _ATOMIC_SCHEMES = frozenset({"hdfs", "viewfs"})
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
-# What renameat2 answers where the kernel, the C library or the file system does not have the flag, and what rename(2)
-# may answer otherwise; EXDEV is that of overlay file systems for a directory of a lower layer.
+# Errors of renameat2 where the kernel, the C library or the file system does not have the flag,
+# while rename(2) may succeed. Overlay file systems give EXDEV for a directory of a lower layer.
 _NO_FLAG = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV})
+# Suffix of a local directory that is moved file by file and is not complete.
 PARTIAL = ".partial"
-# What fsync answers where a file system has nothing to flush, such as some FUSE ones for directories.
+# Errors of fsync where a file system has nothing to flush, such as FUSE for directories.
 _NO_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EISDIR})
 
 
 def exists(path: str) -> bool:
-    """Returns whether something is at `path`; a link counts, also one that leads nowhere.
+    """Returns whether `path` exists; a link counts, even where its target does not exist.
 
     Raises:
-        OSError: the file system does not tell, such as for lack of permission: `tf.io.gfile.exists` and
-            `os.path.exists` say `False` then.
+        OSError: the file system does not say, for example for lack of permission.
+            `tf.io.gfile.exists` and `os.path.exists` return `False` then.
     """
     if scheme_of(path):
         return bool(tf.io.gfile.exists(path))
@@ -53,10 +53,10 @@ def exists(path: str) -> bool:
 
 
 def remove_tree(path: str) -> None:
-    """Removes a file, a link or a directory with all that is in it; what a link leads to is never touched.
+    """Removes a file, a link or a directory tree; targets of links are never touched.
 
     Args:
-        path: what to remove. Nothing happens where there is nothing.
+        path: what to remove. Nothing happens where it does not exist.
 
     Raises:
         OSError, tf.errors.OpError: something cannot be removed.
@@ -67,17 +67,17 @@ def remove_tree(path: str) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         if stat.S_ISDIR(os.lstat(path).st_mode):
-            shutil.rmtree(
-                path
-            )  # unlinks links, and descends by file descriptors where the system can
+            # Unlinks links, and descends by file descriptors where the system can.
+            shutil.rmtree(path)
         else:
             os.unlink(path)
 
 
 def sync_tree(directory: str) -> None:
-    """Writes a directory tree to the disk: its regular files, then each directory, the deepest first.
+    """Writes a directory tree to the disk: regular files, then directories, the deepest first.
 
-    Without it a power cut after a rename can leave a version whose name is on the disk and whose files are empty.
+    Without it a power cut after a rename can leave a version whose name is on the disk and whose
+    files are empty.
 
     Args:
         directory: the root. Nothing happens for a remote one. Links are not followed.
@@ -96,7 +96,10 @@ def sync_tree(directory: str) -> None:
 
 
 def sync(path: str) -> None:
-    """Writes one local file, or the entries of one local directory, to the disk; nothing happens for a remote one."""
+    """Writes one local file, or the entries of one local directory, to the disk.
+
+    Nothing happens for a remote path.
+    """
     # Windows opens no directories.
     if scheme_of(path) or (os.name == "nt" and os.path.isdir(path)):
         return
@@ -111,18 +114,22 @@ def sync(path: str) -> None:
 
 
 def rename_new(source: str, target: str, *, model_last: bool = True) -> None:
-    """Renames a directory to a name that is free; file by file where directories cannot be renamed (object stores).
+    """Renames a directory to a path that is free.
+
+    Object stores cannot rename directories; there the files are renamed one by one.
 
     Args:
         source: a directory.
-        target: its new name, on the same file system.
-        model_last: for file by file, whether `saved_model.pb` comes last or first. Last where `target` is to be seen: a
-            server that polls in between does not find the model and tries again, instead of loading one without its
-            variables or, silently, without its warmup file. First where `source` was.
+        target: its new path, on the same file system.
+        model_last: where files are renamed one by one, rename `saved_model.pb` last. Use it where a
+            server may see `target`: a server that polls in between does not find the model and
+            tries again. Otherwise it would load the model without its variables or, silently,
+            without its warmup file. `False` renames `saved_model.pb` first: use it where a server
+            may see `source`. Defaults to `True`.
 
     Raises:
-        FileExistsError: something is at `target`; an empty directory counts.
-        OSError, tf.errors.OpError: the rename failed; what was moved was moved back.
+        FileExistsError: `target` exists; an empty directory counts.
+        OSError, tf.errors.OpError: the rename failed; files that were moved were moved back.
     """
     if scheme_of(source):
         if tf.io.gfile.exists(target):
@@ -144,8 +151,8 @@ def rename_new(source: str, target: str, *, model_last: bool = True) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
         if error.errno != errno.EXDEV:
             raise
-        # Overlay file systems (containers) refuse to rename a directory of a lower layer. Under its own name it appears
-        # when it is whole.
+        # Overlay file systems (containers) refuse to rename a directory of a lower layer. The copy
+        # gets its name when it is complete.
         _move_files(source, target + PARTIAL, model_last)
         os.rename(target + PARTIAL, target)
 
@@ -155,10 +162,10 @@ def exchange(one: str, other: str) -> bool:
 
     Args:
         one: a directory.
-        other: another one on the same file system.
+        other: another directory on the same file system.
 
     Returns:
-        Whether they were swapped; `False` where the system or the file system cannot.
+        `True`; `False` where the system or the file system cannot swap directories.
 
     Raises:
         FileNotFoundError: one of them does not exist.
@@ -170,16 +177,16 @@ def exchange(one: str, other: str) -> bool:
 
 
 def replace_file(source: str, target: str, *, flush: bool = True) -> None:
-    """Puts a file in the place of another one, or of none, in one step.
+    """Moves a file to a path in one step; a file at that path is replaced.
 
     Args:
         source: the new file.
-        target: the path it gets.
-        flush: whether the new file is on the disk before and after the step. Not needed in a directory that is still
-            going to be published.
+        target: the path that it gets.
+        flush: write the file to the disk before the step, and its directory after. A directory that
+            is still going to be published does not need it. Defaults to `True`.
 
     Raises:
-        OSError, tf.errors.OpError: it failed; `target` is the old or the new file.
+        OSError, tf.errors.OpError: the move failed; `target` is the old or the new file.
     """
     if scheme_of(source):
         tf.io.gfile.rename(source, target, overwrite=True)
@@ -192,11 +199,11 @@ def replace_file(source: str, target: str, *, flush: bool = True) -> None:
 
 
 def make_directory(path: str, mode: int = 0o777) -> None:
-    """Makes one directory with the permissions that the umask leaves of `mode`.
+    """Makes one directory with the permissions of `mode` that the umask leaves.
 
     Raises:
-        FileExistsError: something is there.
-        OSError, tf.errors.OpError: it cannot be made.
+        FileExistsError: the path exists.
+        OSError, tf.errors.OpError: the directory cannot be made.
     """
     if scheme_of(path):
         tf.io.gfile.mkdir(path)
@@ -205,7 +212,13 @@ def make_directory(path: str, mode: int = 0o777) -> None:
 
 
 def make_parents(directory: str, created: list[str]) -> None:
-    """Makes `directory`, and notes in `created` each directory that was not there, outermost first."""
+    """Makes a directory and its parents.
+
+    Args:
+        directory: the directory; it may exist.
+        created: gets the path of each directory that is made, the outermost first. It is filled
+            while the function runs, so that the caller can remove them after a failure.
+    """
     missing = []
     while not exists(directory) and parent_of(directory) != directory:
         missing.append(directory)
@@ -219,7 +232,7 @@ def make_parents(directory: str, created: list[str]) -> None:
 
 
 def remove_empty(directory: str) -> None:
-    """Removes a directory if nothing is in it."""
+    """Removes a directory if it is empty."""
     with contextlib.suppress(tf.errors.OpError, OSError):
         if not scheme_of(directory):
             os.rmdir(directory)
@@ -232,8 +245,8 @@ def _raise(error: OSError) -> None:
 
 
 @functools.cache
-def _c_renameat2() -> Callable[..., int] | None:
-    """Returns renameat2 of the C library; `None` where it has none (glibc before 2.28, other systems)."""
+def libc_renameat2() -> Callable[..., int] | None:
+    """Returns renameat2 of the C library; `None` where it is missing (old glibc, other systems)."""
     function = (
         getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if os.name == "posix"
@@ -251,8 +264,8 @@ def _c_renameat2() -> Callable[..., int] | None:
 
 
 def _renameat2(source: str, target: str, flag: int) -> bool:
-    """Renames with a flag; returns `False` where there is no such flag here."""
-    function = _c_renameat2()
+    """Renames with a flag; returns `False` where the flag is not supported."""
+    function = libc_renameat2()
     if function is None:
         return False
     if function(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flag) == 0:
@@ -264,7 +277,7 @@ def _renameat2(source: str, target: str, flag: int) -> bool:
 
 
 def _move_files(source: str, target: str, model_last: bool) -> None:
-    """Moves a directory file by file; when that fails, moves back what was moved, in reverse."""
+    """Moves a directory file by file; after a failure moves the files back, in reverse order."""
     names = _files_of(source)
     names.sort(key=lambda name: ((name in MODEL_FILES) == model_last, name))
     moved: list[str] = []
@@ -302,18 +315,3 @@ def _rename_file(source: str, target: str) -> None:
         tf.io.gfile.rename(source, target)
     else:
         os.rename(source, target)
-
-
-def occupied_error(target: str) -> PublishError:
-    """Returns the error for a path that is taken; its `errno` is `EEXIST`."""
-    kind = "a file"
-    if tf.io.gfile.isdir(target):
-        kind = "a directory" if tf.io.gfile.listdir(target) else "an empty directory"
-    elif not scheme_of(target) and os.path.islink(target):
-        kind = "a link"
-    error = PublishError(
-        f"Cannot publish to {target!r}: it exists ({kind}). Publish to {join(parent_of(target), '{version}')!r} for "
-        "the next free version, remove it, or pass overwrite=True where the function takes it."
-    )
-    error.errno = errno.EEXIST
-    return error

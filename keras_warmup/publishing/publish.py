@@ -1,20 +1,25 @@
-"""Publishes a directory: built out of sight, on the disk, then visible under its name at once, or not at all.
+"""Publishes a directory: it is built in a hidden place, then gets its name at once or not at all.
 
-What TensorFlow Serving sees decides the design. Its polling source (`file_system_storage_path_source.cc`) lists the
-base path every few seconds, takes every child whose whole name is a decimal integer for a version, file or directory,
-and starts to load it the moment it is listed; everything else is ignored. So:
+TensorFlow Serving decides the design. Its polling source (`file_system_storage_path_source.cc`)
+lists the base path every few seconds. It takes each child whose whole name is a decimal integer as
+a version, file or directory, and starts to load it at once; it ignores all other names. So:
 
-- Work is done in a hidden workspace beside the target, on the same file system (`workspace.py`).
-- The whole tree is flushed to the disk, then one rename shows it, then the parent directory is flushed. Only then old
-  versions are removed: a power cut leaves the old version or the new one, never an empty one.
-- A new version never replaces what came to be there meanwhile (`RENAME_NOREPLACE`). Replacing a version exchanges the
-  two directories in one step (`RENAME_EXCHANGE`), so that every listing has one. Where the system cannot, the old one
-  is moved aside first; after a kill in between, the next export puts it back.
-- Object stores (`gs://`, `s3://`, ...) have no directories to rename, and a version is listed as soon as its first
-  object is there. There the files are renamed one by one, `saved_model.pb` last: a server that polls in between does
-  not find the model and tries again later (`--max_num_load_retries`, `--load_retry_interval_micros`). Two exporters
-  that take one version at the same moment are told apart only where renaming is atomic.
-- A version that is replaced in place is not loaded again by a server that serves it already: publish to `{version}`.
+- A version is built in a hidden workspace beside the target, on the same file system
+  (`workspace.py`).
+- The whole tree is written to the disk, then one rename makes it visible, then the parent directory
+  is written. Only then are old versions removed: a power cut leaves the old version or the new one,
+  never an empty one.
+- A new version never replaces a path that came into being meanwhile (`RENAME_NOREPLACE`). Replacing
+  a version exchanges the two directories in one step (`RENAME_EXCHANGE`), so that each listing
+  shows one. Where the system cannot exchange, the old one is moved aside first; after a kill in
+  between, the next export moves it back.
+- Object stores (`gs://`, `s3://`, ...) cannot rename directories, and a version is listed as soon
+  as its first object exists. There the files are renamed one by one, `saved_model.pb` last: a
+  server that polls in between does not find the model and tries again later
+  (`--max_num_load_retries`, `--load_retry_interval_micros`). Two exporters that take the same
+  version at the same moment notice each other only where renaming is atomic.
+- A server that serves a version does not load it again after it is replaced: publish to
+  `{version}`.
 """
 
 from __future__ import annotations
@@ -36,7 +41,6 @@ from keras_warmup.publishing.filesystem import (
     exists,
     make_directory,
     make_parents,
-    occupied_error,
     remove_empty,
     rename_new,
     sync,
@@ -45,19 +49,19 @@ from keras_warmup.publishing.filesystem import (
 from keras_warmup.publishing.versions import has_version, read_version, resolve_version
 from keras_warmup.publishing.workspace import Workspace, sweep
 
-# Directories of a SavedModel.
+# Names of directories in a SavedModel.
 _INSIDE = frozenset({"variables", "assets", "assets.extra", "debug"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A directory that was published, and what tells it from another one at the same path.
+    """A directory that was published, with an identity that no later directory at its path has.
 
     Attributes:
-        path: where it is.
-        identity: device and inode of the directory, inode and modification time of its `variables`: file systems give
-            the inode of a removed directory to the next one, but nobody touches `variables` again. `None` for a remote
-            one.
+        path: its path.
+        identity: device and inode of the directory, inode and modification time of its `variables`.
+            File systems give the inode of a removed directory to the next one, but `variables` does
+            not change after publishing. `None` for a remote directory.
     """
 
     path: str
@@ -65,9 +69,7 @@ class Published:
 
 
 class Staging:
-    """A directory under construction.
-
-    Usable wherever a path is (`os.fspath`, `os.path.join`).
+    """A directory under construction, usable as a path (`os.fspath`, `os.path.join`).
 
     Attributes:
         directory: the hidden directory to build in; it exists and is empty at first.
@@ -82,31 +84,39 @@ class Staging:
 
     @property
     def published(self) -> Published:
-        """What was published, `{version}` filled in; known when the block of `staged` has ended."""
+        """Returns what was published, with `{version}` filled in, after the block of `staged`."""
         if self._published is None:
             raise RuntimeError(f"{self.directory!r} is not published yet")
         return self._published
+
+    @published.setter
+    def published(self, published: Published) -> None:
+        self._published = published
 
 
 @contextlib.contextmanager
 def staged(
     path: str | os.PathLike[str], *, overwrite: bool, replaces: Published | None = None
 ) -> Iterator[Staging]:
-    """Builds a directory in a hidden workspace and publishes it as `path` when the block ends well.
+    """Builds a directory in a hidden workspace, and publishes it as `path` when the block ends.
 
-    When the block raises, the workspace and the parents created for it are removed, `path` is as it was, and the error
-    propagates. A `KeyboardInterrupt` while it is published leaves the old version or the new one.
+    When the block raises, the workspace and the parents created for it are removed, `path` is
+    unchanged, and the error propagates. A `KeyboardInterrupt` during publishing leaves the old
+    version or the new one.
 
     Args:
-        path: where to publish; `{version}` takes the next free version when the block ends, whatever `overwrite` is.
-        overwrite: replace the SavedModel that is there. It is removed after the new one is in place and on the disk.
+        path: where to publish. `{version}` takes the next free version when the block ends,
+            whatever `overwrite` is.
+        overwrite: replace the SavedModel at `path`. It is removed after the new one is visible and
+            on the disk.
         replaces: with `overwrite`, the only version that may be replaced. Defaults to `None`: any.
 
     Yields:
         The `Staging` to build in. `.published` is set when the block has ended.
 
     Raises:
-        PublishError: as `check_publishable`; nothing was built; `path` was taken meanwhile; or a file operation failed.
+        PublishError: as from `check_publishable`; nothing was built; `path` was taken meanwhile; or
+            a file operation failed.
     """
     template = as_path(path)
     overwrite = overwrite and not has_version(template)
@@ -117,14 +127,15 @@ def staged(
         with explained(target):
             make_parents(parent_of(target), created)
             workspace = Workspace(target)
-            # The permissions of the umask: a server may run as another user.
+            # With the permissions of the umask: a server may run as another user.
             make_directory(workspace.build)
         staging = Staging(workspace.build)
         yield staging
-        staging._published = _publish(workspace, template, target, overwrite, replaces)
+        staging.published = _publish(workspace, template, target, overwrite, replaces)
     except BaseException:
         if workspace is not None:
-            # An interrupt can come between an exchange and its flush: the old version is removed behind a flush only.
+            # An interrupt can come between an exchange and its flush; the old version must not be
+            # removed before a flush.
             with contextlib.suppress(OSError):
                 sync(parent_of(target))
             workspace.close()
@@ -135,27 +146,29 @@ def staged(
 
 
 def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
-    """Checks up front that `path` can be published. Removes what killed exports left beside it.
+    """Checks that `path` can be published, and removes what killed exports left beside it.
 
     Args:
         path: where to publish; may hold `{version}`.
-        overwrite: whether a SavedModel that is there may be replaced.
+        overwrite: whether a SavedModel at `path` may be replaced.
 
     Returns:
-        The path as it would be published now: `{version}` filled in, a final symbolic link followed.
+        The path as it would be published now: `{version}` filled in, a final symbolic link
+        followed.
 
     Raises:
         OptionsError: `path` is not a path.
-        PublishError: something is there (an empty directory counts; `errno` is `EEXIST`) and `overwrite` is false or it
-            is no SavedModel; it lies inside a SavedModel; or nothing can be written beside it.
+        PublishError: the path exists (an empty directory counts; `errno` is `EEXIST`), and
+            `overwrite` is false or it is not a SavedModel; it is inside a SavedModel; or nothing
+            can be written beside it.
     """
     template = as_path(path)
     with explained(template):
         target = target_of(template)
         if name_of(target) in ("", ".", ".."):
             raise PublishError(
-                f"Cannot publish to {template!r}: it names no new directory. Publish below it, such as to "
-                f"{join(target, '{version}')!r}."
+                f"Cannot publish to {template!r}: it does not name a new directory. Publish below "
+                f"it, such as to {join(target, '{version}')!r}."
             )
         _check_outside_saved_models(target, template)
         sweep(parent_of(target))
@@ -166,7 +179,7 @@ def check_publishable(path: str | os.PathLike[str], overwrite: bool) -> str:
             # Another exporter may have taken this version since the directory was listed.
             following = target_of(template)
             if following == target:
-                raise occupied_error(target)
+                raise _occupied_error(target)
             target = following
     check_writable(parent_of(target), template)
     return target
@@ -176,7 +189,7 @@ def check_writable(directory: str, path: str | None = None) -> None:
     """Checks that files can be created in `directory`, or in its nearest ancestor that exists.
 
     Args:
-        directory: the directory; it may not exist yet.
+        directory: the directory; it need not exist yet.
         path: the path to name in the error. Defaults to `None`: `directory`.
 
     Raises:
@@ -189,8 +202,8 @@ def check_writable(directory: str, path: str | None = None) -> None:
             existing = parent_of(existing)
         if exists(existing) and not tf.io.gfile.isdir(existing):
             raise PublishError(
-                f"Cannot publish to {path!r}: {existing!r} is a file, expected a directory. Publish to a path below a "
-                "directory."
+                f"Cannot publish to {path!r}: {existing!r} is a file, expected a directory. "
+                "Publish to a path below a directory."
             )
     try:
         if scheme_of(existing):
@@ -200,26 +213,27 @@ def check_writable(directory: str, path: str | None = None) -> None:
             Workspace(join(existing, "probe")).close()
     except (tf.errors.OpError, OSError) as error:
         raise PublishError(
-            f"Cannot publish to {path!r}: no file can be written in {existing!r} ({reason_of(error)}). Publish "
-            "below a directory that this user can write to."
+            f"Cannot publish to {path!r}: no file can be written in {existing!r} "
+            f"({reason_of(error)}). Publish below a directory that this user can write to."
         ) from error
 
 
 def check_free(path: str) -> None:
-    """Checks that nothing is at `path`.
+    """Checks that `path` does not exist.
 
     Raises:
-        PublishError: something is (an empty directory counts); `errno` is `EEXIST`.
+        PublishError: it exists (an empty directory counts); `errno` is `EEXIST`.
     """
     with explained(path):
         if exists(path):
-            raise occupied_error(path)
+            raise _occupied_error(path)
 
 
 def target_of(path: str | os.PathLike[str]) -> str:
-    """Returns where `path` would be published now: `{version}` filled in, a final symbolic link followed.
+    """Returns the path that would be published now.
 
-    A local link, such as `latest -> 3`, stays, and what it leads to is published.
+    `{version}` is filled in, and a final symbolic link is followed: a local link, such as
+    `latest -> 3`, stays, and its target is published.
     """
     target = resolve_version(path)
     return os.path.realpath(target) if not scheme_of(target) and os.path.islink(target) else target
@@ -229,20 +243,20 @@ def is_still_there(published: Published) -> bool:
     """Returns whether the directory at a path is the one that was published there.
 
     Raises:
-        PublishError: the file system does not tell.
+        PublishError: the file system does not say.
     """
     with explained(published.path):
         return exists(published.path) and _identity_of(published.path) == published.identity
 
 
 def remove_published(published: Published) -> None:
-    """Removes a published directory; out of sight first, so that no server sees half of it.
+    """Removes a published directory; it is hidden first, so that no server sees a part of it.
 
     Args:
-        published: what `Staging.published` said. Nothing happens where it is gone.
+        published: `Staging.published` of the directory. Nothing happens where it no longer exists.
 
     Raises:
-        PublishError: something else is at its path, which is left there; or it cannot be moved out of sight.
+        PublishError: another directory is at its path, which stays; or it cannot be hidden.
     """
     path = published.path
     with explained(path):
@@ -252,21 +266,22 @@ def remove_published(published: Published) -> None:
             workspace = Workspace(path)
             try:
                 rename_new(path, workspace.build, model_last=False)
-                # What counts is what was moved, not what was there before.
+                # Checked again: another directory may have come there since the first check.
                 if _identity_of(workspace.build) == published.identity:
                     return
                 rename_new(workspace.build, path)
             finally:
                 workspace.close()
         raise PublishError(
-            f"Cannot remove {path!r}: it is not the directory that was published there; somebody has replaced it since."
+            f"Cannot remove {path!r}: it is not the directory that was published there; somebody "
+            "has replaced it since."
         )
 
 
 def _publish(
     workspace: Workspace, template: str, target: str, overwrite: bool, replaces: Published | None
 ) -> Published:
-    """Moves what was built to `target`; with `{version}` to the version that is next by now."""
+    """Moves what was built to `target`; with `{version}` to the version that is next now."""
     with explained(target):
         if not tf.io.gfile.listdir(workspace.build):
             raise PublishError(
@@ -284,20 +299,20 @@ def _publish(
                 if overwrite and exists(target):
                     _replace(workspace, target, replaces)
                 else:
-                    _show(workspace, target)
+                    _make_visible(workspace, target)
                 return Published(target, identity)
             except FileExistsError as error:
-                # Another exporter came first, between the look and the rename.
+                # Another exporter took it between the check and the rename.
                 if overwrite:
                     continue
                 following = target_of(template)
                 if not versioned or following == target:
-                    raise occupied_error(target) from error
+                    raise _occupied_error(target) from error
                 target = following
 
 
-def _show(workspace: Workspace, target: str) -> None:
-    """Gives what was built its name; takes it back where the directory that holds the name cannot be flushed."""
+def _make_visible(workspace: Workspace, target: str) -> None:
+    """Moves what was built to `target`; moves it back where the parent cannot be flushed."""
     rename_new(workspace.build, target)
     try:
         sync(parent_of(target))
@@ -307,17 +322,17 @@ def _show(workspace: Workspace, target: str) -> None:
 
 
 def _replace(workspace: Workspace, target: str, replaces: Published | None) -> None:
-    """Puts what was built in the place of a SavedModel, which stays in the workspace."""
+    """Moves what was built to the path of a SavedModel, which is kept in the workspace."""
     _check_replaceable(target, target, replaces)
     try:
         exchanged = exchange(workspace.build, target)
     except FileNotFoundError:
-        # Somebody removed it meanwhile.
-        return _show(workspace, target)
+        # Another process removed it meanwhile.
+        return _make_visible(workspace, target)
     if not exchanged:
         return _replace_in_two_steps(workspace, target, replaces)
     try:
-        # What counts is what was replaced, not what was there before.
+        # Checked again: another directory may have come there since the first check.
         _check_replaceable(workspace.build, target, replaces)
         sync(parent_of(target))
     except (OSError, tf.errors.OpError):
@@ -327,26 +342,29 @@ def _replace(workspace: Workspace, target: str, replaces: Published | None) -> N
 
 
 def _replace_in_two_steps(workspace: Workspace, target: str, replaces: Published | None) -> None:
-    """Moves the old version into the workspace, then what was built to its place; `close` puts it back on failure."""
+    """Moves the old version into the workspace, then what was built to its path.
+
+    After a failure `Workspace.close` moves the old version back.
+    """
     workspace.target = target
     rename_new(target, workspace.old, model_last=False)
     _check_replaceable(workspace.old, target, replaces)
     try:
-        _show(workspace, target)
+        _make_visible(workspace, target)
     except FileExistsError:
-        # Another exporter was faster: its version is there now, and the one that both replace is not missed.
+        # Another exporter was faster: its version replaces the same old one.
         workspace.give_up_old()
         raise
     workspace.give_up_old()
 
 
 def _check_replaceable(directory: str, target: str, replaces: Published | None = None) -> None:
-    """Refuses to replace what is no SavedModel, or another one than asked: replacing removes all that is there.
+    """Raises where a path must not be replaced, because that would remove all of its content.
 
     Args:
-        directory: what would be removed.
+        directory: the directory that would be removed; it must be a SavedModel.
         target: the path to name in the error.
-        replaces: the only version that may be.
+        replaces: the only version that may be replaced. Defaults to `None`: any.
     """
     if not tf.io.gfile.isdir(directory) or (not scheme_of(directory) and os.path.islink(directory)):
         raise _irreplaceable(target, "it is a file, not a SavedModel")
@@ -373,8 +391,23 @@ def _irreplaceable(target: str, why: str) -> PublishError:
     return error
 
 
+def _occupied_error(target: str) -> PublishError:
+    kind = "a file"
+    if tf.io.gfile.isdir(target):
+        kind = "a directory" if tf.io.gfile.listdir(target) else "an empty directory"
+    elif not scheme_of(target) and os.path.islink(target):
+        kind = "a link"
+    error = PublishError(
+        f"Cannot publish to {target!r}: it exists ({kind}). Publish to "
+        f"{join(parent_of(target), '{version}')!r} for the next free version, remove it, or pass "
+        "overwrite=True where the function takes it."
+    )
+    error.errno = errno.EEXIST
+    return error
+
+
 def _check_outside_saved_models(target: str, template: str) -> None:
-    """Refuses a path in a SavedModel or in its directories: who replaces the model would remove it."""
+    """Raises for a path inside a SavedModel: replacing that model would remove it."""
     path = target if scheme_of(target) else os.path.abspath(target)
     below = ""
     while parent_of(path) != path:
@@ -383,7 +416,8 @@ def _check_outside_saved_models(target: str, template: str) -> None:
             exists(join(directory, name)) for name in MODEL_FILES
         ):
             raise PublishError(
-                f"Cannot publish to {template!r}: it would publish inside the SavedModel {directory!r}. Publish beside it."
+                f"Cannot publish to {template!r}: it would publish inside the SavedModel "
+                f"{directory!r}. Publish beside it."
             )
         path, below = directory, entry
 

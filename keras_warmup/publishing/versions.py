@@ -1,4 +1,4 @@
-"""Where to publish: reads paths and `filepath` templates, and numbers versions as TensorFlow Serving does."""
+"""Reads paths and `filepath` templates, and numbers versions as TensorFlow Serving does."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _VERSION_FIELD = re.compile(r"\{version(?::(?P<spec>[^{}]*))?\}")
 
 
 def resolve_version(path: str | os.PathLike[str]) -> str:
-    """Fills in `{version}` (or `{version:08d}`): the highest integer under the base path + 1, starting at 1.
+    """Fills in `{version}` (or `{version:08d}`): the highest version under the base path, plus 1.
 
-    The base path is what stands before the component with the field; it may not exist. Names are read as the server reads
-    them: decimal integers up to 2^63 - 1, leading zeros allowed (`00000123` is 123), files too; hidden and other names are
-    ignored. In a component such as `v{version}` the integers are those of its siblings with the same rest of the name.
+    The first version is 1. The base path is the part before the component with the field; it need
+    not exist. Names are read as the server reads them: decimal integers up to 2^63 - 1, leading
+    zeros allowed (`00000123` is 123), files too. Hidden and other names are ignored. In a component
+    such as `v{version}`, the integers are those in the names of siblings of the same form.
 
     Args:
-        path: a path with or without `{version}`; other braces are taken literally.
+        path: a path with or without `{version}`; other braces are literal.
 
     Raises:
         OptionsError: the format specification does not format an integer.
-        PublishError: the highest version is the last there can be.
+        PublishError: the highest version is the largest that a server reads.
     """
     template = as_path(path)
     first = _VERSION_FIELD.search(template)
@@ -46,25 +47,28 @@ def resolve_version(path: str | os.PathLike[str]) -> str:
         return _VERSION_FIELD.sub(lambda field: format(version, field["spec"] or ""), template)
     except ValueError as error:
         raise OptionsError(
-            f"Bad path {template!r}: {first[0]!r} cannot format an integer ({error}). Use {{version}} or "
-            "{version:08d}."
+            f"Bad path {template!r}: {first[0]!r} cannot format an integer ({error}). Use "
+            "{version} or {version:08d}."
         ) from error
 
 
 def has_version(path: str) -> bool:
-    """Whether `path` holds `{version}`."""
+    """Returns whether `path` holds `{version}`."""
     return _VERSION_FIELD.search(path) is not None
 
 
 def fields_of(filepath: str) -> tuple[str, ...]:
-    """The fields of a `filepath` template, each once, in order, such as `("epoch", "version", "val_loss")`.
+    """Returns the fields of a `filepath` template, each once, in order.
 
     Args:
         filepath: a template for `str.format`, as `keras.callbacks.ModelCheckpoint` takes it.
 
+    Returns:
+        The names, such as `("epoch", "version", "val_loss")`.
+
     Raises:
-        OptionsError: braces do not match, a field is not a plain name, or the format of `{version}` or `{epoch}` is not
-            one of an integer.
+        OptionsError: braces do not match, a field is not a plain name, or the format of `{version}`
+            or `{epoch}` does not format an integer.
     """
     try:
         parsed = [
@@ -76,15 +80,15 @@ def fields_of(filepath: str) -> tuple[str, ...]:
             format(1, spec)
     except ValueError as error:
         raise OptionsError(
-            f"Bad filepath {filepath!r}: {error}. Write fields as {{version}}, {{epoch:02d}} or {{val_loss:.2f}}, and "
-            "a literal brace as {{ or }}."
+            f"Bad filepath {filepath!r}: {error}. Write fields as {{version}}, {{epoch:02d}} or "
+            "{val_loss:.2f}, and a literal brace as {{ or }}."
         ) from error
     fields = [field for field, _ in parsed]
     wrong = [field for field in fields if not re.fullmatch(r"[^\W\d][^.\[\]]*", field)]
     if wrong:
         raise OptionsError(
-            f"Bad filepath {filepath!r}: unknown fields {_braced(wrong)}. Known fields: {{version}}, {{epoch}} and the "
-            "names of the metrics, such as {val_loss:.2f}."
+            f"Bad filepath {filepath!r}: unknown fields {_braced(wrong)}. Known fields: "
+            "{version}, {epoch} and the names of the metrics, such as {val_loss:.2f}."
         )
     return tuple(dict.fromkeys(fields))
 
@@ -92,11 +96,11 @@ def fields_of(filepath: str) -> tuple[str, ...]:
 def format_filepath(
     filepath: str, epoch: int | None = None, logs: Mapping[str, Any] | None = None
 ) -> str:
-    """Fills in `{epoch}` and metrics; `{version}` stays, for `resolve_version`.
+    """Fills in `{epoch}` and metrics, and keeps `{version}` for `resolve_version`.
 
     Args:
         filepath: the template.
-        epoch: the epoch as users count, from 1; `None` where no epoch ran.
+        epoch: the epoch as users count it, from 1; `None` where no epoch ran.
         logs: metric name -> value at the end of that epoch.
 
     Raises:
@@ -106,8 +110,8 @@ def format_filepath(
     unknown = [field for field in fields_of(filepath) if field != "version" and field not in values]
     if unknown:
         raise OptionsError(
-            f"Cannot fill in filepath {filepath!r}: unknown fields {_braced(unknown)}. Known fields: "
-            f"{_braced(['version', *sorted(values)])}."
+            f"Cannot fill in filepath {filepath!r}: unknown fields {_braced(unknown)}. Known "
+            f"fields: {_braced(['version', *sorted(values)])}."
         )
     parts = []
     for literal, field, format_spec, conversion in string.Formatter().parse(filepath):
@@ -130,26 +134,32 @@ def format_filepath(
 
 
 def version_hint(path: str | os.PathLike[str]) -> str | None:
-    """A hint for a path whose last component no TensorFlow Serving server takes for a version; else `None`.
+    """Returns a hint where the last component of a path is not a version for TensorFlow Serving.
 
     Args:
         path: a path, or a template with `{version}`, `{epoch}` and metrics.
+
+    Returns:
+        The hint; `None` for a version.
     """
     template = as_path(path)
     name = re.sub(r"\{(?:version|epoch)(?::[^{}]*)?\}", "1", name_of(template))
     if read_version(name) is not None:
         return None
     return (
-        f"No TensorFlow Serving server loads {template!r}: its last component is not an integer. Publish to "
-        f"{join(template, '1')!r} or {join(template, '{version}')!r}."
+        f"No TensorFlow Serving server loads {template!r}: its last component is not an integer. "
+        f"Publish to {join(template, '1')!r} or {join(template, '{version}')!r}."
     )
 
 
 def model_name_of(path: str | os.PathLike[str]) -> str:
-    """The name a server gives a model published at `path`: that of its base path, or of `path` itself if it is no version.
+    """Returns the name that a server gives a model published at `path`.
 
     Args:
         path: a version directory, or a template of one.
+
+    Returns:
+        The name of the base path; the name of `path` itself where it is not a version.
     """
     template = as_path(path)
     absolute = template if scheme_of(template) else os.path.abspath(template)
@@ -168,13 +178,14 @@ def _next_number(base: str, pattern: re.Pattern[str]) -> int:
     version = max(versions, default=0) + 1
     if version > _MAX_VERSION:
         raise PublishError(
-            f"Cannot take the next version under {base!r}: {version - 1} is the last one a server reads."
+            f"Cannot take the next version under {base!r}: {version - 1} is the last one a server "
+            "reads."
         )
     return version
 
 
 def read_version(name: str) -> int | None:
-    """The version that the server reads in the name of a directory; `None` where it reads none."""
+    """Returns the version that the server reads in the name of a directory, or `None`."""
     if not re.fullmatch(r"\d+", name, re.ASCII) or int(name) > _MAX_VERSION:
         return None
     return int(name)

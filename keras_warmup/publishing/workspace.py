@@ -1,17 +1,20 @@
 """Hidden directories that one writer owns while it builds what it is about to publish.
 
-A workspace is a directory `.{name}.kw-{16 hex digits}` beside the path it is for. TensorFlow Serving takes only decimal
-integers for versions (`file_system_storage_path_source.cc`), so no server looks into it. It holds
+A workspace is a directory `.{name}.kw-{16 hex digits}` beside the path it is for. TensorFlow
+Serving reads only decimal integers as versions (`file_system_storage_path_source.cc`), so no server
+reads it. It holds
 
-- `lock`: a file that its owner keeps locked (flock) as long as it lives; it names the boot of the owner's machine,
-- `new/{name}`: what is being built,
-- `old`: the version that is being replaced, while neither of both stands under its name.
+- `lock`: a file that its owner keeps locked (flock) as long as it lives. It holds the boot id of
+  the owner's machine.
+- `new/{name}`: what is being built.
+- `old`: the version that is being replaced, while neither version has the public name.
 
-A killed process leaves its workspace behind, and the system frees its lock. The next writer beside it sweeps it: it puts
-`old` back if nothing is at the path, and removes the rest. File times do not tell who lives: `shutil.copytree` copies them,
-and an export may run for days. Only a workspace of another boot has to be a day old as well: it is that of another machine,
-whose locks some network file systems do not show, or of this one before it was started anew. Where a file system has no locks
-(and on remote ones) nothing is swept.
+A killed process leaves its workspace behind, and the system frees its lock. The next writer beside
+it sweeps it: it moves `old` back if the path is free, and removes the rest. File times do not show
+whether an owner is alive: `shutil.copytree` copies them, and an export may run for days. A
+workspace of another boot must also be a day old: it belongs to another machine, whose locks some
+network file systems do not show, or to this machine before a restart. Nothing is swept on file
+systems without locks, and on remote ones.
 """
 
 from __future__ import annotations
@@ -50,9 +53,9 @@ _LOCK = "lock"
 _NEW = "new"
 _OLD = "old"
 _STALE_AFTER_S = 24 * 60 * 60
-# flock on a file system that has no locks.
+# Errors of flock on a file system without locks.
 _NO_LOCKS = frozenset({errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK})
-# Its owner only: what is built holds training rows.
+# For its owner only: what is built holds training rows.
 _PRIVATE = 0o700
 _ATTEMPTS = 100
 
@@ -64,11 +67,11 @@ class Workspace:
         target: the path that is going to be published; its parent must exist.
 
     Attributes:
-        target: that path.
+        target: the same.
         path: the hidden directory.
         content: an empty directory in it.
-        build: where to build what is published; a path in `content` at which nothing is yet.
-        old: where the version that is being replaced waits.
+        build: the path to build at, in `content`; it does not exist yet.
+        old: the path of the version that is being replaced.
 
     Raises:
         OSError, tf.errors.OpError: it cannot be made.
@@ -87,7 +90,7 @@ class Workspace:
             except BaseException as error:
                 if lock is not None:
                     lock.close()
-                # A sweep took it for a dead one, between two of the calls.
+                # A sweep between two of the calls found it without a lock, and removed it.
                 if isinstance(error, (BlockingIOError, FileNotFoundError)):
                     continue
                 with contextlib.suppress(OSError, tf.errors.OpError):
@@ -106,7 +109,11 @@ class Workspace:
 
     @classmethod
     def take_over(cls, path: str) -> Workspace | None:
-        """Returns the workspace of a dead owner; `None` where the owner lives, or there is no workspace."""
+        """Takes over the workspace of a dead owner.
+
+        Returns:
+            The workspace; `None` where the owner may be alive, or `path` is not a workspace.
+        """
         match = _NAME.fullmatch(name_of(path))
         if match is None or os.path.islink(path) or not os.path.isdir(path):
             return None
@@ -114,7 +121,7 @@ class Workspace:
             lock = _lock(path)
         except OSError:
             return None
-        if lock is None:  # no locks here: its owner may live
+        if lock is None:  # a file system without locks: the owner may be alive
             return None
         if (
             not _is_of_this_boot(lock)
@@ -127,14 +134,14 @@ class Workspace:
         return workspace
 
     def close(self, *, tidy: Callable[[Workspace], None] | None = None) -> None:
-        """Removes the workspace; a version that waits in `old` is put back first where nothing is at `target`.
+        """Removes the workspace; first moves a version in `old` back where `target` is free.
 
-        What cannot be removed is worth a warning, not the failure of an export that is done.
+        Issues a warning for what cannot be removed, because the export itself is done.
 
         Args:
-            tidy: puts back whatever else was moved aside, before the workspace is removed. Defaults to `None`: nothing.
+            tidy: moves other files back, before the workspace is removed. Defaults to `None`.
         """
-        if os.getpid() != self._pid:  # a child that the owner forked
+        if os.getpid() != self._pid:  # a child process that the owner forked
             return
         try:
             _put_back(self.old, self.target)
@@ -147,26 +154,26 @@ class Workspace:
         except (OSError, tf.errors.OpError) as error:
             _warn_of_remains(self, error)
         finally:
-            # Whatever close(2) answers, the lock is free behind it.
+            # The lock is free after close(2), even where that fails.
             with contextlib.suppress(OSError):
                 if self._lock is not None:
                     self._lock.close()
 
     def give_up_old(self) -> None:
-        """Leaves what is in `old` to be removed, because something else is at the target by now."""
+        """Marks the version in `old` for removal, because the target exists again."""
         if scheme_of(self.old):
             remove_tree(self.old)
         elif exists(self.old):
-            # Under another name first: half removed, it must never be put back.
+            # Renamed first: a version that is partly removed must never be moved back.
             rename_new(self.old, join(self.path, f"removed-{secrets.token_hex(4)}"))
 
     def _remove(self) -> None:
         if not scheme_of(self.path):
-            # Should its owner live after all, it finds nothing to publish, instead of half of it.
+            # If its owner is alive after all, it finds nothing to publish, instead of a part.
             path = _hidden_sibling(self.target)
             os.rename(self.path, path)
             self.path = path
-        # The lock last: as long as it is there no sweep comes in between.
+        # The lock goes last: no other sweep takes the workspace while it is there.
         for name in _names_in(self.path):
             if name != _LOCK:
                 remove_tree(join(self.path, name))
@@ -175,10 +182,10 @@ class Workspace:
 
 
 def sweep(parent: str, *, tidy: Callable[[Workspace], None] | None = None) -> None:
-    """Removes the workspaces in a local directory whose owners are dead, and puts back what they had moved aside.
+    """Removes the workspaces of dead owners, and moves back the versions in them.
 
     Args:
-        parent: the directory; it may not exist.
+        parent: the directory that holds them; it need not exist. Nothing happens for a remote one.
         tidy: as in `Workspace.close`.
     """
     if scheme_of(parent):
@@ -192,20 +199,20 @@ def sweep(parent: str, *, tidy: Callable[[Workspace], None] | None = None) -> No
 
 
 def _lock(path: str) -> IO[bytes] | None:
-    """Locks a workspace; makes its lock file where it has none.
+    """Locks a workspace; makes its lock file where it does not exist.
 
     Returns:
         The file that holds the lock until it is closed; `None` where the file system has no locks.
 
     Raises:
-        BlockingIOError: another process holds it.
+        BlockingIOError: another process holds the lock.
         FileNotFoundError: the workspace was removed meanwhile.
         OSError: the lock file cannot be made.
     """
     if fcntl is None:
         return None
     path = os.path.join(path, _LOCK)
-    # A file object and not a descriptor: should an interrupt lose it, it closes itself.
+    # A file object and not a descriptor: it closes itself if an interrupt loses it.
     file = open(path, "a+b", opener=_open_private)  # noqa: SIM115 - open as long as the workspace
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,7 +234,7 @@ def _lock(path: str) -> IO[bytes] | None:
 
 @functools.cache
 def _boot_id() -> bytes:
-    """Returns what tells one start of a machine from another; empty where the system has no such name."""
+    """Returns the id of this start of the machine; empty where the system has none."""
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
         return file.read().strip()
     return b""
@@ -243,7 +250,7 @@ def _open_private(path: str, flags: int) -> int:
 
 
 def _put_back(old: str, target: str) -> None:
-    """Puts a version that was moved aside under its name again, where nothing has taken that meanwhile."""
+    """Moves a version back to its path where that is free."""
     if exists(old) and not exists(target):
         with contextlib.suppress(FileExistsError):
             rename_new(old, target)
@@ -267,8 +274,8 @@ def _warn_of_remains(workspace: Workspace, error: Exception) -> None:
             "Move it there yourself." if is_remote else "The next export to that path tries again."
         )
         text = (
-            f"The old version of {workspace.target!r} is at {workspace.old!r}, and could not be put back "
-            f"({reason_of(error)}). {again}"
+            f"The old version of {workspace.target!r} is at {workspace.old!r}, and could not be "
+            f"put back ({reason_of(error)}). {again}"
         )
     else:
         again = "Remove it yourself." if is_remote else "The next export beside it tries again."

@@ -1,8 +1,9 @@
-"""What a signature's graph does, read from the GraphDef and its function library; runs and loads nothing.
+"""Reads what a signature's graph does, from the GraphDef and its function library.
 
-`ModelGraph` indexes a MetaGraphDef once and is shared by both directions of travel: backwards from a signature's
-outputs (`graph_facts`) and forwards from its inputs (`consumers.py`). Functions are indexed when first met, and what a
-function reaches is remembered, so a graph costs what is reachable in it, once.
+Nothing is loaded and nothing is run. `ModelGraph` indexes a MetaGraphDef once, for walks in both
+directions: backwards from the outputs of a signature (`graph_facts`) and forwards from its inputs
+(`string_inputs.py`). A function is indexed when a walk first meets it, and what a function reaches
+is remembered, so the cost is that of the reachable part of the graph, once.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import TypeAlias
 
+from keras_warmup._protos import MetaGraphDef, NodeDef
 from keras_warmup.savedmodel.graph_bodies import (
     Call,
     CallFrame,
@@ -30,9 +32,16 @@ from keras_warmup.savedmodel.graph_limits import (
     functions_in,
 )
 from keras_warmup.savedmodel.ops import CONVOLVES, PYTHON, RANDOM, WRITES, is_core
+from keras_warmup.savedmodel.signatures import Signature
 
-# How the inputs of a calling node map to the arguments of the functions it calls: attribute -> number of leading inputs
-# that are no arguments (the predicate of If, the branch index of Case, the target of RemoteCall).
+# A node, and the frame that it stands in.
+NodeInFrame: TypeAlias = tuple[CallFrame, NodeDef]
+# Container and shared name: the identity of a variable in a Session.
+VariableIdentity: TypeAlias = tuple[str, str]
+
+# How the inputs of a calling node map to the arguments of the functions it calls: attribute ->
+# number of leading inputs that are not arguments (the predicate of If, the branch index of Case,
+# the target of RemoteCall).
 _CALLS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "PartitionedCall": (("f", 0),),
     "StatefulPartitionedCall": (("f", 0),),
@@ -48,7 +57,7 @@ _CALLS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "StatelessCase": (("branches", 1),),
 }
 LOOPS = frozenset({"While", "StatelessWhile"})
-# One tensor in, the same values out (v1 control flow included).
+# Ops of which the output has the values of the input (v1 control flow included).
 SAME_VALUE = frozenset(
     {
         "Identity",
@@ -74,24 +83,8 @@ SAME_VALUE = frozenset(
         "RefSwitch",
     }
 )
+_VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
 _ASSIGNS = frozenset({"AssignVariableOp", "Assign"})
-
-
-class _TensorSpec(Protocol):
-    @property
-    def tensor(self) -> str: ...
-
-
-class SignatureLike(Protocol):
-    """The part of `signatures.Signature` that the graph needs."""
-
-    @property
-    def inputs(self) -> Mapping[str, _TensorSpec]:
-        """Input name -> what names its tensor."""
-
-    @property
-    def outputs(self) -> Mapping[str, _TensorSpec]:
-        """Output alias -> what names its tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,15 +92,20 @@ class GraphFacts:
     """What running one signature involves.
 
     Attributes:
-        compiles: a reachable node or function must be compiled by XLA (`jit_compile=True`).
-        convolves: a convolution (or its transpose) is reachable: oneDNN keeps primitives per shape for those.
-        unrestored_variables: variables that the signature reads and that neither the restore op nor the init op
-            assigns, sorted; a Session (so TensorFlow Serving) fails on the first of them.
-        foreign_ops: ops that core TensorFlow does not have, sorted; a stock server refuses to load the model.
-        writes_state: a variable or lookup table is written: warmup requests change what clients get.
-        random: random ops are reachable, stateless ones included: the same request may give other outputs.
-        python_ops: ops that call Python functions (`tf.py_function`, `tf.numpy_function`), sorted; they run in the
-            process that made them only, never in a server.
+        compiles: XLA must compile a reachable node or function (`jit_compile=True`).
+        convolves: a convolution (or its transpose) is reachable. oneDNN keeps primitives of
+            convolutions per shape.
+        unrestored_variables: variables that the signature reads and that neither the restore op nor
+            the init op assigns, sorted. A Session (so TensorFlow Serving) fails on the first of
+            them.
+        foreign_ops: ops that core TensorFlow does not have, sorted. A stock server refuses to load
+            the model.
+        writes_state: a variable or lookup table is written, so warmup requests change the answers
+            that clients get.
+        random: random ops are reachable, stateless ones included: the same request may give other
+            outputs.
+        python_ops: ops that call Python functions (`tf.py_function`, `tf.numpy_function`), sorted.
+            They run only in the process that made them, never in a server.
     """
 
     compiles: bool
@@ -120,34 +118,41 @@ class GraphFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Reach:
-    """What is reachable backwards from tensors of one body, called functions included."""
+class ReachablePart:
+    """The part of a body that some of its tensors depend on, called functions included.
+
+    Attributes:
+        ops: names of the ops.
+        names: names of the nodes and arguments of the body itself.
+        arguments: positions of the arguments of the body.
+        variables: the variables.
+        compiles: XLA must compile some of it.
+    """
 
     ops: frozenset[str]
-    names: frozenset[str]  # of nodes and arguments
-    arguments: frozenset[int]  # positions of those of the function itself
-    variables: frozenset[
-        tuple[str, str]
-    ]  # (container, shared name): a variable's identity in a Session
+    names: frozenset[str]
+    arguments: frozenset[int]
+    variables: frozenset[VariableIdentity]
     compiles: bool
 
 
 class ModelGraph:
-    """A MetaGraphDef indexed for traversal. Build it once where several signatures are looked at.
+    """A MetaGraphDef indexed for walks. Build it once where several signatures are read.
 
     Args:
-        meta_graph: the MetaGraphDef; not copied, must not change afterwards.
+        meta_graph: the MetaGraphDef; it is not copied, and must not change afterwards.
 
     Attributes:
         meta_graph: the same.
-        budget: what all walks over the graph may visit, together.
+        budget: limits all walks over the graph together.
+        main: the main graph.
 
     Raises:
-        SignatureError: the graph cannot be walked (`graph_limits.check_graph`); any walk raises it when it exhausts the
-            budget.
+        SignatureError: the graph cannot be walked (`graph_limits.check_graph`). Each walk raises it
+            when it exhausts the budget.
     """
 
-    def __init__(self, meta_graph: Any) -> None:
+    def __init__(self, meta_graph: MetaGraphDef) -> None:
         check_graph(meta_graph.graph_def)
         self.meta_graph = meta_graph
         self.budget = VisitBudget.of(meta_graph.graph_def)
@@ -156,21 +161,21 @@ class ModelGraph:
             function.signature.name: function for function in meta_graph.graph_def.library.function
         }
         self._bodies: dict[str, GraphBody] = {}
-        self._reaches: dict[str, _Reach] = {}
-        self._main_reaches: dict[tuple[frozenset[str], frozenset[str]], _Reach] = {}
+        self._reachable_in_functions: dict[str, ReachablePart] = {}
+        self._reachable_in_main: dict[tuple[frozenset[str], frozenset[str]], ReachablePart] = {}
         self._roles: dict[str, tuple[tuple[str, int | None], ...]] = {}
 
     @functools.cached_property
     def main_ops(self) -> frozenset[str]:
-        """Every op of the main graph."""
+        """Returns the names of all ops of the main graph."""
         return frozenset(node.op for node in self.main.nodes.values())
 
     def has_function(self, name: str) -> bool:
-        """Whether the function library defines `name`."""
+        """Returns whether the function library defines `name`."""
         return name in self._functions
 
     def function(self, name: str) -> GraphBody | None:
-        """The body of a function, or `None` when the library does not hold it."""
+        """Returns the body of a function; `None` where the library does not hold it."""
         if name not in self._bodies:
             definition = self._functions.get(name)
             if definition is None:
@@ -186,8 +191,8 @@ class ModelGraph:
             )
         return self._bodies[name]
 
-    def calls(self, node: Any) -> Iterator[Call]:
-        """The functions a node calls, in the order of its attributes; none for most nodes."""
+    def calls(self, node: NodeDef) -> Iterator[Call]:
+        """Yields the functions that a node calls, in the order of its attributes."""
         roles = self._roles.get(node.op)
         if roles is None:
             roles = self._roles_of(node)
@@ -196,10 +201,13 @@ class ModelGraph:
                 yield Call(node.op, role, offset)
                 continue
             for function in functions_in(attribute(node, role)):
-                yield Call(function, role, offset)
+                yield Call(function.name, role, offset)
 
-    def _roles_of(self, node: Any) -> tuple[tuple[str, int | None], ...]:
-        """Function-valued attributes of a node; kept for ops that are known, where they are those of the op."""
+    def _roles_of(self, node: NodeDef) -> tuple[tuple[str, int | None], ...]:
+        """Returns the attributes of a node that hold functions, each with `Call.offset`.
+
+        For an op that this TensorFlow has, they are those of the op, and are remembered.
+        """
         if node.op in _CALLS:
             roles: tuple[tuple[str, int | None], ...] = _CALLS[node.op]
         elif node.op in self._functions:  # a v1 Defun: the op is the function's name
@@ -215,27 +223,32 @@ class ModelGraph:
         self._roles[node.op] = roles
         return roles
 
-    def enter(self, frame: CallFrame, node: Any, call: Call) -> CallFrame | None:
-        """The frame of a function called by `node` of `frame`; `None` when the library does not hold it."""
+    def enter(self, frame: CallFrame, node: NodeDef, call: Call) -> CallFrame | None:
+        """Returns the frame of a function that `node` of `frame` calls.
+
+        Returns:
+            The frame; `None` where the library does not hold the function.
+        """
         body = self.function(call.function)
-        return (
-            None
-            if body is None
-            else CallFrame(body, frame, node, call, (*frame.path, node.name, call.function))
-        )
+        if body is None:
+            return None
+        return CallFrame(body, frame, node, call, (*frame.path, node.name, call.function))
 
     def origin(
         self, frame: CallFrame, tensor: str | None, fed: frozenset[str] = frozenset()
-    ) -> tuple[CallFrame, Any] | None:
-        """Follows a tensor back to the node that makes its value: through same-value ops, arguments and calls.
+    ) -> NodeInFrame | None:
+        """Follows a tensor back to the node that computes its value.
+
+        The search goes through same-value ops, arguments and calls.
 
         Args:
-            frame: where `tensor` is read.
+            frame: frame in which `tensor` is read.
             tensor: a node input, such as `x`, `x:1` or `x:output:0`.
-            fed: tensors of the main graph whose values are given, so that their nodes make them.
+            fed: tensors of the main graph whose values are given; the search ends at their nodes.
 
         Returns:
-            The node and its frame, or `None`: an argument of the signature's own, or a value that changes in a loop.
+            The node and its frame; `None` for an argument without a caller, and for a value that
+            changes in a loop.
         """
         for _ in range(10_000):  # v1 loops can be cyclic
             if tensor is None:  # the call, or the node, lacks the input
@@ -260,11 +273,9 @@ class ModelGraph:
                 tensor = input_of(node, output_index(tensor) if node.op == "IdentityN" else 0)
                 continue
             calls = [] if node.op in LOOPS else list(self.calls(node))
-            inner = (
-                self.enter(frame, node, calls[0])
-                if len(calls) == 1 and calls[0].offset is not None
-                else None
-            )
+            inner = None
+            if len(calls) == 1 and calls[0].offset is not None:
+                inner = self.enter(frame, node, calls[0])
             if inner is not None and output_index(tensor) < len(inner.body.returns):
                 tensor, frame = inner.body.returns[output_index(tensor)], inner
                 continue
@@ -272,7 +283,7 @@ class ModelGraph:
         return None
 
     def is_invariant(self, frame: CallFrame, index: int) -> bool:
-        """Whether a while loop passes its argument `index` on unchanged."""
+        """Returns whether a while loop passes its argument `index` on unchanged."""
         names = [call.function for call in self.calls(frame.node) if call.role == "body"]
         body = self.function(names[0]) if names else None
         if body is None or index >= len(body.returns):
@@ -285,48 +296,46 @@ class ModelGraph:
             name = source_of(input_of(body.nodes[name], 0) or "")
         return body.arg_index.get(name) == index
 
-    def assigned_variables(self) -> frozenset[tuple[str, str]]:
-        """Variables that the restore op and the init op assign, as `(container, shared name)`."""
-        return frozenset(self.assignments)
-
     @functools.cached_property
-    def assignments(self) -> Mapping[tuple[str, str], list[tuple[CallFrame, Any] | None]]:
-        """Each variable that the restore op and the init op assign -> where the values come from, as `origin` says."""
-        found: dict[tuple[str, str], list[tuple[CallFrame, Any] | None]] = {}
-        self._collect_assigned(
-            CallFrame(self.main), [*self.restore_starts, *self.init_starts], found
-        )
+    def assignments(self) -> Mapping[VariableIdentity, list[NodeInFrame | None]]:
+        """Returns the variables that the restore op and the init op assign -> their `origin`s."""
+        found: dict[VariableIdentity, list[NodeInFrame | None]] = {}
+        starts = [*self.restore_nodes, *self.init_nodes]
+        self._collect_assignments(CallFrame(self.main), starts, found)
         return found
 
-    def ops_run_by(self, starts: list[str]) -> frozenset[str]:
-        """Ops that running some nodes of the main graph runs, those of called functions included."""
-        return self._reach(self.main, starts).ops
+    def ops_run_by(self, names: list[str]) -> frozenset[str]:
+        """Returns the ops that running nodes of the main graph runs, called functions included."""
+        return self._reachable(self.main, names).ops
 
     @property
-    def restore_starts(self) -> list[str]:
-        """Names of the nodes that restoring the variables runs and feeds; none for a model without variables."""
+    def restore_nodes(self) -> list[str]:
+        """Returns the names of the nodes that restoring the variables runs and feeds."""
         saver = self.meta_graph.saver_def
         return [
             source_of(name) for name in (saver.restore_op_name, saver.filename_tensor_name) if name
         ]
 
     @property
-    def init_starts(self) -> list[str]:
-        """Names of the nodes that run after restoring: TensorFlow 2's init op, and those of TensorFlow 1's two places."""
-        starts: list[str] = []
+    def init_nodes(self) -> list[str]:
+        """Returns the names of the nodes that run after restoring.
+
+        They are the init op of TensorFlow 2, and those in the two places of TensorFlow 1.
+        """
+        names: list[str] = []
         for key in ("saved_model_main_op", "legacy_init_op"):
             if key in self.meta_graph.collection_def:
-                starts += self.meta_graph.collection_def[key].node_list.value
+                names += self.meta_graph.collection_def[key].node_list.value
         if "__saved_model_init_op" in self.meta_graph.signature_def:
             outputs = self.meta_graph.signature_def["__saved_model_init_op"].outputs
-            starts += [info.name for info in outputs.values()]
-        return [source_of(name) for name in starts if name]
+            names += [info.name for info in outputs.values()]
+        return [source_of(name) for name in names if name]
 
-    def _collect_assigned(
+    def _collect_assignments(
         self,
         frame: CallFrame,
         starts: list[str],
-        found: dict[tuple[str, str], list[tuple[CallFrame, Any] | None]],
+        found: dict[VariableIdentity, list[NodeInFrame | None]],
     ) -> None:
         for name in frame.body.ancestors(starts):
             self.budget.spend(1, frame.body.name)
@@ -334,49 +343,55 @@ class ModelGraph:
             if node is None:
                 continue
             if node.op in _ASSIGNS:
-                at = self.origin(frame, input_of(node, 0))
-                if at is not None and at[1].op in ("VarHandleOp", "VariableV2", "Variable"):
-                    found.setdefault(identity_of(at[1]), []).append(
+                variable = self.origin(frame, input_of(node, 0))
+                if variable is not None and variable[1].op in _VARIABLES:
+                    found.setdefault(identity_of(variable[1]), []).append(
                         self.origin(frame, input_of(node, 1))
                     )
             for call in self.calls(node):
                 self.budget.spend(1, frame.body.name)
-                reach = self._reach_of_function(call.function)
+                part = self._reachable_in_function(call.function)
                 inner = self.enter(frame, node, call)
-                if reach is not None and inner is not None and not reach.ops.isdisjoint(_ASSIGNS):
-                    self._collect_assigned(inner, inner.body.roots, found)
+                if part is not None and inner is not None and not part.ops.isdisjoint(_ASSIGNS):
+                    self._collect_assignments(inner, inner.body.roots, found)
 
-    def reach(self, signature: SignatureLike) -> _Reach:
-        """What is reachable backwards from a signature's outputs, down to what it feeds: a Session runs nothing above."""
-        starts, fed = _fetches_and_feeds(signature)
-        key = (frozenset(starts), fed)
-        if key not in self._main_reaches:
-            self._main_reaches[key] = self._reach(self.main, starts, fed)
-        return self._main_reaches[key]
+    def reachable(self, signature: Signature) -> ReachablePart:
+        """Returns what the outputs of a signature depend on, down to the tensors that it feeds.
 
-    def needed(self, body: GraphBody, signature: SignatureLike) -> frozenset[str]:
-        """Names of the nodes and arguments of a body that running a signature runs; a function runs for its returns."""
+        A Session does not run what only computes fed tensors.
+        """
+        fetched, fed = fetches_and_feeds(signature)
+        key = (frozenset(fetched), fed)
+        if key not in self._reachable_in_main:
+            self._reachable_in_main[key] = self._reachable(self.main, fetched, fed)
+        return self._reachable_in_main[key]
+
+    def names_run_in(self, body: GraphBody, signature: Signature) -> frozenset[str]:
+        """Returns the names of the nodes and arguments of a body that a signature runs.
+
+        A function runs for its returns and side effects, whatever the signature.
+        """
         if body is self.main:
-            return self.reach(signature).names
-        reach = self._reach_of_function(body.name)
-        return reach.names if reach is not None else frozenset()
+            return self.reachable(signature).names
+        part = self._reachable_in_function(body.name)
+        return part.names if part is not None else frozenset()
 
-    def _reach_of_function(self, name: str) -> _Reach | None:
-        if name not in self._reaches:
+    def _reachable_in_function(self, name: str) -> ReachablePart | None:
+        if name not in self._reachable_in_functions:
             body = self.function(name)
             if body is None:
                 return None
-            found = self._reach(body, body.roots)
+            found = self._reachable(body, body.roots)
             if attribute(self._functions[name], "_XlaMustCompile").b:
                 found = dataclasses.replace(found, compiles=True)
-            self._reaches[name] = found
-        return self._reaches[name]
+            self._reachable_in_functions[name] = found
+        return self._reachable_in_functions[name]
 
-    def _reach(
+    def _reachable(
         self, body: GraphBody, starts: list[str], fed: frozenset[str] = frozenset()
-    ) -> _Reach:
+    ) -> ReachablePart:
         ops: set[str] = set()
-        variables: set[tuple[str, str]] = set()
+        variables: set[VariableIdentity] = set()
         compiles = False
         seen: set[str] = set()
         stack = list(starts)
@@ -389,9 +404,9 @@ class ModelGraph:
             if node is None:
                 continue
             self.budget.spend(1 + len(node.input), body.name)
-            op = node.op  # a new str at each look
+            op = node.op  # reading the field makes a new str each time
             ops.add(op)
-            if op in ("VarHandleOp", "VariableV2", "Variable"):
+            if op in _VARIABLES:
                 variables.add(identity_of(node))
                 continue
             calls = list(self.calls(node)) if self._roles.get(op) != () else []
@@ -400,7 +415,7 @@ class ModelGraph:
                 continue
             compiles = compiles or attribute(node, "_XlaMustCompile").b
             self.budget.spend(len(calls), body.name)
-            found = [(call, self._reach_of_function(call.function)) for call in calls]
+            found = [(call, self._reachable_in_function(call.function)) for call in calls]
             for _, inner in found:
                 if inner is not None:
                     self.budget.spend(
@@ -412,10 +427,17 @@ class ModelGraph:
             used = self._used_inputs(node, found)
             stack.extend(source_of(tensor) for tensor in used if canonical(tensor) not in fed)
         arguments = frozenset(body.arg_index[name] for name in seen if name in body.arg_index)
-        return _Reach(frozenset(ops), frozenset(seen), arguments, frozenset(variables), compiles)
+        return ReachablePart(
+            frozenset(ops), frozenset(seen), arguments, frozenset(variables), compiles
+        )
 
-    def _used_inputs(self, node: Any, calls: list[tuple[Call, _Reach | None]]) -> list[str]:
-        """Inputs of a calling node that some called function reads: a variable passed but never read does no harm."""
+    def _used_inputs(
+        self, node: NodeDef, calls: list[tuple[Call, ReachablePart | None]]
+    ) -> list[str]:
+        """Returns the inputs of a calling node that some called function reads.
+
+        A variable that is passed but never read need not be restored.
+        """
         used: set[int] = set()
         for call, inner in calls:
             if inner is None or call.offset is None:
@@ -429,36 +451,44 @@ class ModelGraph:
         ]
 
 
-def graph_facts(meta_graph: Any, signature: SignatureLike) -> GraphFacts:
-    """Reads what running a signature involves from the graph alone.
+def graph_facts(meta_graph: MetaGraphDef | ModelGraph, signature: Signature) -> GraphFacts:
+    """Reads what running a signature involves, from the graph alone.
 
     Args:
-        meta_graph: the MetaGraphDef, or a `ModelGraph` of it (build that once for several signatures).
-        signature: the signature, or anything with its `inputs` and `outputs`.
+        meta_graph: the MetaGraphDef, or a `ModelGraph` of it (build that once for several
+            signatures).
+        signature: a signature of it.
 
     Returns:
-        The facts; of a signature whose outputs name nothing in the graph, the facts of an empty graph.
+        The facts. A signature whose outputs are not in the graph has the facts of an empty graph.
+
+    Raises:
+        SignatureError: the graph cannot be walked.
     """
     graph = meta_graph if isinstance(meta_graph, ModelGraph) else ModelGraph(meta_graph)
-    reach = graph.reach(signature)
-    # The loader imports the whole main graph: an unknown op in it fails the load whether the signature runs it or not.
-    ops = reach.ops | graph.main_ops
-    unrestored = reach.variables - graph.assigned_variables() if reach.variables else frozenset()
+    part = graph.reachable(signature)
+    # The loader imports the whole main graph: an unknown op in it fails the load, even where the
+    # signature does not run it.
+    ops = part.ops | graph.main_ops
+    unrestored = part.variables - graph.assignments.keys() if part.variables else frozenset()
     return GraphFacts(
-        compiles=reach.compiles,
-        convolves=any(CONVOLVES.match(op) for op in reach.ops),
+        compiles=part.compiles,
+        convolves=any(CONVOLVES.match(op) for op in part.ops),
         unrestored_variables=tuple(sorted(name for _, name in unrestored)),
         foreign_ops=tuple(
             sorted(op for op in ops if not is_core(op) and not graph.has_function(op))
         ),
-        writes_state=any(WRITES.match(op) for op in reach.ops),
-        random=any(RANDOM.match(op) for op in reach.ops),
-        python_ops=tuple(sorted(reach.ops & PYTHON)),
+        writes_state=any(WRITES.match(op) for op in part.ops),
+        random=any(RANDOM.match(op) for op in part.ops),
+        python_ops=tuple(sorted(part.ops & PYTHON)),
     )
 
 
-def _fetches_and_feeds(signature: SignatureLike) -> tuple[list[str], frozenset[str]]:
-    """Names of the nodes a signature fetches from, and the tensors it feeds."""
+def fetches_and_feeds(signature: Signature) -> tuple[list[str], frozenset[str]]:
+    """Returns the names of the nodes that a signature fetches, and the tensors that it feeds.
+
+    A node whose tensor is also fed is left out: a Session does not run it.
+    """
     fed = frozenset(canonical(spec.tensor) for spec in signature.inputs.values() if spec.tensor)
     fetched = [spec.tensor for spec in signature.outputs.values() if spec.tensor]
     return [source_of(tensor) for tensor in fetched if canonical(tensor) not in fed], fed

@@ -1,4 +1,4 @@
-"""Graph bodies - the main graph, or one function of the library - as something to walk through."""
+"""Bodies of a graph (the main graph, and the functions of its library) in a form for walks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from keras_warmup._protos import NodeDef
 from keras_warmup.savedmodel.graph_limits import text_of_bytes
 
 _EMPTY = tf.compat.v1.AttrValue()
@@ -20,8 +21,10 @@ class Call:
 
     Attributes:
         function: name in the function library.
-        role: attribute that names it: `f`, `then_branch`, `body`, ...; empty where the op itself is the function.
-        offset: argument i is the node's input i + offset; `None` where the mapping is not known (dataset ops).
+        role: attribute that names the function: `f`, `then_branch`, `body`, ...; empty where the op
+            itself is the function.
+        offset: argument i is the node's input i + offset; `None` where the mapping is not known
+            (dataset ops).
     """
 
     function: str
@@ -43,20 +46,25 @@ class GraphBody:
     def __init__(
         self,
         name: str,
-        nodes: Iterable[Any],
+        nodes: Iterable[NodeDef],
         args: tuple[str, ...] = (),
         returns: tuple[str, ...] = (),
         control_returns: tuple[str, ...] = (),
     ) -> None:
         self.name = name
-        self.nodes: dict[str, Any] = {node.name: node for node in nodes}
+        self.nodes: dict[str, NodeDef] = {node.name: node for node in nodes}
         self.args = args
         self.returns = returns
         self.control_returns = control_returns
         self._sources: dict[str, list[str]] = {}
 
     def sources(self, name: str, fed: frozenset[str] = frozenset()) -> list[str]:
-        """Names of the nodes and arguments that a node reads or waits for, tensors that are `fed` left out."""
+        """Returns the names of the nodes and arguments that a node reads or waits for.
+
+        Args:
+            name: name of the node.
+            fed: tensors whose values are given; the nodes that compute them are left out.
+        """
         if name not in self._sources:
             self._sources[name] = [source_of(tensor) for tensor in self.nodes[name].input]
         sources = self._sources[name]
@@ -76,11 +84,16 @@ class GraphBody:
 
     @property
     def roots(self) -> list[str]:
-        """Names that a function runs for: what it returns and its side effects."""
+        """Returns the names of the nodes that a function runs for: its returns and side effects."""
         return [*map(source_of, self.returns), *self.control_returns]
 
     def ancestors(self, names: Iterable[str], fed: frozenset[str] = frozenset()) -> Iterator[str]:
-        """Names of the nodes and arguments reachable backwards, the given ones included; not through tensors that are `fed`."""
+        """Yields the names of the nodes and arguments that some nodes depend on, and their own.
+
+        Args:
+            names: names of the nodes to start from.
+            fed: tensors whose values are given; the search does not go through them.
+        """
         stack = list(names)
         seen = set(stack)
         while stack:
@@ -93,12 +106,12 @@ class GraphBody:
 
     @functools.cached_property
     def arg_index(self) -> dict[str, int]:
-        """Argument name -> position."""
+        """Returns argument name -> position."""
         return {name: index for index, name in enumerate(self.args)}
 
     @functools.cached_property
     def readers(self) -> dict[str, list[tuple[Any, int]]]:
-        """Node or argument name -> the `(node, input index)` pairs that read any of its outputs."""
+        """Returns node or argument name -> the `(NodeDef, input index)` that read its outputs."""
         found: dict[str, list[tuple[Any, int]]] = {}
         for node in self.nodes.values():
             for index, tensor in enumerate(node.input):
@@ -108,7 +121,7 @@ class GraphBody:
 
     @functools.cached_property
     def returned(self) -> dict[str, list[int]]:
-        """Node or argument name -> positions at which any of its outputs is returned."""
+        """Returns node or argument name -> positions at which its outputs are returned."""
         found: dict[str, list[int]] = {}
         for index, tensor in enumerate(self.returns):
             found.setdefault(source_of(tensor), []).append(index)
@@ -117,9 +130,14 @@ class GraphBody:
 
 @dataclasses.dataclass(frozen=True)
 class CallFrame:
-    """A body being run: the main graph (`caller` is None), or a function called by `node` of the frame `caller`.
+    """A body while it runs: the main graph, or a function that a node calls.
 
-    `path` names the calls that led here: two frames with equal paths are the same.
+    Attributes:
+        body: the body.
+        caller: frame of the node that calls the function; `None` for the main graph.
+        node: NodeDef that calls the function; `None` for the main graph.
+        call: the call; `None` for the main graph.
+        path: names of the nodes and functions on the way here; equal for equal frames.
     """
 
     body: GraphBody
@@ -130,32 +148,33 @@ class CallFrame:
 
 
 def source_of(tensor: str) -> str:
-    """Node or argument name of an input: `x` of `x`, `x:0`, `x:output:0` and `^x`."""
+    """Returns the node or argument name of an input: `x` of `x`, `x:0`, `x:output:0` and `^x`."""
     name = tensor.partition(":")[0]
     return name[1:] if name.startswith("^") else name
 
 
 def canonical(tensor: str) -> str:
-    """Name of a main graph tensor with its output: `x:0` of `x`."""
+    """Returns the name of a main graph tensor with its output index: `x:0` of `x`."""
     return tensor if ":" in tensor else f"{tensor}:0"
 
 
 def output_index(tensor: str) -> int:
-    """Position in the (only) output list of a node: 2 of `x:2` and `x:output:2`, 0 of `x`."""
+    """Returns the index of an output of a node: 2 of `x:2` and `x:output:2`, 0 of `x`."""
     last = tensor.rpartition(":")[2] if ":" in tensor else "0"
-    # No node has 10^9 outputs; int() refuses very long numbers, and digits of other scripts are digits too.
+    # No node has 10^9 outputs, int() refuses very long numbers, and digits of other scripts count
+    # as digits too.
     return int(last) if len(last) <= 9 and last.isascii() and last.isdigit() else 0
 
 
-def input_of(node: Any, index: int) -> str | None:
-    """The tensor that a node reads as input `index`; `None` where it has no such input."""
+def input_of(node: NodeDef, index: int) -> str | None:
+    """Returns the tensor that a node reads as input `index`; `None` where it has no such input."""
     if not 0 <= index < len(node.input) or node.input[index].startswith("^"):
         return None
     return str(node.input[index])
 
 
-def identity_of(variable: Any) -> tuple[str, str]:
-    """What makes two variable nodes the same variable in a Session: container and shared name (else node name)."""
+def identity_of(variable: NodeDef) -> tuple[str, str]:
+    """Returns the identity of a variable in a Session: container and shared name (or node name)."""
     container, shared_name = (
         text_of_bytes(attribute(variable, name).s) for name in ("container", "shared_name")
     )
@@ -163,5 +182,8 @@ def identity_of(variable: Any) -> tuple[str, str]:
 
 
 def attribute(node: Any, name: str) -> Any:
-    """An attribute of a NodeDef or FunctionDef, empty where it is not set; `node.attr[name]` would change the proto."""
+    """Returns an attribute of a NodeDef or FunctionDef; an empty one where it is not set.
+
+    `node.attr[name]` would add the attribute to the proto.
+    """
     return node.attr.get(name, _EMPTY)

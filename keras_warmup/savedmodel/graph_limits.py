@@ -1,8 +1,9 @@
-"""Bounds of what is read from the graph of a SavedModel, so that a hostile one ends in an error and not in a hang.
+"""Limits on reading the graph of a SavedModel: a hostile graph ends in an error, not in a hang.
 
-Two mechanisms, instead of a check in each walk: `check_graph` looks once at names and at which function calls which, so
-that every chain of calls is finite and short, and recursion along calls is safe; each owner of walks (a `ModelGraph`,
-say) spends one `VisitBudget`, so that chains of calls that double at each level end as well.
+Two mechanisms replace a check in each walk over a graph. `check_graph` looks once at the names and
+at which function calls which: after it every chain of calls is finite and short, and recursion
+along calls is safe. A `VisitBudget` is shared by the walks of one owner, such as a `ModelGraph`: it
+ends walks over chains of calls that double at each level.
 """
 
 from __future__ import annotations
@@ -21,79 +22,87 @@ from keras_warmup.errors import SignatureError
 
 # Calls inside calls; Keras exports have 2 to 8.
 MAX_CALL_DEPTH = 100
-# Functions that one node names: the branches of a Case. Also attributes of an op that this TensorFlow does not have, where
-# all are looked at.
+# Functions that one node names, such as the branches of a Case. Also attributes of a node of an op
+# that this TensorFlow does not have, where each attribute is searched for functions.
 MAX_BRANCHES = 1000
-# Of the main graph and all functions; `inspect` takes up to 10 us for each. EfficientNetB7 has 32 044. Twice as many, all read
-# by each of 300 signatures, took 30 s.
+# Of the main graph and all functions. `inspect` takes up to 10 us for each. EfficientNetB7 has
+# 32 044. A graph twice as large as this limit, read in full by each of 300 signatures, took 30 s.
 MAX_NODES = 500_000
-# What all walks over one graph may visit, 1 us each; of a large graph, as many for each node as below. `inspect` visits 101 786
-# of EfficientNetB7 (29 times fewer, and 3 a node), 83 587 of a transformer of 48 layers, 17 859 of an estimator's 4 signatures,
-# 12 182 of a parser of 500 features, 5 803 of 500 inputs, 2 792 of 20 signatures, 458 of a lookup of 500 000 words.
+# Visits of all walks over one graph, 1 us each; for a large graph, visits per node. `inspect` makes
+# 101 786 visits to EfficientNetB7 (29 times fewer than the limit, and 3 per node), 83 587 to a
+# transformer of 48 layers, 17 859 to an estimator with 4 signatures, 12 182 to a parser of 500
+# features, 5 803 to a model with 500 inputs, 2 792 to one with 20 signatures, and 458 to a lookup
+# of 500 000 words.
 MAX_VISITS = 3_000_000
 MAX_VISITS_PER_NODE = 10
-# Elements of a constant that is read: keys and default values of a parser. An image as a default has 150 528.
+# Elements of a constant that is read, such as the keys and default values of a parser. An image as
+# a default value has 150 528.
 MAX_CONSTANT_ELEMENTS = 2**20
 # TensorShape::MaxDimensions in TensorFlow.
 MAX_DIMENSIONS = 254
-_SHOWN_NAME = 100
+_MAX_SHOWN_CHARACTERS = 100
 
 
 class VisitBudget:
-    """Counts what the walks over one graph visit, and ends them."""
+    """A limit on the nodes that all walks over one graph visit together."""
 
     def __init__(self, visits: int = MAX_VISITS) -> None:
         self._left = self._all = visits
 
     @classmethod
     def of(cls, graph_def: GraphDef) -> VisitBudget:
-        """Returns the budget for a graph of this size."""
+        """Returns a budget for the size of a graph."""
         return cls(max(MAX_VISITS, MAX_VISITS_PER_NODE * count_nodes(graph_def)))
 
     @property
     def left(self) -> int:
-        """Visits that remain."""
+        """Returns the number of visits that remain."""
         return self._left
 
     def spend(self, visits: int, function: str) -> None:
-        """Counts visits in a function; the empty name stands for the main graph.
+        """Counts visits to the body of a function.
+
+        Args:
+            visits: how many.
+            function: name of the function; empty for the main graph.
 
         Raises:
-            SignatureError: more visits than any real model needs.
+            SignatureError: the budget is exhausted.
         """
         self._left -= visits
         if self._left < 0:
             refuse_graph(
-                f"stopped in {place_of(function)} after {self._all} visits, more than any real model needs: calls, "
-                "outputs or constants multiply"
+                f"stopped in {place_of(function)} after {self._all} visits, more than any real "
+                "model needs: calls, outputs or constants multiply"
             )
 
 
 def refuse_graph(problem: str) -> NoReturn:
-    """Raises the `SignatureError` for a graph that no walk is worth."""
+    """Raises the `SignatureError` for a graph that is not read."""
     raise SignatureError(
         f"Cannot read the graph of the SavedModel: {problem}. Export the model again."
     )
 
 
 def place_of(function: str) -> str:
-    """A body in words: `function 'f'` or `the main graph`."""
+    """Returns the name of a body for messages: `function 'f'` or `the main graph`."""
     return f"function {shown(function)}" if function else "the main graph"
 
 
 def shown(name: str) -> str:
-    """A name of the file in quotes, control characters escaped, cut where it is very long."""
-    return repr(name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}...")
+    """Returns a name from the file in quotes, escaped, and cut where it is very long."""
+    is_short = len(name) <= _MAX_SHOWN_CHARACTERS
+    return repr(name if is_short else f"{name[:_MAX_SHOWN_CHARACTERS]}...")
 
 
 def text_of_bytes(value: bytes) -> str:
-    """A `bytes` attribute as text, whatever it holds: bytes that are not UTF-8 are escaped."""
+    """Decodes a `bytes` attribute; bytes that are not UTF-8 are escaped."""
     return value.decode(errors="backslashreplace")
 
 
 @functools.lru_cache(maxsize=1024)
 def function_attributes(op: str) -> tuple[str, ...] | None:
-    """Names of the attributes of an op that hold functions; `None` for an op that this TensorFlow does not have."""
+    """Returns the attributes of an op that hold functions; `None` for an op of another library."""
     definition = registered_op(op)
     if definition is None:
         return None
@@ -101,22 +110,22 @@ def function_attributes(op: str) -> tuple[str, ...] | None:
 
 
 def called_functions(node: Any, library: Collection[str]) -> Iterator[str]:
-    """Names of the functions that a node calls, or passes on to be called."""
+    """Yields the names of the functions that a node calls or passes on."""
     if node.op in library:  # a v1 Defun: the op is the function's name
         yield node.op
     names: Iterable[str] | None = function_attributes(node.op)
     for name in node.attr if names is None else names:
         value = node.attr.get(name)
         if value is not None:
-            yield from functions_in(value)
+            yield from (function.name for function in functions_in(value))
 
 
-def functions_in(value: Any) -> list[str]:
-    """Names of the functions in an attribute."""
+def functions_in(value: Any) -> list[Any]:
+    """Returns the functions (NameAttrList) in an attribute."""
     kind = value.WhichOneof("value")
     if kind == "func":
-        return [value.func.name]
-    return [function.name for function in value.list.func] if kind == "list" else []
+        return [value.func]
+    return list(value.list.func) if kind == "list" else []
 
 
 def count_nodes(graph_def: GraphDef) -> int:
@@ -127,15 +136,15 @@ def count_nodes(graph_def: GraphDef) -> int:
 
 
 def check_graph(graph_def: GraphDef) -> None:
-    """Checks what every walk over a graph relies on.
+    """Checks what the walks over a graph rely on.
 
     Args:
         graph_def: the main graph with its function library.
 
     Raises:
-        SignatureError: a node or function has no name, a function that of another one, functions call each other in a circle,
-            calls are nested more than `MAX_CALL_DEPTH` deep, or there are more than `MAX_NODES` nodes, or more than
-            `MAX_BRANCHES` functions named by one.
+        SignatureError: a node or function has no name; two functions have the same name; functions
+            call each other in a circle; calls are nested more than `MAX_CALL_DEPTH` deep; there are
+            more than `MAX_NODES` nodes; or one node names more than `MAX_BRANCHES` functions.
     """
     nodes = count_nodes(graph_def)
     if nodes > MAX_NODES:
@@ -154,12 +163,12 @@ def check_graph(graph_def: GraphDef) -> None:
 
 
 def _check_body(name: str, nodes: Sequence[Any], library: Mapping[str, Any]) -> list[str]:
-    """The functions that a body calls, each once."""
+    """Checks the nodes of one body, and returns the functions that it calls, each once."""
     called: dict[str, None] = {}
     for node in nodes:
         if not node.name:
             refuse_graph(f"{place_of(name)} has a node without a name")
-        # Most ops call nothing, and are told by the op alone.
+        # Most nodes call nothing, which the op alone shows.
         if function_attributes(node.op) != () or node.op in library:
             if len(node.attr) > MAX_BRANCHES:
                 refuse_graph(
@@ -170,14 +179,19 @@ def _check_body(name: str, nodes: Sequence[Any], library: Mapping[str, Any]) -> 
             )
             if len(names_of_node) > MAX_BRANCHES:
                 refuse_graph(
-                    f"node {shown(node.name)} of {place_of(name)} names more than {MAX_BRANCHES} functions"
+                    f"node {shown(node.name)} of {place_of(name)} names more than {MAX_BRANCHES} "
+                    "functions"
                 )
             called.update(dict.fromkeys(one for one in names_of_node if one in library))
     return list(called)
 
 
 def _check_calls(calls: Mapping[str, Sequence[str]]) -> None:
-    """Depth-first and without recursion; the depth of a function is that of the longest chain of calls below it."""
+    """Checks that no chain of calls is a circle or too long.
+
+    The search is depth-first, without recursion. The depth of a function is the length of the
+    longest chain of calls below it.
+    """
     depth: dict[str, int] = {}
     for start in calls:
         path: list[str] = []
@@ -205,16 +219,17 @@ def _check_calls(calls: Mapping[str, Sequence[str]]) -> None:
 
 
 def constant_value(node: Any, budget: VisitBudget, function: str) -> np.ndarray[Any, Any] | None:
-    """The value of a Const node.
+    """Returns the value of a Const node.
 
     Args:
-        node: a NodeDef; its tensor may claim more elements than it holds values, which `tf.make_ndarray` fills up.
-        budget: the elements are spent of it.
-        function: where the node stands.
+        node: a NodeDef. Its tensor may have fewer values than elements; `tf.make_ndarray` repeats
+            the last value.
+        budget: the elements are spent from it.
+        function: the function that holds the node; empty for the main graph.
 
     Returns:
-        The value; `None` where the attribute is no tensor that can be read, or one of more than `MAX_CONSTANT_ELEMENTS`
-        elements.
+        The value; `None` where the attribute is not a tensor that can be read, or has more than
+        `MAX_CONSTANT_ELEMENTS` elements.
     """
     value = node.attr.get("value")
     if value is None or value.WhichOneof("value") != "tensor":
@@ -228,10 +243,6 @@ def constant_value(node: Any, budget: VisitBudget, function: str) -> np.ndarray[
     budget.spend(count, function)
     try:
         array: np.ndarray[Any, Any] = tf.make_ndarray(value.tensor)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-    ):  # unknown dtype, content of another size, number out of range
-        return None
+    except (TypeError, ValueError, OverflowError):
+        return None  # unknown dtype, content of another size, number out of range
     return array

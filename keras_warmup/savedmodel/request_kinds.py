@@ -1,58 +1,42 @@
-"""Which request kinds a signature can serve, from its SignatureDef alone.
+"""Decides which request kinds a signature can serve, from its SignatureDef alone.
 
-The rules are TensorFlow Serving's (`predict_util.cc`, `classifier.cc`, `regressor.cc`, `multi_inference.cc`). Its check of
-`method_name` is off by default (`--enable_signature_method_name_check`), so method names decide nothing here.
+The rules are those of TensorFlow Serving (`predict_util.cc`, `classifier.cc`, `regressor.cc`,
+`multi_inference.cc`). Its check of `method_name` is off by default
+(`--enable_signature_method_name_check`), so method names decide nothing here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from keras_warmup.data.batch import render_shape
 from keras_warmup.report import RequestKind
+from keras_warmup.savedmodel.signatures import Signature
 
-# No TensorProto carries these, so no client can send or get them.
+# Dtypes that a TensorProto cannot hold, so that no client can send or receive them.
 _HANDLES = frozenset({"resource", "variant"})
 METHOD_NAMES: Mapping[RequestKind, str] = {
     "predict": "tensorflow/serving/predict",
     "classify": "tensorflow/serving/classify",
     "regress": "tensorflow/serving/regress",
 }
-# For those who serve with TFRT; nothing here decides by it.
+# Shown to people who serve with TFRT; no decision depends on it.
 TFRT_NOTE = (
-    "On the TFRT runtime Classify and Regress run the whole function of the signature, with every output, and of two "
-    "Classify outputs one must be 'classes' and the other 'scores' (TensorFlow Serving's tfrt_classifier.cc and "
-    "tfrt_regressor.cc)."
+    "On the TFRT runtime Classify and Regress run the whole function of the signature, with every "
+    "output, and of two Classify outputs one must be 'classes' and the other 'scores' (TensorFlow "
+    "Serving's tfrt_classifier.cc and tfrt_regressor.cc)."
 )
 
 
-class _Spec(Protocol):
-    @property
-    def tensor(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def shape(self) -> tuple[int | None, ...] | None: ...
-
-
-class _Signature(Protocol):
-    @property
-    def key(self) -> str: ...
-    @property
-    def inputs(self) -> Mapping[str, _Spec]: ...
-    @property
-    def outputs(self) -> Mapping[str, _Spec]: ...
-
-
-def servable_kinds(signature: _Signature) -> dict[RequestKind, str | None]:
-    """Decides which request kinds can reach a signature.
+def servable_kinds(signature: Signature) -> dict[RequestKind, str | None]:
+    """Returns the request kinds, and why a signature cannot serve them.
 
     Args:
-        signature: a `signatures.Signature`.
+        signature: the signature.
 
     Returns:
-        Each request kind -> `None` where it is possible, else the reason why it is not, as a clause without a full stop.
+        Each request kind -> `None` where the signature can serve it; otherwise the reason, as a
+        clause without a full stop.
     """
     classify, regress = _why_not_classify(signature), _why_not_regress(signature)
     tasks = (
@@ -68,26 +52,34 @@ def servable_kinds(signature: _Signature) -> dict[RequestKind, str | None]:
     }
 
 
-def default_kind(signature: _Signature) -> RequestKind:
-    """The kind a record takes when none is asked for: Classify or Regress where the signature has their shape."""
+def default_kind(signature: Signature) -> RequestKind:
+    """Returns the kind of a record where no kind is asked for.
+
+    Returns:
+        `classify` or `regress` where the signature has the inputs and outputs of that kind,
+        otherwise `predict`.
+    """
     kinds = servable_kinds(signature)
     if kinds["classify"] is None:
         return "classify"
     return "regress" if kinds["regress"] is None else "predict"
 
 
-def _why_not_predict(signature: _Signature) -> str | None:
+def _why_not_predict(signature: Signature) -> str | None:
     for role, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for name, spec in specs.items():
             if not spec.tensor:
-                return f"its {role} {name!r} is a composite (sparse or ragged) tensor, which no TensorProto carries"
+                return (
+                    f"its {role} {name!r} is a composite (sparse or ragged) tensor, which a "
+                    "TensorProto cannot hold"
+                )
             if spec.dtype in _HANDLES:
-                return f"its {role} {name!r} is a {spec.dtype}, which no TensorProto carries"
+                return f"its {role} {name!r} is a {spec.dtype}, which a TensorProto cannot hold"
     return None if signature.outputs else "it has no outputs"
 
 
-def _why_not_examples(signature: _Signature, kind: str) -> str | None:
-    """What Classify and Regress share: one string input `inputs` that takes a vector of serialized Examples."""
+def _why_not_examples(signature: Signature, kind: str) -> str | None:
+    """Checks the input of Classify and Regress: `inputs`, a vector of serialized Examples."""
     names = sorted(signature.inputs)
     if len(names) != 1:
         return f"{kind} feeds exactly one input, 'inputs', and it has {len(names)}: {names}"
@@ -101,11 +93,14 @@ def _why_not_examples(signature: _Signature, kind: str) -> str | None:
             f"{kind} feeds serialized tf.Examples (string), and its input 'inputs' is {spec.dtype}"
         )
     if spec.shape is not None and len(spec.shape) != 1:
-        return f"{kind} feeds serialized tf.Examples of shape [n], and its input 'inputs' is {render_shape(spec.shape)}"
+        return (
+            f"{kind} feeds serialized tf.Examples of shape [n], and its input 'inputs' is "
+            f"{render_shape(spec.shape)}"
+        )
     return None
 
 
-def _why_not_classify(signature: _Signature) -> str | None:
+def _why_not_classify(signature: Signature) -> str | None:
     problem = _why_not_examples(signature, "Classify")
     if problem:
         return problem
@@ -119,18 +114,25 @@ def _why_not_classify(signature: _Signature) -> str | None:
             continue
         spec = outputs[name]
         if not spec.tensor or spec.dtype != dtype:
-            return f"Classify reads {name!r} as {dtype}, and it is {spec.dtype if spec.tensor else 'composite'}"
+            found = spec.dtype if spec.tensor else "composite"
+            return f"Classify reads {name!r} as {dtype}, and it is {found}"
         if spec.shape is not None and len(spec.shape) != 2:
-            return f"Classify reads {name!r} as [batch_size, num_classes], and it is {render_shape(spec.shape)}"
+            return (
+                f"Classify reads {name!r} as [batch_size, num_classes], and it is "
+                f"{render_shape(spec.shape)}"
+            )
     if set(outputs) == {"classes", "scores"}:
         widths = [spec.shape[1] for spec in outputs.values() if spec.shape is not None]
         if len(widths) == 2 and None not in widths and widths[0] != widths[1]:
             classes, scores = (render_shape(outputs[name].shape) for name in ("classes", "scores"))
-            return f"Classify wants 'classes' and 'scores' of one width, and they are {classes} and {scores}"
+            return (
+                "Classify reads 'classes' and 'scores' of equal width, and they are "
+                f"{classes} and {scores}"
+            )
     return None
 
 
-def _why_not_regress(signature: _Signature) -> str | None:
+def _why_not_regress(signature: Signature) -> str | None:
     problem = _why_not_examples(signature, "Regress")
     if problem:
         return problem
@@ -140,8 +142,12 @@ def _why_not_regress(signature: _Signature) -> str | None:
         )
     spec = signature.outputs["outputs"]
     if not spec.tensor or spec.dtype != "float32":
-        return f"Regress reads 'outputs' as float32, and it is {spec.dtype if spec.tensor else 'composite'}"
+        found = spec.dtype if spec.tensor else "composite"
+        return f"Regress reads 'outputs' as float32, and it is {found}"
     shape = spec.shape
     if shape is not None and not (len(shape) == 1 or (len(shape) == 2 and shape[1] in (1, None))):
-        return f"Regress reads 'outputs' as [batch_size] or [batch_size, 1], and it is {render_shape(shape)}"
+        return (
+            "Regress reads 'outputs' as [batch_size] or [batch_size, 1], and it is "
+            f"{render_shape(shape)}"
+        )
     return None

@@ -1,42 +1,37 @@
-"""Changes to the SignatureDefs of an exported SavedModel, in place, that some requests need.
+"""Changes the SignatureDefs of an exported SavedModel, in place.
 
-- Method names: TensorFlow 2 writes `tensorflow/serving/predict` for every signature. TensorFlow Serving ignores that, except
-  with `--enable_signature_method_name_check`: Classify and Regress then want their own.
+- Method names: TensorFlow 2 writes `tensorflow/serving/predict` for every signature. With
+  `--enable_signature_method_name_check` TensorFlow Serving requires Classify and Regress signatures
+  to have their own method names; without the flag it ignores them.
 - Shared tensors for twin signatures: the server pays the cold cost once for both (`twins.py`).
-- One input for several signatures: TensorFlow 2 gives each signature a placeholder of its own, and MultiInference refuses
-  tasks that do not feed the same tensor (`multi_inference.cc`: "Input tensor must be the same for all Signatures.").
 
-`saved_model.pb` is written beside it and then replaces it, `fingerprint.pb` is made anew where there is one, and nothing else is
-touched. Do it before a server watches the directory: it would not load the model again.
+The new `saved_model.pb` is written beside the old one and then replaces it, and `fingerprint.pb` is
+computed again where there is one. Nothing else changes. Rewrite a model before a server watches its
+directory: the server does not load it again.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
+from keras_warmup._protos import FingerprintDef, MetaGraphDef, SavedModel, serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
-from keras_warmup.paths import (
-    as_path,
-    explained,
-    join,
-    name_of,
-    parent_of,
-    reason_of,
-    scheme_of,
-    why_not_a_file,
-)
+from keras_warmup.paths import as_path, explained, join, name_of, parent_of, scheme_of
 from keras_warmup.publishing.filesystem import exists, replace_file, sync
 from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.report import RequestKind
-from keras_warmup.savedmodel.graph_bodies import canonical, source_of
+from keras_warmup.savedmodel.files import require_file
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
-from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.signatures import (
+    Signature,
+    read_meta_graph,
+    read_saved_model,
+    read_signatures,
+)
 
 _MODEL = "saved_model.pb"
 _FINGERPRINT = "fingerprint.pb"
@@ -51,7 +46,8 @@ def rewrite_method_names(
     Args:
         export_dir: version directory of a SavedModel.
         kinds: signature_key -> `predict`, `classify` or `regress`.
-        flush: whether the change is on the disk when this returns; not needed before the directory is published.
+        flush: write the change to the disk before this returns. A directory that is still going to
+            be published does not need it. Defaults to `True`.
 
     Raises:
         OptionsError: a kind has no method name.
@@ -63,7 +59,7 @@ def rewrite_method_names(
             raise OptionsError(
                 f"Signature {key!r}: kind must be one of {sorted(METHOD_NAMES)}, got {kind!r}."
             )
-    saved_model = _read(export_dir)
+    saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
     for meta_graph, signatures in _meta_graphs_with(saved_model, export_dir, list(kinds)):
         for key, signature in signatures.items():
             _refuse_impossible(signature, kinds[key])
@@ -72,11 +68,12 @@ def rewrite_method_names(
 
 
 def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> None:
-    """Gives each signature with the shape of Classify or Regress that method name; the others keep theirs.
+    """Sets the method names of signatures with the inputs and outputs of Classify or Regress.
 
     Args:
         export_dir: version directory of a SavedModel.
-        flush: whether the change is on the disk when this returns; not needed before the directory is published.
+        flush: write the change to the disk before this returns. A directory that is still going to
+            be published does not need it. Defaults to `True`.
 
     Raises:
         SignatureError: the SavedModel cannot be read.
@@ -90,76 +87,53 @@ def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> N
         rewrite_method_names(export_dir, named, flush=flush)
 
 
-def share_input(
-    export_dir: str | os.PathLike[str], signature_keys: Sequence[str], *, flush: bool = True
-) -> None:
-    """Makes Classify and Regress signatures feed one tensor, so that one MultiInference request can ask for all of them.
-
-    The signatures keep their names, outputs and results; `tf.saved_model.load` does not look at the placeholders changed.
-
-    Args:
-        export_dir: version directory of a SavedModel.
-        signature_keys: the signatures; the input of the first one is kept.
-        flush: whether the change is on the disk when this returns; not needed before the directory is published.
-
-    Raises:
-        SignatureError: the SavedModel cannot be read, or has no such signature.
-        BindingError: a signature serves neither Classify nor Regress, or its input is no placeholder like the first's.
-    """
-    saved_model = _read(export_dir)
-    for meta_graph, signatures in _meta_graphs_with(saved_model, export_dir, signature_keys):
-        for signature in signatures.values():
-            _refuse_impossible(signature, "multi_inference")
-        tensors = [canonical(signatures[key].inputs["inputs"].tensor) for key in signature_keys]
-        _check_alike(meta_graph, dict(zip(signature_keys, tensors, strict=True)))
-        _redirect(meta_graph, {tensor: tensors[0] for tensor in tensors[1:]})
-    _write(export_dir, saved_model, flush)
-
-
 def share_tensors(
     export_dir: str | os.PathLike[str], twins: Mapping[str, str], *, flush: bool = True
 ) -> None:
-    """Lets signatures name the tensors of their twins, so that one executor, and one warmup record, serves both.
+    """Makes signatures use the tensors of their twins, so that one executor serves both.
 
-    Only `saved_model.pb`'s SignatureDefs change: `tf.saved_model.load` and `keras.layers.TFSMLayer` call functions and do not
-    look at them; a Session, and so a server, gets the same outputs under the same aliases.
+    Then one warmup record warms both. Only SignatureDefs change: `tf.saved_model.load` and
+    `keras.layers.TFSMLayer` call functions and do not read them. A Session, and so a server, gets
+    the same outputs under the same aliases.
 
     Args:
         export_dir: version directory of a SavedModel.
-        twins: signature_key -> key of the signature whose tensors it shall name, as `twins.find_twins` found them.
-        flush: whether the change is on the disk when this returns; not needed before the directory is published.
+        twins: signature_key -> key of the signature whose tensors it will use, as
+            `twins.find_twins` returns them.
+        flush: write the change to the disk before this returns. A directory that is still going to
+            be published does not need it. Defaults to `True`.
 
     Raises:
         SignatureError: the SavedModel cannot be read, or has no such signature.
     """
-    saved_model = _read(export_dir)
+    saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
     for meta_graph, _ in _meta_graphs_with(
         saved_model, export_dir, sorted({*twins, *twins.values()})
     ):
-        for key, kept in twins.items():
-            definition, source = meta_graph.signature_def[key], meta_graph.signature_def[kept]
-            for mine, theirs in (
+        for key, twin in twins.items():
+            definition, source = meta_graph.signature_def[key], meta_graph.signature_def[twin]
+            for changed, kept in (
                 (definition.inputs, source.inputs),
                 (definition.outputs, source.outputs),
             ):
-                for alias in mine:
-                    mine[alias].CopyFrom(theirs[alias])
+                for alias in changed:
+                    changed[alias].CopyFrom(kept[alias])
     _write(export_dir, saved_model, flush)
 
 
 def recover(export_dir: str) -> None:
-    """Removes what killed rewrites left in a SavedModel, and gives it back the fingerprint of its graph.
+    """Removes what killed rewrites left in a SavedModel, and restores its fingerprint.
 
     Args:
         export_dir: version directory of a SavedModel.
     """
-    sweep(export_dir, tidy=_tidy)
+    sweep(export_dir, tidy=_restore_fingerprint)
 
 
 def complete_fingerprint(export_dir: str) -> None:
-    """Makes a fingerprint anew that lacks the hash of the variables, before the SavedModel is published.
+    """Computes a fingerprint again where it lacks the hash of the variables.
 
-    TensorFlow leaves it out, silently, where it cannot read them at that moment.
+    TensorFlow silently leaves the hash out where it cannot read the variables at that moment.
 
     Args:
         export_dir: a SavedModel that is still going to be published.
@@ -172,9 +146,9 @@ def complete_fingerprint(export_dir: str) -> None:
     with explained(path, "read"):
         if not exists(path) or not exists(index) or _read_fingerprint(path).checkpoint_hash:
             return
-        whole = _make_fingerprint(export_dir, path)
+        complete = _compute_fingerprint(export_dir, path)
         with tf.io.gfile.GFile(path, "wb") as file:
-            file.write(whole)
+            file.write(complete)
 
 
 def _refuse_impossible(signature: Signature, kind: RequestKind) -> None:
@@ -183,39 +157,10 @@ def _refuse_impossible(signature: Signature, kind: RequestKind) -> None:
         raise BindingError(f"Signature {signature.key!r} cannot serve {kind} requests: {reason}.")
 
 
-def _check_alike(meta_graph: Any, tensors: Mapping[str, str]) -> None:
-    """Refuses inputs that are no placeholders with the attributes of the first."""
-    nodes = {node.name: node for node in meta_graph.graph_def.node}
-    first = next(iter(tensors))
-    for key, tensor in tensors.items():
-        node, kept = nodes.get(source_of(tensor)), nodes.get(source_of(tensors[first]))
-        if node is None or kept is None or node.op != "Placeholder" or kept.op != "Placeholder":
-            if tensor != tensors[first]:
-                raise BindingError(
-                    f"Signatures {first!r} and {key!r} cannot share an input: {tensor!r} is no placeholder."
-                )
-        elif any(node.attr.get(name) != kept.attr.get(name) for name in ("dtype", "shape")):
-            raise BindingError(
-                f"Signatures {first!r} and {key!r} cannot share an input: their placeholders differ in dtype or shape."
-            )
-
-
-def _redirect(meta_graph: Any, kept: Mapping[str, str]) -> None:
-    """Lets the readers of some tensors, nodes and signatures, read others."""
-    for node in meta_graph.graph_def.node:
-        for index, tensor in enumerate(node.input):
-            if not tensor.startswith("^") and canonical(tensor) in kept:
-                node.input[index] = kept[canonical(tensor)]
-    for definition in meta_graph.signature_def.values():
-        for info in definition.inputs.values():
-            if info.name and canonical(info.name) in kept:
-                info.name = kept[canonical(info.name)]
-
-
 def _meta_graphs_with(
-    saved_model: Any, export_dir: str | os.PathLike[str], keys: Sequence[str]
-) -> list[tuple[Any, dict[str, Signature]]]:
-    """The meta graphs that have all of some signatures, with those."""
+    saved_model: SavedModel, export_dir: str | os.PathLike[str], keys: Sequence[str]
+) -> list[tuple[MetaGraphDef, dict[str, Signature]]]:
+    """Returns the meta graphs that have all of some signatures, each with these signatures."""
     found = []
     known: set[str] = set()
     for meta_graph in saved_model.meta_graphs:
@@ -225,35 +170,19 @@ def _meta_graphs_with(
             found.append((meta_graph, {key: signatures[key] for key in keys}))
     if not found:
         raise SignatureError(
-            f"SavedModel {os.fspath(export_dir)!r} has no signatures {sorted(set(keys) - known)}. It has {sorted(known)}."
+            f"SavedModel {os.fspath(export_dir)!r} has no signatures {sorted(set(keys) - known)}. "
+            f"It has {sorted(known)}."
         )
     return found
 
 
-def _read(export_dir: str | os.PathLike[str]) -> Any:
-    path = join(as_path(export_dir), _MODEL)
-    _require_file(path)
-    saved_model = SavedModel()
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            saved_model.ParseFromString(file.read())
-    except DecodeError as error:
-        raise SignatureError(
-            f"Cannot read a SavedModel from {path!r}: it is not a SavedModel proto."
-        ) from error
-    except tf.errors.OpError as error:
-        raise SignatureError(
-            f"Cannot read a SavedModel from {path!r}: {reason_of(error)}."
-        ) from error
-    return saved_model
-
-
-def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) -> None:
+def _write(export_dir: str | os.PathLike[str], saved_model: SavedModel, flush: bool) -> None:
     """Replaces `saved_model.pb`, and `fingerprint.pb` where there is one.
 
-    Two files cannot be replaced in one step. So the old fingerprint leaves before the old graph does, and the new one
-    arrives after the new graph: whenever the process is killed, there is a fingerprint that matches or none, and the
-    next rewrite puts back the one that matches (`_tidy`).
+    Two files cannot be replaced in one step. So the old fingerprint is moved away before the old
+    graph is replaced, and the new one is moved in after the new graph. Whenever the process is
+    killed, the fingerprint matches the graph or is absent; if it is absent, the next rewrite
+    restores the one that matches (`_restore_fingerprint`).
     """
     directory = as_path(export_dir)
     path, fingerprint = join(directory, _MODEL), join(directory, _FINGERPRINT)
@@ -268,7 +197,7 @@ def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) ->
                 with tf.io.gfile.GFile(join(workspace.content, _FINGERPRINT), "wb") as file:
                     file.write(_fingerprint_of(workspace, directory))
                 if flush:
-                    # It may have to be completed after a power cut that comes before it has its place.
+                    # A power cut may come before it is moved in; it is restored from here then.
                     sync(join(workspace.content, _FINGERPRINT))
                     sync(workspace.content)
                     sync(workspace.path)
@@ -278,42 +207,34 @@ def _write(export_dir: str | os.PathLike[str], saved_model: Any, flush: bool) ->
             if has_fingerprint:
                 replace_file(join(workspace.content, _FINGERPRINT), fingerprint, flush=flush)
         finally:
-            workspace.close(tidy=_tidy)
+            workspace.close(tidy=_restore_fingerprint)
 
 
 def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
-    """Returns the fingerprint of the graph in the workspace with the variables of the SavedModel."""
+    """Returns the fingerprint of the graph in a workspace with the variables of the SavedModel."""
     path = join(directory, _FINGERPRINT)
     old = _read_fingerprint(path)
     if not old.checkpoint_hash and not scheme_of(directory):
-        # TensorFlow left it out, because it could not read the variables at that moment, or there are none.
+        # There are no variables, or TensorFlow could not read them at that moment.
         os.symlink(
             os.path.abspath(join(directory, "variables")), join(workspace.content, "variables")
         )
-    new = FingerprintDef.FromString(_make_fingerprint(workspace.content, path))
+    new = FingerprintDef.FromString(_compute_fingerprint(workspace.content, path))
     new.checkpoint_hash = new.checkpoint_hash or old.checkpoint_hash
     return bytes(new.SerializeToString(deterministic=True))
 
 
-def _require_file(path: str) -> None:
-    problem = why_not_a_file(path)
-    if problem is not None:
-        raise SignatureError(
-            f"Cannot read {path!r}: {problem}, expected a file. Export the model again."
-        )
-
-
-def _make_fingerprint(directory: str, path: str) -> bytes:
+def _compute_fingerprint(directory: str, path: str) -> bytes:
     try:
         return serialized_fingerprint(directory)
     except ValueError as error:
         raise SignatureError(
-            f"Cannot make {path!r} anew: {str(error).rpartition('; ')[2]}."
+            f"Cannot compute {path!r}: {str(error).rpartition('; ')[2]}."
         ) from error
 
 
-def _read_fingerprint(path: str) -> Any:
-    _require_file(path)
+def _read_fingerprint(path: str) -> FingerprintDef:
+    require_file(path)
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             return FingerprintDef.FromString(file.read())
@@ -323,8 +244,8 @@ def _read_fingerprint(path: str) -> Any:
         ) from error
 
 
-def _tidy(workspace: Workspace) -> None:
-    """Gives the SavedModel the fingerprint of its graph, after a rewrite was interrupted between the two."""
+def _restore_fingerprint(workspace: Workspace) -> None:
+    """Restores the fingerprint of the graph after a rewrite that was interrupted."""
     if name_of(workspace.target) != _MODEL:
         return
     fingerprint = join(parent_of(workspace.target), _FINGERPRINT)

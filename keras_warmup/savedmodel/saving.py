@@ -1,9 +1,10 @@
-"""SavedModels of Keras 3 objects that a server can run.
+"""Saves Keras 3 objects as SavedModels that a server can run.
 
-`tf.saved_model.save` of a Keras 3 model, or of a `tf.Module` that holds one, writes a restore op that fills other variables
-than the signatures read: `tf.saved_model.load` works, a Session - and so TensorFlow Serving - fails with
-`Could not find variable`. The cause is one line: `keras.Variable._export_to_saved_model_graph` (keras/src/backend/tensorflow/
-core.py) maps itself to a *new* variable instead of the exported copy of its value.
+`tf.saved_model.save` of a Keras 3 model, or of a `tf.Module` that holds one, writes a restore op
+that fills other variables than the signatures read. `tf.saved_model.load` works; a Session, and so
+TensorFlow Serving, fails with `Could not find variable`. The cause is one line:
+`keras.Variable._export_to_saved_model_graph` (keras/src/backend/tensorflow/core.py) maps itself to
+a *new* variable instead of the exported copy of its value.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-# Reentrant: an export_fn may itself call keras_warmup.save.
+# Reentrant, because an export_fn may call keras_warmup.save.
 _lock = threading.RLock()
 
 
@@ -32,17 +33,19 @@ def _export_to_saved_model_graph(
 
 @contextlib.contextmanager
 def one_copy_of_each_variable() -> Iterator[None]:
-    """While open, `tf.saved_model.save` exports each Keras variable once: the restored one is the one signatures read.
+    """Makes `tf.saved_model.save` export each Keras variable once, while the context is open.
 
-    The objects and the file keep their size and structure, so `tf.saved_model.load` gives what it gave. Where this Keras
-    has no such method (another backend) nothing is changed; the Session replay still decides what may be published.
+    Then the restored variables are those that the signatures read. The objects and the structure of
+    the file stay the same, so `tf.saved_model.load` returns the same. Where this Keras lacks the
+    method (another backend), nothing is changed; the replay in a Session still decides what may be
+    published.
     """
     cls: Any = keras.Variable
     with _lock:
         if not hasattr(cls, "_export_to_saved_model_graph"):
             yield
             return
-        # The method is inherited: shadowed on the public class, and uncovered again.
+        # The method is inherited, so it is shadowed on the public class only.
         shadowed = vars(cls).get("_export_to_saved_model_graph")
         cls._export_to_saved_model_graph = _export_to_saved_model_graph
         try:
@@ -57,7 +60,7 @@ def one_copy_of_each_variable() -> Iterator[None]:
 def save_saved_model(
     obj: Any, export_dir: str, signatures: Any = None, options: Any = None
 ) -> None:
-    """`tf.saved_model.save` whose result a Session can run.
+    """Calls `tf.saved_model.save` so that a Session can run the result.
 
     Args:
         obj: a Keras model, `tf.Module` or other trackable.

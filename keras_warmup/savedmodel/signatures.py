@@ -1,4 +1,7 @@
-"""The signatures of a SavedModel, read from `saved_model.pb` alone: no graph is loaded, no op is run."""
+"""Reads the signatures of a SavedModel from `saved_model.pb` alone.
+
+No graph is loaded and no op is run.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,20 @@ import tensorflow as tf
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, EncodeError
 
-from keras_warmup._protos import (
-    MetaGraphDef,
-    SavedModel,
-    TensorInfo,
-    TensorShapeProto,
-)
+from keras_warmup._protos import MetaGraphDef, SavedModel, TensorInfo, TensorShapeProto
 from keras_warmup.errors import SignatureError
-from keras_warmup.paths import as_path, reason_of, why_not_a_file
+from keras_warmup.paths import as_path, reason_of
 from keras_warmup.savedmodel.argument_structure import ArgumentStructures
+from keras_warmup.savedmodel.files import require_file
 from keras_warmup.savedmodel.graph_limits import check_graph
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
 SERVE_TAGS = ("serve",)
-# Entries that TensorFlow writes for itself (init op, train op): no client can call them.
+# Entries that TensorFlow writes for itself (init op, train op); clients cannot call them.
 RESERVED_PREFIX = "__saved_model_"
-# protobuf makes and parses no message of 2 GiB or more.
+# protobuf neither makes nor parses a message of 2 GiB or more.
 MAX_PROTO_BYTES = 2**31 - 1
-# The parser of the text form is Python and reads 3 MB/s.
+# The parser of the text form is written in Python and reads 3 MB/s.
 MAX_TEXT_BYTES = 16 * 2**20
 # Each is compared with each other one; models that serve many variants have dozens.
 MAX_SIGNATURES = 1000
@@ -40,10 +39,12 @@ class SignatureTensor:
 
     Attributes:
         name: its key in the SignatureDef, the alias that clients use.
-        tensor: its tensor in the graph, such as `serving_default_x:0`; empty for a composite (sparse, ragged) one.
-        dtype: name of its `tf.DType`, such as `float32` or `string`; of a composite one that of its values, `variant`
-            where its type does not tell.
-        shape: sizes, `None` for a free one; `None` in place of the tuple for an unknown rank, and for a ragged one.
+        tensor: its tensor in the graph, such as `serving_default_x:0`; empty for a composite
+            (sparse or ragged) one.
+        dtype: name of its `tf.DType`, such as `float32` or `string`. For a composite one the dtype
+            of its values, `variant` where the type does not hold it.
+        shape: sizes, `None` for a free size; `None` in place of the tuple for an unknown rank and
+            for a ragged one.
     """
 
     name: str
@@ -58,13 +59,14 @@ class Signature:
 
     Attributes:
         key: its signature key.
-        method_name: such as `tensorflow/serving/predict`; TensorFlow 2 exports always say predict.
+        method_name: such as `tensorflow/serving/predict`, which TensorFlow 2 exports always have.
         inputs: input name -> spec, sorted by name.
         outputs: output alias -> spec, sorted by alias.
-        defaults: inputs that a request may leave out, because the SignatureDef holds a value for them.
-        structure: the positional arguments of the exported function, a tuple of nested tuples, lists and dicts whose
-            leaves are input names of this signature (`None` where an argument is none); `None` where the file does not
-            tell.
+        defaults: inputs that a request may leave out, because the SignatureDef holds a value for
+            them.
+        structure: the positional arguments of the exported function: a tuple of nested tuples,
+            lists and dicts whose leaves are input names of this signature (`None` where an argument
+            is not an input). `None` where the file does not hold it.
         tags: tags of the meta graph it was read from.
     """
 
@@ -78,7 +80,7 @@ class Signature:
 
     @property
     def fixed_batch_size(self) -> int | None:
-        """The batch size that the inputs fix, such as 1 for inputs of shape `[1]`; `None` where it is free."""
+        """Returns the batch size that the inputs fix: 1 for shape `[1]`; `None` for a free one."""
         sizes = {
             spec.shape[0]
             for spec in self.inputs.values()
@@ -88,10 +90,10 @@ class Signature:
 
     @property
     def tensors(self) -> tuple[frozenset[str], frozenset[str]]:
-        """Names of the tensors it feeds, and of those it fetches.
+        """Returns the names of the tensors that it feeds, and of those that it fetches.
 
-        Signatures with equal ones share one executor, so one warmup. A tensor that one feeds and another fetches is told
-        apart: these two run different parts of the graph.
+        Signatures with equal ones share one executor, so one warmup record. Feeds and fetches are
+        kept apart: signatures that feed and fetch the same tensor run different parts of the graph.
         """
         return (
             frozenset(spec.tensor for spec in self.inputs.values()),
@@ -105,19 +107,20 @@ def read_meta_graph(
     """Reads the meta graph that a server would load.
 
     Args:
-        export_dir: version directory of a SavedModel, on any file system `tf.io.gfile` knows.
-        tags: exact tags of the meta graph. Defaults to `None`: `("serve",)`, as TensorFlow Serving.
+        export_dir: version directory of a SavedModel, on any file system of `tf.io.gfile`.
+        tags: exact tags of the meta graph. Defaults to `None`: `("serve",)`, as in TensorFlow
+            Serving.
 
     Returns:
         A `MetaGraphDef`.
 
     Raises:
-        SignatureError: there is no SavedModel, it cannot be parsed, no meta graph has these tags, or its graph cannot be
-            walked (`graph_limits.check_graph`).
+        SignatureError: there is no SavedModel, it cannot be parsed, no meta graph has these tags,
+            or its graph cannot be walked (`graph_limits.check_graph`).
     """
     wanted = set(SERVE_TAGS if tags is None else tags)
     where = as_path(export_dir)
-    meta_graphs = _read_saved_model(where).meta_graphs
+    meta_graphs = read_saved_model(_file_of(where)).meta_graphs
     for meta_graph in meta_graphs:
         if set(meta_graph.meta_info_def.tags) == wanted:
             check_graph(meta_graph.graph_def)
@@ -128,28 +131,30 @@ def read_meta_graph(
     )
     found += ", ..." if len(meta_graphs) > 10 else ""
     raise SignatureError(
-        f"SavedModel {where!r} has no meta graph with tags {sorted(wanted)}. Tags found: {found}. "
-        "Export the model with the tag 'serve'."
+        f"SavedModel {where!r} has no meta graph with tags {sorted(wanted)}. Tags found: "
+        f"{found}. Export the model with the tag 'serve'."
     )
 
 
 def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
-    """Lists the endpoints that clients can call.
+    """Returns the signatures that clients can call.
 
     Args:
         meta_graph: as `read_meta_graph` returns it.
 
     Returns:
-        Signatures sorted by key, without the entries TensorFlow writes for itself (`__saved_model_init_op`).
+        Signatures sorted by key, without the entries that TensorFlow writes for itself
+        (`__saved_model_init_op`).
 
     Raises:
-        SignatureError: an input or output has no dtype, or one this TensorFlow does not know; or there are more than
-            `MAX_SIGNATURES`.
+        SignatureError: an input or output has no dtype, or one that this TensorFlow does not know;
+            or there are more than `MAX_SIGNATURES`.
     """
     if len(meta_graph.signature_def) > MAX_SIGNATURES:
         raise SignatureError(
-            f"Cannot read the signatures of the SavedModel: it has {len(meta_graph.signature_def)}, more than the "
-            f"{MAX_SIGNATURES} that are read. Export fewer signatures."
+            "Cannot read the signatures of the SavedModel: it has "
+            f"{len(meta_graph.signature_def)}, more than the {MAX_SIGNATURES} that are read. "
+            "Export fewer signatures."
         )
     structures = ArgumentStructures(meta_graph)
     tags = tuple(sorted(meta_graph.meta_info_def.tags))
@@ -180,53 +185,21 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
     return signatures
 
 
-def _read_saved_model(export_dir: str) -> SavedModel:
-    for name in ("saved_model.pb", "saved_model.pbtxt"):
-        path = os.path.join(export_dir, name)
-        if tf.io.gfile.exists(path):
-            return _parse(path, _content_of(path))
-    if not tf.io.gfile.isdir(export_dir):
-        raise SignatureError(f"No SavedModel at {export_dir!r}: the directory does not exist.")
-    found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(export_dir))
-    versions = [name for name in found if name.isdecimal()]
-    hint = (
-        f" Give a version directory, such as {os.path.join(export_dir, versions[-1])!r}."
-        if versions
-        else ""
-    )
-    raise SignatureError(
-        f"No SavedModel at {export_dir!r}: it holds {found}, but no saved_model.pb.{hint}"
-    )
+def read_saved_model(path: str) -> SavedModel:
+    """Reads a SavedModel proto.
 
+    Args:
+        path: a `saved_model.pb`, or a `saved_model.pbtxt` in the text form.
 
-def _content_of(path: str) -> bytes:
-    problem = why_not_a_file(path)
-    if problem is not None:
-        raise SignatureError(
-            f"Cannot read {path!r}: {problem}, expected a file. Export the model again."
-        )
-    most = MAX_TEXT_BYTES if path.endswith(".pbtxt") else MAX_PROTO_BYTES
-    try:
-        size = tf.io.gfile.stat(path).length
-        if size > most:
-            raise SignatureError(
-                f"Cannot read {path!r}: it has {size} bytes, more than the {most} that are read of "
-                "one. Export the model again, as saved_model.pb and with large constants as variables."
-            )
-        with tf.io.gfile.GFile(path, "rb") as file:
-            return bytes(file.read())
-    except tf.errors.OpError as error:
-        raise SignatureError(
-            f"Cannot read {path!r}: {reason_of(error)}. Make it readable for this user."
-        ) from error
-
-
-def _parse(path: str, content: bytes) -> SavedModel:
+    Raises:
+        SignatureError: the file cannot be read, is too large, or is not a SavedModel proto.
+    """
+    content = _content_of(path)
     saved_model = SavedModel()
     try:
         if path.endswith(".pbtxt"):
             text_format.Parse(content.decode(), saved_model)
-            # The binary form is parsed to a depth of 100 messages, the text form to any.
+            # The binary form is parsed to a depth of 100 messages, the text form without a limit.
             content = saved_model.SerializeToString()
         saved_model.ParseFromString(content)
     except (
@@ -242,32 +215,69 @@ def _parse(path: str, content: bytes) -> SavedModel:
     return saved_model
 
 
-def _spec_of(key: str, kind: str, name: str, info: TensorInfo) -> SignatureTensor:
+def _file_of(export_dir: str) -> str:
+    """Returns the path of the SavedModel proto in a version directory."""
+    for name in ("saved_model.pb", "saved_model.pbtxt"):
+        path = os.path.join(export_dir, name)
+        if tf.io.gfile.exists(path):
+            return path
+    if not tf.io.gfile.isdir(export_dir):
+        raise SignatureError(f"No SavedModel at {export_dir!r}: the directory does not exist.")
+    found = sorted(name.rstrip("/") for name in tf.io.gfile.listdir(export_dir))
+    versions = [name for name in found if name.isdecimal()]
+    hint = (
+        f" Give a version directory, such as {os.path.join(export_dir, versions[-1])!r}."
+        if versions
+        else ""
+    )
+    raise SignatureError(
+        f"No SavedModel at {export_dir!r}: it holds {found}, but no saved_model.pb.{hint}"
+    )
+
+
+def _content_of(path: str) -> bytes:
+    require_file(path)
+    limit = MAX_TEXT_BYTES if path.endswith(".pbtxt") else MAX_PROTO_BYTES
+    try:
+        size = tf.io.gfile.stat(path).length
+        if size > limit:
+            raise SignatureError(
+                f"Cannot read {path!r}: it has {size} bytes, more than the {limit} that are read. "
+                "Export the model again, as saved_model.pb and with large constants as variables."
+            )
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return bytes(file.read())
+    except tf.errors.OpError as error:
+        raise SignatureError(
+            f"Cannot read {path!r}: {reason_of(error)}. Make it readable for this user, or export "
+            "the model again."
+        ) from error
+
+
+def _spec_of(key: str, role: str, name: str, info: TensorInfo) -> SignatureTensor:
     try:
         return _tensor_spec(name, info)
-    except TypeError:
-        problem = "its dtype is none that this TensorFlow knows"
-    raise SignatureError(
-        f"Cannot read signature {key!r}: {kind} {name!r} is damaged: {problem} (DataType {_dtype_number(info)} in "
-        "saved_model.pb). Export the model again, or use the TensorFlow that wrote it."
-    )
+    except TypeError as error:
+        raise SignatureError(
+            f"Cannot read signature {key!r}: {role} {name!r} is damaged: this TensorFlow does not "
+            f"know its dtype (DataType {_dtype_number(info)} in saved_model.pb). Export the model "
+            "again, or use the TensorFlow that wrote it."
+        ) from error
 
 
 def _tensor_spec(name: str, info: TensorInfo) -> SignatureTensor:
+    dtype = str(tf.dtypes.as_dtype(_dtype_number(info)).name)
     if info.WhichOneof("encoding") == "composite_tensor":
-        return SignatureTensor(name, "", _composite_dtype(info), None)
-    return SignatureTensor(
-        name, info.name, tf.dtypes.as_dtype(info.dtype).name, _shape(info.tensor_shape)
-    )
-
-
-def _composite_dtype(info: TensorInfo) -> str:
-    """Dtype of the values: the first one in the state of the type (shape, dtype, ragged rank, dtype of the splits)."""
-    return str(tf.dtypes.as_dtype(_dtype_number(info)).name)
+        return SignatureTensor(name, "", dtype, None)
+    return SignatureTensor(name, info.name, dtype, _shape(info.tensor_shape))
 
 
 def _dtype_number(info: TensorInfo) -> int:
-    """Number of its dtype in the proto, where it may be any."""
+    """Returns the number of a dtype in the proto, which may be any number.
+
+    For a composite tensor it is the first dtype in the state of its type (shape, dtype, ragged
+    rank, dtype of the row splits): that of its values.
+    """
     if info.WhichOneof("encoding") != "composite_tensor":
         return int(info.dtype)
     state = info.composite_tensor.type_spec.type_state.tuple_value.values
@@ -278,8 +288,6 @@ def _dtype_number(info: TensorInfo) -> int:
 
 
 def _shape(proto: TensorShapeProto) -> tuple[int | None, ...] | None:
-    return (
-        None
-        if proto.unknown_rank
-        else tuple(None if dim.size < 0 else int(dim.size) for dim in proto.dim)
-    )
+    if proto.unknown_rank:
+        return None
+    return tuple(None if dim.size < 0 else int(dim.size) for dim in proto.dim)

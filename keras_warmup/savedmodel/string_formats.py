@@ -1,4 +1,4 @@
-"""What a string input wants its bytes to be: the words between `consumers.py`, which finds it out, and the codecs."""
+"""The byte formats of string inputs: what `string_inputs.py` finds and `binding` encodes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ class FeatureSpec:
     Attributes:
         kind: `dense`, `sparse` or `ragged`.
         dtype: `int64`, `float32` or `string`.
-        shape: of one row, dense only; a leading `None` is a sequence, padded to the longest row of the batch.
-        default: flat values a row without the feature gets; `None` where there is none, so the feature is required
-            (unless it is a sequence: that is padded with zeros or empty strings).
-        row_splits: dtype of the row splits, ragged only: `int32` or `int64`.
+        shape: shape in one row, for dense features. A leading `None` is a sequence, which is padded
+            to the longest row of the batch.
+        default: flat values of the feature in a row without it. `None` where there is no default:
+            then the feature is required, unless it is a sequence, which is padded with zeros or
+            empty strings.
+        row_splits: dtype of the row splits, `int32` or `int64`, for ragged features.
     """
 
     kind: FeatureKind
@@ -30,12 +32,12 @@ class FeatureSpec:
 
     @property
     def is_sequence(self) -> bool:
-        """Whether the number of values is free, though the parser gives a dense tensor."""
+        """Returns whether a dense feature has a free number of values."""
         return bool(self.kind == "dense" and self.shape and self.shape[0] is None)
 
     @property
     def required(self) -> bool:
-        """Whether the parser fails on a row without this feature."""
+        """Returns whether the parser fails on a row without this feature."""
         return self.kind == "dense" and not self.is_sequence and self.default is None
 
 
@@ -52,7 +54,7 @@ class ExampleParser:
 
 @dataclasses.dataclass(frozen=True)
 class SequenceExampleParser:
-    """Serialized `tf.SequenceExample`s: detected only."""
+    """Serialized `tf.SequenceExample`s, which are recognized but not encoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +63,8 @@ class ImageDecoder:
 
     Attributes:
         formats: among `png`, `jpeg`, `gif`, `bmp`, `webp`; lossless ones first.
-        channels: channels the decoder gives; 0 for those of the file.
-        dtype: dtype the decoder gives, `uint8` or `uint16`.
+        channels: channels of the decoded image; 0 for those of the file.
+        dtype: dtype of the decoded image, `uint8` or `uint16`.
     """
 
     formats: tuple[str, ...]
@@ -72,14 +74,14 @@ class ImageDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class TensorParser:
-    """Serialized `TensorProto`s of one dtype, `tf.io.parse_tensor`."""
+    """Serialized `TensorProto`s of one dtype, read by `tf.io.parse_tensor`."""
 
     out_type: str
 
 
 @dataclasses.dataclass(frozen=True)
 class RawDecoder:
-    """Raw bytes of numbers, `tf.io.decode_raw`."""
+    """Raw bytes of numbers, read by `tf.io.decode_raw`."""
 
     out_type: str
     little_endian: bool = True
@@ -100,26 +102,38 @@ class CsvDecoder:
 
 @dataclasses.dataclass(frozen=True)
 class PlainText:
-    """Text as it is: string ops or a vocabulary read it."""
+    """Text, read by string ops or a vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """Compressed bytes, of which the content is not looked into. `compression` is `GZIP`, `ZLIB` or empty (none)."""
+    """Compressed bytes; the format of their content is not traced.
+
+    Attributes:
+        compression: `GZIP`, `ZLIB`, or empty for none.
+    """
 
     compression: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Base64:
-    """Web-safe base64 of what `inner` reads."""
+    """Web-safe base64.
+
+    Attributes:
+        inner: format of the decoded bytes.
+    """
 
     inner: StringFormat
 
 
 @dataclasses.dataclass(frozen=True)
 class Unknown:
-    """The graph does not tell; `reason` says why."""
+    """A format that the graph does not reveal.
+
+    Attributes:
+        reason: why, as a clause without a full stop.
+    """
 
     reason: str
 
@@ -138,11 +152,11 @@ StringFormat: TypeAlias = (
 )
 
 
-def describe_string_format(consumer: StringFormat) -> str:
-    """A consumer in a few words, for people: `tf.Example with 5 features`."""
-    match consumer:
+def describe_string_format(string_format: StringFormat) -> str:
+    """Returns a short description for people, such as `tf.Example with 5 features`."""
+    match string_format:
         case ExampleParser(spec):
-            return f"tf.Example with {len(spec)} feature{'' if len(spec) == 1 else 's'}"
+            return f"tf.Example with {len(spec)} {'feature' if len(spec) == 1 else 'features'}"
         case SequenceExampleParser():
             return "tf.SequenceExample"
         case ImageDecoder(formats):
@@ -152,7 +166,7 @@ def describe_string_format(consumer: StringFormat) -> str:
         case RawDecoder(out_type):
             return f"raw bytes of {out_type}"
         case CsvDecoder(dtypes):
-            return f"CSV with {len(dtypes)} column{'' if len(dtypes) == 1 else 's'}"
+            return f"CSV with {len(dtypes)} {'column' if len(dtypes) == 1 else 'columns'}"
         case PlainText():
             return "plain text"
         case Compressed(compression):

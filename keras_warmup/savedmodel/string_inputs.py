@@ -1,8 +1,8 @@
-"""What reads a string input: a tf.Example parser (with its feature spec), an image decoder, text ops, ...
+"""Finds the byte format of string inputs: a tf.Example (with its feature spec), an image, text, ...
 
-A string placeholder says nothing of the bytes it wants. Tracing it forwards through the graph and its function library
-does: the first op that looks into the bytes names their format. Nothing is run, and nothing is guessed: what cannot be
-read becomes `Unknown` with its reason.
+A string dtype does not reveal the expected byte format, so the graph is traced: from the input
+forwards, through calls of functions, to the first op that reads the bytes. Nothing is run and
+nothing is guessed: a format that the graph does not reveal becomes `Unknown` with its reason.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.savedmodel.graph import LOOPS, SAME_VALUE, ModelGraph, SignatureLike
+from keras_warmup._protos import MetaGraphDef, NodeDef
+from keras_warmup.savedmodel.graph import LOOPS, SAME_VALUE, ModelGraph
 from keras_warmup.savedmodel.graph_bodies import (
     CallFrame,
     GraphBody,
@@ -24,6 +25,7 @@ from keras_warmup.savedmodel.graph_bodies import (
     source_of,
 )
 from keras_warmup.savedmodel.graph_limits import constant_value, text_of_bytes
+from keras_warmup.savedmodel.signatures import Signature
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     Compressed,
@@ -39,71 +41,35 @@ from keras_warmup.savedmodel.string_formats import (
     Unknown,
 )
 
-# Ops whose output holds the same strings, perhaps fewer or shaped otherwise -> which inputs hold them; None for all.
+# Ops whose output holds the same strings, perhaps fewer or in another shape -> positions of the
+# inputs that hold them; `None` for all inputs.
 _PASSES: Mapping[str, tuple[int, ...] | None] = {
     **dict.fromkeys(SAME_VALUE, (0,)),
-    **dict.fromkeys(
-        (
-            "Reshape",
-            "ExpandDims",
-            "Squeeze",
-            "StridedSlice",
-            "Slice",
-            "Gather",
-            "GatherV2",
-            "GatherNd",
-        ),
-        (0,),
-    ),
-    **dict.fromkeys(
-        ("Unpack", "SplitV", "Tile", "Transpose", "BroadcastTo", "ReverseV2", "RandomShuffle"), (0,)
-    ),
-    **dict.fromkeys(
-        ("TensorListFromTensor", "TensorListGetItem", "TensorListStack", "TensorListGather"), (0,)
-    ),
-    **dict.fromkeys(
-        ("TensorListConcatV2", "TensorListPopBack", "BooleanMask", "DynamicPartition"), (0,)
-    ),
-    **dict.fromkeys(
-        (
-            "RaggedTensorToVariant",
-            "RaggedTensorFromVariant",
-            "RaggedTensorToTensor",
-            "RaggedGather",
-        ),
-        None,
-    ),
-    **dict.fromkeys(
-        ("IdentityN", "Pack", "ConcatV2", "Merge", "RefMerge", "Select", "SelectV2"), None
-    ),
+    **dict.fromkeys(("Reshape", "ExpandDims", "Squeeze", "StridedSlice", "Slice"), (0,)),
+    **dict.fromkeys(("Gather", "GatherV2", "GatherNd", "BooleanMask", "DynamicPartition"), (0,)),
+    **dict.fromkeys(("Unpack", "SplitV", "Tile", "Transpose", "BroadcastTo", "ReverseV2"), (0,)),
+    **dict.fromkeys(("RandomShuffle", "TensorListFromTensor", "TensorListGetItem"), (0,)),
+    **dict.fromkeys(("TensorListStack", "TensorListGather", "TensorListConcatV2"), (0,)),
+    **dict.fromkeys(("TensorListPopBack",), (0,)),
     **dict.fromkeys(("TensorListSetItem", "SparseToDense"), (2,)),
-    **dict.fromkeys(
-        ("TensorArrayReadV3", "TensorArrayGatherV3", "TensorArrayScatterV3", "TensorArrayWriteV3"),
-        None,
-    ),
-    **dict.fromkeys(("TensorListPushBack", "Split", "Concat", "PadV2"), None),
+    **dict.fromkeys(("IdentityN", "Pack", "ConcatV2", "Merge", "RefMerge", "Select"), None),
+    **dict.fromkeys(("SelectV2", "TensorListPushBack", "Split", "Concat", "PadV2"), None),
+    **dict.fromkeys(("RaggedTensorToVariant", "RaggedTensorFromVariant"), None),
+    **dict.fromkeys(("RaggedTensorToTensor", "RaggedGather"), None),
+    **dict.fromkeys(("TensorArrayReadV3", "TensorArrayGatherV3"), None),
+    **dict.fromkeys(("TensorArrayScatterV3", "TensorArrayWriteV3"), None),
 }
-# Ops that return the splits of a ragged tensor before its values -> the attribute that counts the splits.
+# Ops that return the row splits of a ragged tensor before its values -> attribute that counts them.
 _RAGGED_RANKS: Mapping[str, str] = {
     "RaggedGather": "OUTPUT_RAGGED_RANK",
     "RaggedTensorFromVariant": "output_ragged_rank",
 }
-# Output arguments that come second, behind one of a single tensor.
+# Output arguments that come second, after an argument of one tensor.
 _SECOND_OUTPUTS = frozenset({("TensorListPopBack", "tensor"), ("TensorListConcatV2", "lengths")})
-# Ops that look at shapes, print, or check: they tell nothing of the format.
+# Ops that read shapes, print or check: they do not reveal the format.
 _BLIND = frozenset(
-    {
-        "Shape",
-        "ShapeN",
-        "Size",
-        "Rank",
-        "ZerosLike",
-        "OnesLike",
-        "Print",
-        "PrintV2",
-        "Assert",
-        "NoOp",
-    }
+    {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike", "Print", "PrintV2", "Assert"}
+    | {"NoOp"}
 )
 _IMAGE_FORMATS: Mapping[str, tuple[str, ...]] = {
     "DecodeJpeg": ("jpeg",),
@@ -121,9 +87,9 @@ _SEQUENCE_EXAMPLE_OPS = frozenset(
     {"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"}
 )
 _CHANNELS = (0, 1, 3, 4)
-# Of a default value; more are odd, and may be a circle.
+# Of one default value. More are unusual, and may be a circle.
 _MAX_RESHAPES = 100
-# Base64 of base64: one level is common, two are odd.
+# Base64 of base64. One level is common, two are unusual.
 _MAX_BASE64 = 10
 _TEXT_PREFIXES = ("String", "Unicode", "Regex", "StaticRegex", "LookupTable", "HashTable", "Substr")
 _TEXT_OPS = frozenset(
@@ -131,46 +97,59 @@ _TEXT_OPS = frozenset(
 )
 
 
-def find_string_formats(meta_graph: Any, signature: SignatureLike) -> dict[str, StringFormat]:
-    """Finds what reads each string input of a signature.
+def find_string_formats(
+    meta_graph: MetaGraphDef | ModelGraph, signature: Signature
+) -> dict[str, StringFormat]:
+    """Finds the byte format of each string input of a signature.
 
-    Only nodes that the signature runs count: other readers of the same placeholder belong to other signatures.
+    Only nodes that the signature runs count: a placeholder may also be read for other signatures.
 
     Args:
-        meta_graph: the MetaGraphDef, or a `ModelGraph` of it (build that once for several signatures).
-        signature: the signature, or anything with its `inputs` and `outputs`; a spec without `dtype` counts as string.
+        meta_graph: the MetaGraphDef, or a `ModelGraph` of it (build that once for several
+            signatures).
+        signature: a signature of it.
 
     Returns:
-        Input name -> consumer, for the string inputs that have a tensor.
+        Input name -> format, for the string inputs that have a tensor.
+
+    Raises:
+        SignatureError: the graph cannot be walked.
     """
     graph = meta_graph if isinstance(meta_graph, ModelGraph) else ModelGraph(meta_graph)
     found: dict[str, StringFormat] = {}
     for name, spec in signature.inputs.items():
-        if spec.tensor and getattr(spec, "dtype", "string") == "string":
-            found[name] = _Trace(graph, signature).consumer(CallFrame(graph.main), spec.tensor)
+        if spec.tensor and spec.dtype == "string":
+            found[name] = _Trace(graph, signature).format_of(CallFrame(graph.main), spec.tensor)
     return found
 
 
-class _Damaged(Exception):
-    """A node whose attributes or inputs do not fit its op; the message follows `<op> reads it, `."""
+class _DamagedNode(Exception):
+    """Attributes or inputs that do not fit an op; the message follows `<op> reads it, but `."""
 
 
 class _Trace:
-    """Follows one string tensor to every op that looks into it; `base64` counts the levels decoded before it."""
+    """A search from one string tensor forwards to every op that reads its bytes.
 
-    def __init__(self, graph: ModelGraph, signature: SignatureLike, base64: int = 0) -> None:
+    Args:
+        graph: the graph.
+        signature: the signature that is run.
+        base64_levels: levels of base64 that were decoded before.
+    """
+
+    def __init__(self, graph: ModelGraph, signature: Signature, base64_levels: int = 0) -> None:
         self._graph = graph
         self._signature = signature
-        self._base64 = base64
+        self._base64_levels = base64_levels
         self._seen: set[tuple[tuple[str, ...], str, int]] = set()
 
-    def consumer(self, frame: CallFrame, tensor: str) -> StringFormat:
-        """What all readers of a tensor of `frame`, together, want its strings to be."""
-        return _agree(list(self._follow(frame, source_of(tensor), output_index(tensor))))
+    def format_of(self, frame: CallFrame, tensor: str) -> StringFormat:
+        """Returns the format that all readers of a tensor of `frame` together expect."""
+        return _agreed_format(list(self._read_by(frame, source_of(tensor), output_index(tensor))))
 
-    def _follow(
+    def _read_by(
         self, frame: CallFrame, name: str, index: int
     ) -> Iterator[tuple[str, StringFormat]]:
+        """Yields the ops that read output `index` of a node or argument, and their formats."""
         stack = [(frame, name, index)]
         while stack:
             frame, name, index = stack.pop()
@@ -178,9 +157,9 @@ class _Trace:
                 continue
             self._seen.add((frame.path, name, index))
             body = frame.body
-            # The path, which is hashed, is most of the cost where calls are nested.
+            # Hashing the path is most of the cost where calls are nested.
             self._graph.budget.spend(1 + len(frame.path), body.name)
-            needed = self._graph.needed(body, self._signature)
+            needed = self._graph.names_run_in(body, self._signature)
             readers = body.readers.get(name, ())
             self._graph.budget.spend(len(readers), body.name)
             for node, position in readers:
@@ -192,34 +171,30 @@ class _Trace:
                     for call in calls:
                         inner = self._graph.enter(frame, node, call)
                         if inner is None or call.offset is None:
-                            yield (
-                                node.op,
-                                Unknown(f"{node.op} reads it, whose function cannot be followed"),
-                            )
+                            reason = f"{node.op} reads it, and its function cannot be followed"
+                            yield node.op, Unknown(reason)
                         elif 0 <= position - call.offset < len(inner.body.args):
                             stack.append((inner, inner.body.args[position - call.offset], 0))
                 elif node.op in _PASSES:
                     values = _PASSES[node.op]
                     if values is None or position in values:
                         outputs = _outputs_for(node, position)
-                        self._graph.budget.spend(
-                            len(outputs), body.name
-                        )  # an attribute may claim 10^9
+                        # An attribute may claim 10^9 outputs.
+                        self._graph.budget.spend(len(outputs), body.name)
                         stack += [(frame, node.name, output) for output in outputs]
                 elif node.op not in _BLIND:
-                    self._graph.budget.spend(
-                        node.ByteSize() // 10, body.name
-                    )  # its attributes are read
+                    # Its attributes are read, and may be long.
+                    self._graph.budget.spend(node.ByteSize() // 10, body.name)
                     try:
-                        found = self._read_by(frame, node, position)
-                    except _Damaged as error:
-                        found = Unknown(f"{node.op} reads it, {error}")
+                        found = self._format_read_by(frame, node, position)
+                    except _DamagedNode as error:
+                        found = Unknown(f"{node.op} reads it, but {error}")
                     yield node.op, found
             for position in body.returned.get(name, ()):
                 if frame.caller is None or _output_of(body, body.returns[position]) != index:
                     continue
                 stack.append((frame.caller, frame.node.name, position))
-                if frame.node.op in LOOPS:  # what a loop's body returns is what its next turn reads
+                if frame.node.op in LOOPS:  # the next iteration reads what the body returns
                     loops = (
                         self._graph.enter(frame.caller, frame.node, call)
                         for call in self._graph.calls(frame.node)
@@ -230,27 +205,25 @@ class _Trace:
                         if loop is not None and position < len(loop.body.args)
                     ]
 
-    def _read_by(self, frame: CallFrame, node: Any, position: int) -> StringFormat:
+    def _format_read_by(self, frame: CallFrame, node: NodeDef, position: int) -> StringFormat:
         op = node.op
         if op in _EXAMPLE_OPS:
-            return (
-                _example_parser(self._graph, frame, node)
-                if position == 0
-                else Unknown(f"it is no data of {op}")
-            )
+            if position != 0:
+                return Unknown(f"{op} reads it, but not as serialized Examples")
+            return _example_parser(self._graph, frame, node)
         if op in _SEQUENCE_EXAMPLE_OPS:
             return SequenceExampleParser()
         if op in _IMAGE_FORMATS:
             dtype = _dtypes([attribute(node, "dtype").type or tf.uint8.as_datatype_enum])[0]
             channels = int(attribute(node, "channels").i)
             if channels not in _CHANNELS:
-                raise _Damaged(f"with {channels} channels, expected one of {_CHANNELS}")
+                raise _DamagedNode(f"it has {channels} channels, expected one of {_CHANNELS}")
             return ImageDecoder(_IMAGE_FORMATS[op], channels, dtype)
         if op == "DecodeBase64":
-            if self._base64 == _MAX_BASE64:
-                raise _Damaged(f"behind {_MAX_BASE64} others of its kind")
-            inner = _Trace(self._graph, self._signature, self._base64 + 1)
-            return Base64(inner.consumer(frame, f"{node.name}:output:0"))
+            if self._base64_levels == _MAX_BASE64:
+                raise _DamagedNode(f"more than {_MAX_BASE64} of them follow each other")
+            inner = _Trace(self._graph, self._signature, self._base64_levels + 1)
+            return Base64(inner.format_of(frame, f"{node.name}:output:0"))
         if op == "ParseTensor":
             return TensorParser(_dtypes([attribute(node, "out_type").type])[0])
         if op in ("DecodeRaw", "DecodePaddedRaw"):
@@ -265,16 +238,16 @@ class _Trace:
             return Compressed(text_of_bytes(attribute(node, "compression_type").s))
         if op in _TEXT_OPS or op.startswith(_TEXT_PREFIXES):
             return PlainText()
-        return Unknown(f"{op} reads it, whose input format is not known")
+        return Unknown(f"{op} reads it, and the input format of that op is not known")
 
 
-def _outputs_for(node: Any, position: int) -> range:
-    """Which outputs of a pass-through node hold the strings that its input `position` holds."""
+def _outputs_for(node: NodeDef, position: int) -> range:
+    """Returns the outputs of a pass-through node that hold the strings of its input `position`."""
     if node.op == "IdentityN":
         return range(position, position + 1)
     if node.op in ("Switch", "RefSwitch", "TensorListPopBack"):
         return range(2)
-    if node.op in _RAGGED_RANKS:  # the splits first
+    if node.op in _RAGGED_RANKS:  # the values follow the row splits
         rank = int(attribute(node, _RAGGED_RANKS[node.op]).i)
         return range(rank, rank + 1)
     count = next(
@@ -284,7 +257,10 @@ def _outputs_for(node: Any, position: int) -> range:
 
 
 def _output_of(body: GraphBody, tensor: str) -> int:
-    """Position of a tensor among all outputs of its node; a function's body counts within each output argument."""
+    """Returns the position of a tensor among all outputs of its node.
+
+    In the body of a function the name of a tensor has its position in one output argument only.
+    """
     index = output_index(tensor)
     node = body.nodes.get(source_of(tensor))
     if node is None or tensor.count(":") < 2:
@@ -295,28 +271,28 @@ def _output_of(body: GraphBody, tensor: str) -> int:
     return 1 if (node.op, argument) in _SECOND_OUTPUTS else index
 
 
-def _agree(found: list[tuple[str, StringFormat]]) -> StringFormat:
-    """One consumer for all readers. A parser decides against text ops, which only peek at the bytes (magic numbers)."""
+def _agreed_format(found: list[tuple[str, StringFormat]]) -> StringFormat:
+    """Returns one format for all readers.
+
+    A parser or decoder has precedence over text ops, which may only look at a magic number.
+    """
     if not found:
         return Unknown("no op reads it on the way to the outputs")
-    consumers = [consumer for _, consumer in found]
-    formats = [consumer for consumer in consumers if not isinstance(consumer, (PlainText, Unknown))]
+    formats = [one for _, one in found if not isinstance(one, (PlainText, Unknown))]
     if not formats:
-        unknown = [consumer for consumer in consumers if isinstance(consumer, Unknown)]
+        unknown = [one for _, one in found if isinstance(one, Unknown)]
         return unknown[0] if unknown else PlainText()
-    if len({type(consumer) for consumer in formats}) > 1:
-        ops = sorted(
-            {op for op, consumer in found if not isinstance(consumer, (PlainText, Unknown))}
-        )
-        return Unknown(f"{' and '.join(ops)} read it, which want different formats")
-    examples = [consumer for consumer in formats if isinstance(consumer, ExampleParser)]
+    if len({type(one) for one in formats}) > 1:
+        ops = sorted({op for op, one in found if not isinstance(one, (PlainText, Unknown))})
+        return Unknown(f"{' and '.join(ops)} read it, and expect different formats")
+    examples = [one for one in formats if isinstance(one, ExampleParser)]
     if examples:
         return merge_example_parsers(examples)
-    images = [consumer for consumer in formats if isinstance(consumer, ImageDecoder)]
+    images = [one for one in formats if isinstance(one, ImageDecoder)]
     if images:
-        every = {format_ for image in images for format_ in image.formats}
+        every = {name for image in images for name in image.formats}
         return dataclasses.replace(images[0], formats=tuple(sorted(every, key=_FORMAT_ORDER.index)))
-    if any(consumer != formats[0] for consumer in formats):
+    if any(one != formats[0] for one in formats):
         return Unknown(f"{found[0][0]} reads it twice, with different attributes")
     return formats[0]
 
@@ -334,8 +310,11 @@ def merge_example_parsers(parsers: list[ExampleParser]) -> StringFormat:
     return ExampleParser(merged)
 
 
-def _example_parser(graph: ModelGraph, frame: CallFrame, node: Any) -> StringFormat:
-    """Reads the feature spec off a parser node; argument layouts as in TensorFlow's core/ops/parsing_ops.cc."""
+def _example_parser(graph: ModelGraph, frame: CallFrame, node: NodeDef) -> StringFormat:
+    """Reads the feature spec of a parser node.
+
+    The order of its inputs is that of TensorFlow's core/ops/parsing_ops.cc.
+    """
     inputs = [tensor for tensor in node.input if not tensor.startswith("^")]
     enums = [
         attribute(node, name).list.type
@@ -346,7 +325,7 @@ def _example_parser(graph: ModelGraph, frame: CallFrame, node: Any) -> StringFor
     ragged_keys: list[str] | None = []
     if node.op == "ParseExampleV2":
         if len(inputs) < 5:
-            raise _Damaged("with fewer inputs than it has")
+            raise _DamagedNode("it lacks inputs")
         sparse_keys, dense_keys, ragged_keys = (
             _strings(graph, frame, tensor) for tensor in inputs[2:5]
         )
@@ -365,12 +344,12 @@ def _example_parser(graph: ModelGraph, frame: CallFrame, node: Any) -> StringFor
         dense_keys = _texts(attribute(node, "dense_keys").list.s)
         defaults = inputs[1:]
     if sparse_keys is None or dense_keys is None or ragged_keys is None:
-        return Unknown(f"{node.op} reads it with feature keys that are no constants")
+        return Unknown(f"{node.op} reads it, but its feature keys are not constants")
     shapes = attribute(node, "dense_shapes").list.shape
     dense_counts = {len(dense_keys), len(dense_types), len(shapes), len(defaults)}
     ragged_counts = {len(ragged_keys), len(ragged_types), len(split_types)}
     if len(dense_counts) > 1 or len(ragged_counts) > 1 or len(sparse_keys) != len(sparse_types):
-        raise _Damaged("with other numbers of keys than of types, shapes or defaults")
+        raise _DamagedNode("its numbers of keys, types, shapes and defaults differ")
     spec: dict[str, FeatureSpec] = {}
     for key, dtype in zip(sparse_keys, sparse_types, strict=True):
         spec[key] = FeatureSpec("sparse", dtype)
@@ -389,7 +368,7 @@ def _dtypes(enums: Iterable[int]) -> list[str]:
         try:
             names.append(str(tf.as_dtype(enum).name))
         except TypeError as error:
-            raise _Damaged(f"with DataType {enum}, which this TensorFlow does not know") from error
+            raise _DamagedNode(f"this TensorFlow does not know its DataType {enum}") from error
     return names
 
 
@@ -397,14 +376,16 @@ def _texts(values: Iterable[bytes]) -> list[str]:
     try:
         return [value.decode() for value in values]
     except UnicodeDecodeError as error:
-        raise _Damaged("with attributes that are not UTF-8") from error
+        raise _DamagedNode("its keys or attributes are not UTF-8") from error
 
 
 def _joined(parts: Iterator[list[str] | None]) -> list[str] | None:
-    keys = list(parts)
-    return (
-        None if any(part is None for part in keys) else [key for part in keys for key in part or ()]
-    )
+    keys: list[str] = []
+    for part in parts:
+        if part is None:
+            return None
+        keys += part
+    return keys
 
 
 def _strings(graph: ModelGraph, frame: CallFrame, tensor: str) -> list[str] | None:
@@ -412,23 +393,27 @@ def _strings(graph: ModelGraph, frame: CallFrame, tensor: str) -> list[str] | No
     if value is None:
         return None
     if value.dtype != object:
-        raise _Damaged("with feature keys that are no strings")
+        raise _DamagedNode("its feature keys are not strings")
     return _texts(value.reshape(-1))
 
 
 def _default(graph: ModelGraph, frame: CallFrame, tensor: str) -> tuple[Any, ...] | None:
-    """Flat default values; `None` for an empty default (the feature is required) and for one that is no constant."""
+    """Returns the flat default values of a feature.
+
+    Returns:
+        `None` for an empty default (the feature is required) and for one that is not a constant.
+    """
     value = _constant(graph, frame, tensor)
     return None if value is None or value.size == 0 else tuple(value.reshape(-1).tolist())
 
 
 def _constant(graph: ModelGraph, frame: CallFrame, tensor: str) -> np.ndarray[Any, Any] | None:
-    at = graph.origin(frame, tensor)
-    # tf.io.parse_example reshapes its defaults; only the values matter here, the parser's attributes hold the shape.
+    origin = graph.origin(frame, tensor)
+    # tf.io.parse_example reshapes its defaults. The attributes of the parser hold the shape.
     for _ in range(_MAX_RESHAPES):
-        if at is None or at[1].op not in ("Reshape", "ExpandDims", "Squeeze"):
+        if origin is None or origin[1].op not in ("Reshape", "ExpandDims", "Squeeze"):
             break
-        at = graph.origin(at[0], input_of(at[1], 0))
-    if at is None or at[1].op != "Const":
+        origin = graph.origin(origin[0], input_of(origin[1], 0))
+    if origin is None or origin[1].op != "Const":
         return None
-    return constant_value(at[1], graph.budget, at[0].body.name)
+    return constant_value(origin[1], graph.budget, origin[0].body.name)

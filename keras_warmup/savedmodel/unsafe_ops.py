@@ -1,8 +1,9 @@
-"""Ops that act outside of the model: on files, the network, the console or the process that runs it.
+"""Finds ops that act outside of a model: on files, the network, the console or the process.
 
-A SavedModel is a program. Loading it in a Session runs its restore op and its init op, replaying a warmup record runs a
-signature, and TensorFlow puts no fence around any of them (https://github.com/tensorflow/tensorflow/security/policy).
-Here the graph is read for such ops; nothing is run.
+A SavedModel is a program. Loading it in a Session runs its restore op and its init op, replaying a
+warmup record runs a signature, and TensorFlow restricts none of them
+(https://github.com/tensorflow/tensorflow/security/policy). This module reads the graph for such
+ops and runs nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import functools
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from keras_warmup._protos import NodeDef
 from keras_warmup.errors import UnsafeOpsError
 from keras_warmup.savedmodel.files import is_inside_assets, read_assets
-from keras_warmup.savedmodel.graph import ModelGraph
+from keras_warmup.savedmodel.graph import ModelGraph, NodeInFrame, fetches_and_feeds
 from keras_warmup.savedmodel.graph_bodies import (
     CallFrame,
     attribute,
@@ -29,11 +30,12 @@ from keras_warmup.savedmodel.graph_limits import constant_value, place_of, shown
 from keras_warmup.savedmodel.ops import PYTHON, is_core
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 
-# Found by going through the op registry: all ops with an input or attribute whose name speaks of a file, path, address,
-# host, url, token, stream, reader or writer, and all stateful ones. A test repeats the first search, so that an op which a
-# later TensorFlow adds fails it. Left out: ops that only pass on what another one opened (ReaderRead, IdentityReader), and
-# those that need a TPU or a GPU's collectives.
-_EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
+# Found in the op registry: all ops with an input or attribute whose name suggests a file, path,
+# address, host, url, token, stream, reader or writer, and all stateful ops. A test repeats the
+# first search, so it fails for an op that a later TensorFlow adds. Left out: ops that only pass on
+# what another op opened (ReaderRead, IdentityReader), and those that need a TPU or the collectives
+# of GPUs.
+EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
     ("runs Python", re.compile("|".join(PYTHON))),
     ("ends the process", re.compile("Abort")),
     ("prints", re.compile("Print(V2)?")),
@@ -41,8 +43,9 @@ _EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
     (
         "network",
         re.compile(
-            "DataServiceDataset(V[2-4])?|RegisterDataset(V2)?|RemoteCall|_?Send|_?Recv|_HostSend|_HostRecv|Rpc[A-Z].*"
-            "|DeleteRpcFutureResource|WorkerHeartbeat|FileSystemSetConfiguration|Collective[A-Z].*"
+            "DataServiceDataset(V[2-4])?|RegisterDataset(V2)?|RemoteCall|_?Send|_?Recv|_HostSend"
+            "|_HostRecv|Rpc[A-Z].*|DeleteRpcFutureResource|WorkerHeartbeat"
+            "|FileSystemSetConfiguration|Collective[A-Z].*"
         ),
     ),
     (
@@ -52,30 +55,35 @@ _EFFECTS: Sequence[tuple[str, re.Pattern[str]]] = (
     (
         "writes files",
         re.compile(
-            "WriteFile|Save|SaveSlices|SaveV2|MergeV2Checkpoints|SaveDataset(V2)?|(Experimental)?DatasetToTFRecord"
-            "|CacheDataset(V2)?|SnapshotDataset(V2)?|CreateSummary(File|Db)Writer|Write(Audio|Graph|Histogram|Image"
-            "|RawProto|Scalar)?Summary|ImportEvent|(Flush|Close)SummaryWriter|StatsAggregatorSetSummaryWriter"
+            "WriteFile|Save|SaveSlices|SaveV2|MergeV2Checkpoints|SaveDataset(V2)?"
+            "|(Experimental)?DatasetToTFRecord|CacheDataset(V2)?|SnapshotDataset(V2)?"
+            "|CreateSummary(File|Db)Writer"
+            "|Write(Audio|Graph|Histogram|Image|RawProto|Scalar)?Summary|ImportEvent"
+            "|(Flush|Close)SummaryWriter|StatsAggregatorSetSummaryWriter"
             "|CalibrationStatisticsSaver|DumpTensor"
         ),
     ),
     (
         "reads files",
         re.compile(
-            "ReadFile|MatchingFiles|(Experimental)?MatchingFilesDataset|RecordInput|(WholeFile|TextLine"
-            "|FixedLengthRecord|TFRecord|LMDB)Reader(V2)?|(TextLine|TFRecord|FixedLengthRecord)Dataset(V2)?|CSVDatasetV2"
-            "|(Experimental)?(CSV|LMDB|Sql)Dataset|LoadDataset|ListSnapshotChunksDataset|SnapshotChunkDataset"
-            "|Snapshot(Nested)?DatasetReader|LoadAndRemapMatrix|GenerateVocabRemapping|FixedUnigramCandidateSampler"
-            "|InitializeTableFromTextFile(V2)?|Restore|RestoreSlice|(DTensor)?RestoreV2|DecodeProtoV2|EncodeProto"
+            "ReadFile|MatchingFiles|(Experimental)?MatchingFilesDataset|RecordInput"
+            "|(WholeFile|TextLine|FixedLengthRecord|TFRecord|LMDB)Reader(V2)?"
+            "|(TextLine|TFRecord|FixedLengthRecord)Dataset(V2)?|CSVDatasetV2"
+            "|(Experimental)?(CSV|LMDB|Sql)Dataset|LoadDataset|ListSnapshotChunksDataset"
+            "|SnapshotChunkDataset|Snapshot(Nested)?DatasetReader|LoadAndRemapMatrix"
+            "|GenerateVocabRemapping|FixedUnigramCandidateSampler"
+            "|InitializeTableFromTextFile(V2)?|Restore|RestoreSlice|(DTensor)?RestoreV2"
+            "|DecodeProtoV2|EncodeProto"
         ),
     ),
 )
-# Whether these are unsafe depends on a tensor, which may come from the caller of the function that they stand in.
+# Whether these are unsafe depends on a tensor, which the caller of their function may pass.
 _RESTORES = frozenset({"Restore", "RestoreSlice", "RestoreV2", "DTensorRestoreV2"})
 _CACHES = frozenset({"CacheDataset", "CacheDatasetV2"})
 _VOCABULARIES = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2"})
-_PATCHES = re.compile("(Resource)?(Scatter|StridedSliceAssign)")
 _BY_INPUT = _RESTORES | _CACHES | _VOCABULARIES
-# Findings of one run that are told; a hostile graph may hold any number.
+_PATCHES = re.compile("(Resource)?(Scatter|StridedSliceAssign)")
+# Ops that are reported for one run; a hostile graph may hold any number.
 _MAX_FOUND = 100
 
 
@@ -85,9 +93,10 @@ class UnsafeOp:
 
     Attributes:
         op: its name in TensorFlow.
-        effect: what it does: `reads files`, `writes files`, `network`, `runs Python`, `prints`, `ends the process`,
-            `unknown op` for one of another library, ...
-        where: what runs it, and where it stands, such as `signature 'serving_default', function 'f', node 'n'`.
+        effect: what it does: `reads files`, `writes files`, `network`, `runs Python`, `prints`,
+            `ends the process`, `unknown op` for an op of another library, ...
+        where: what runs it and where it is, such as `signature 'serving_default', function 'f',
+            node 'n'`.
     """
 
     op: str
@@ -96,17 +105,17 @@ class UnsafeOp:
 
 
 def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple[UnsafeOp, ...]:
-    """Finds what a load of the model and a request to one of the signatures would run beside its mathematics.
+    """Finds the ops that act outside of the model in a load and in requests.
 
-    The model's own files are no finding: variables that the restore op reads under the prefix it is given, and
-    vocabularies that the init op reads from `assets/`.
+    The model's own files do not count: variables that the restore op reads under the prefix that it
+    is given, and vocabularies that the init op reads from `assets/`.
 
     Args:
-        graph: the model's.
-        signatures: those of it that may be run.
+        graph: the graph of the model.
+        signatures: signatures of it that may be run.
 
     Returns:
-        The ops, those of each signature first, then of the init op and of the restore op.
+        The ops of each signature, then of the init op, then of the restore op.
 
     Raises:
         SignatureError: the graph holds more calls than can be followed.
@@ -123,11 +132,9 @@ def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple
     search = _Search(graph)
     found: list[UnsafeOp] = []
     for signature in signatures:
-        fed = frozenset(canonical(spec.tensor) for spec in signature.inputs.values() if spec.tensor)
-        fetched = [spec.tensor for spec in signature.outputs.values() if spec.tensor]
-        starts = [source_of(tensor) for tensor in fetched if canonical(tensor) not in fed]
-        found += search.run(f"signature {shown(signature.key)}", starts, fed, own=frozenset())
-    found += search.run("init op", graph.init_starts, assets, own=assets)
+        fetched, fed = fetches_and_feeds(signature)
+        found += search.run(f"signature {shown(signature.key)}", fetched, fed, own=frozenset())
+    found += search.run("init op", graph.init_nodes, assets, own=assets)
     if saver.restore_op_name:
         found += search.run(
             "restore op", [source_of(saver.restore_op_name)], assets | prefix, own=assets | prefix
@@ -136,22 +143,73 @@ def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple
 
 
 def render_unsafe_ops(ops: Sequence[UnsafeOp]) -> str:
-    """One sentence for a warning; empty where there are none."""
+    """Returns one sentence for a warning; empty for no ops."""
     if not ops:
         return ""
     named = [f"{shown(one.op)} ({one.effect}: {one.where})" for one in ops[:5]]
     more = f" and {len(ops) - 5} more" if len(ops) > 5 else ""
-    return f"The model runs ops that act outside of it: {', '.join(named)}{more}. Run it only if you trust it."
+    return (
+        f"The model runs ops that act outside of it: {', '.join(named)}{more}. Run it only if you "
+        "trust it."
+    )
+
+
+def describe_unsafe_ops(
+    export_dir: str, graph: ModelGraph, signatures: Sequence[Signature], *, refuse: bool = False
+) -> str:
+    """Returns a warning about the unsafe ops of a SavedModel; empty where it has none.
+
+    Args:
+        export_dir: path of the SavedModel, for the text.
+        graph: its graph.
+        signatures: those that may be run.
+        refuse: raise instead. Defaults to `False`.
+
+    Raises:
+        UnsafeOpsError: it has unsafe ops, and `refuse` is set.
+        SignatureError: the graph holds more calls than can be followed.
+    """
+    ops = find_unsafe_ops(graph, signatures)
+    if not ops:
+        return ""
+    if refuse:
+        raise UnsafeOpsError(
+            f"Refused to run SavedModel {export_dir!r}: nothing was run. {render_unsafe_ops(ops)} "
+            "To run it all the same, leave out refuse_unsafe_ops (--refuse-unsafe-ops)."
+        )
+    return f"SavedModel {export_dir!r} will be run. {render_unsafe_ops(ops)}"
+
+
+def check_saved_model(export_dir: str, *, refuse: bool) -> None:
+    """Warns about the unsafe ops of a SavedModel that is about to be run.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+        refuse: raise instead.
+
+    Raises:
+        UnsafeOpsError: it has unsafe ops, and `refuse` is set.
+        SignatureError: there is no SavedModel, or it is damaged.
+    """
+    meta_graph = read_meta_graph(export_dir)
+    warning = describe_unsafe_ops(
+        export_dir, ModelGraph(meta_graph), read_signatures(meta_graph), refuse=refuse
+    )
+    if warning:
+        warnings.warn(warning, stacklevel=3)
 
 
 @functools.lru_cache(maxsize=1024)
 def _effect_of(op: str) -> str:
-    effect = next((effect for effect, pattern in _EFFECTS if pattern.fullmatch(op)), "")
+    effect = next((effect for effect, pattern in EFFECTS if pattern.fullmatch(op)), "")
     return effect or ("" if is_core(op) else "unknown op")
 
 
 class _Search:
-    """Looks for unsafe ops in what a run of the main graph reaches; what functions hold is remembered."""
+    """A search for the unsafe ops that runs of the main graph reach.
+
+    What a function holds is remembered.
+    """
 
     def __init__(self, graph: ModelGraph) -> None:
         self._graph = graph
@@ -159,19 +217,19 @@ class _Search:
         self._places: dict[str, tuple[tuple[str, str, str], ...]] = {}
 
     def run(
-        self, what: str, starts: Iterable[str], fed: frozenset[str], own: frozenset[str]
+        self, what: str, fetched: Iterable[str], fed: frozenset[str], own: frozenset[str]
     ) -> list[UnsafeOp]:
-        """Finds the unsafe ops of one run.
+        """Returns the unsafe ops of one run.
 
         Args:
-            what: is run, in words.
-            starts: nodes of the main graph that it fetches.
-            fed: tensors that it feeds, so that what makes them is not run.
+            what: what is run, for `UnsafeOp.where`.
+            fetched: names of the nodes of the main graph that it fetches.
+            fed: tensors that it feeds; nodes that only compute them are not run.
             own: those of them that hold paths of the model's own files.
         """
         graph = self._graph
         found: dict[UnsafeOp, None] = {}
-        stack = [(CallFrame(graph.main), graph.main.ancestors(starts, fed))]
+        stack = [(CallFrame(graph.main), graph.main.ancestors(fetched, fed))]
         while stack and len(found) < _MAX_FOUND:
             frame, names = stack.pop()
             for name in names:
@@ -193,12 +251,12 @@ class _Search:
                         for op, effect, place in self._places_in(call.function):
                             found[UnsafeOp(op, effect, f"{what}, {place}")] = None
                         continue
-                    # All its nodes: a function keeps stateful ones that lead to none of its outputs.
+                    # All its nodes: a function keeps stateful nodes that no output depends on.
                     stack.append((inner, iter(list(inner.body.nodes))))
         return list(found)[:_MAX_FOUND]
 
     def _places_in(self, function: str) -> tuple[tuple[str, str, str], ...]:
-        """The first unsafe ops of a function and of those it calls, whoever calls it: op, effect, place."""
+        """Returns op, effect and place of the first unsafe ops of a function and those it calls."""
         if function not in self._places:
             body = self._graph.function(function)
             places: dict[tuple[str, str, str], None] = {}
@@ -218,7 +276,10 @@ class _Search:
         return self._places[function]
 
     def _held_by(self, function: str) -> frozenset[str]:
-        """The ops of a function, and of those it calls, that may be unsafe. Chains of calls are short (`check_graph`)."""
+        """Returns the ops of a function, and of those it calls, that may be unsafe.
+
+        The recursion is short: `check_graph` limits chains of calls.
+        """
         if function not in self._held:
             body = self._graph.function(function)
             held: set[str] = set()
@@ -234,20 +295,17 @@ class _Search:
         return self._held[function]
 
     def _effect_of(self, op: str) -> str:
-        """What an op may do, told by its name; empty for a safe one and for a function."""
+        """Returns what an op may do, by its name; empty for a safe op and for a function."""
         return "" if self._graph.has_function(op) else _effect_of(op)
 
-    def _effect(self, frame: CallFrame, node: Any, own: frozenset[str]) -> str:
-        """What a node does, told by its attributes and inputs as well."""
+    def _effect(self, frame: CallFrame, node: NodeDef, own: frozenset[str]) -> str:
+        """Returns what a node does, by its op, attributes and inputs; empty for a safe node."""
         effect, op = self._effect_of(node.op), node.op
         if not effect:
             return ""
         if op == "PrintV2":
-            return (
-                "writes files"
-                if attribute(node, "output_stream").s.startswith(b"file://")
-                else effect
-            )
+            to_file = attribute(node, "output_stream").s.startswith(b"file://")
+            return "writes files" if to_file else effect
         if op in ("DecodeProtoV2", "EncodeProto"):
             source = attribute(node, "descriptor_source").s
             return "" if source in (b"", b"local://") or source.startswith(b"bytes://") else effect
@@ -255,80 +313,38 @@ class _Search:
             return effect if attribute(node, "vocab_file").s else ""
         if op in _BY_INPUT:
             position = 0 if op in _RESTORES else 1
-            at = self._graph.origin(frame, input_of(node, position), own)
-            if op in _CACHES:  # in memory where the name is empty
-                return "" if at is not None and self._is_empty(*at) else effect
-            return "" if self._is_own(at, own) else effect
+            path = self._graph.origin(frame, input_of(node, position), own)
+            if op in _CACHES:  # in memory where the path is empty
+                return "" if path is not None and self._is_empty(*path) else effect
+            return "" if self._is_own(path, own) else effect
         return effect
 
-    def _is_own(self, at: tuple[CallFrame, Any] | None, own: frozenset[str]) -> bool:
-        """Whether a path comes from one of the tensors `own`; TensorFlow 2 keeps paths of assets in variables."""
-        if at is not None and at[1].op == "VarHandleOp" and not self._patches_variables:
-            origins = self._graph.assignments.get(identity_of(at[1]), [])
-            return bool(origins) and all(self._is_fed(one, own) for one in origins)
-        return self._is_fed(at, own)
+    def _is_own(self, path: NodeInFrame | None, own: frozenset[str]) -> bool:
+        """Returns whether a path is the value of one of the tensors `own`.
+
+        TensorFlow 2 keeps the paths of assets in variables.
+        """
+        if path is not None and path[1].op == "VarHandleOp" and not self._patches_variables:
+            origins = self._graph.assignments.get(identity_of(path[1]), [])
+            return bool(origins) and all(self._is_fed(origin, own) for origin in origins)
+        return self._is_fed(path, own)
 
     @staticmethod
-    def _is_fed(at: tuple[CallFrame, Any] | None, own: frozenset[str]) -> bool:
+    def _is_fed(path: NodeInFrame | None, own: frozenset[str]) -> bool:
         return (
-            at is not None
-            and at[0].caller is None
-            and any(source_of(name) == at[1].name for name in own)
+            path is not None
+            and path[0].caller is None
+            and any(source_of(name) == path[1].name for name in own)
         )
 
     @functools.cached_property
     def _patches_variables(self) -> bool:
-        """Whether a load changes parts of variables, so that their assignments do not tell their values."""
-        ops = self._graph.ops_run_by([*self._graph.restore_starts, *self._graph.init_starts])
+        """Returns whether a load changes parts of variables, besides assigning whole values."""
+        ops = self._graph.ops_run_by([*self._graph.restore_nodes, *self._graph.init_nodes])
         return any(_PATCHES.match(op) for op in ops)
 
-    def _is_empty(self, frame: CallFrame, node: Any) -> bool:
+    def _is_empty(self, frame: CallFrame, node: NodeDef) -> bool:
         if node.op != "Const":
             return False
         value = constant_value(node, self._graph.budget, frame.body.name)
         return value is not None and value.tolist() == b""
-
-
-def describe_unsafe_ops(
-    export_dir: str, graph: ModelGraph, signatures: Sequence[Signature], *, refuse: bool = False
-) -> str:
-    """Returns the warning about the unsafe ops of a SavedModel; empty where it has none.
-
-    Args:
-        export_dir: the SavedModel, for the text.
-        graph: its graph.
-        signatures: those that may be run.
-        refuse: raise instead.
-
-    Raises:
-        UnsafeOpsError: it has unsafe ops, and `refuse` is set.
-        SignatureError: the graph holds more calls than can be followed.
-    """
-    ops = find_unsafe_ops(graph, signatures)
-    if not ops:
-        return ""
-    if refuse:
-        raise UnsafeOpsError(
-            f"Refused to run SavedModel {export_dir!r}: nothing was run. {render_unsafe_ops(ops)} To run it all the same, "
-            "leave out refuse_unsafe_ops (--refuse-unsafe-ops)."
-        )
-    return f"SavedModel {export_dir!r} will be run. {render_unsafe_ops(ops)}"
-
-
-def check_saved_model(export_dir: str, *, refuse: bool) -> None:
-    """Warns of the unsafe ops of a SavedModel that is about to be run.
-
-    Args:
-        export_dir: version directory of a SavedModel.
-        refuse: raise instead.
-
-    Raises:
-        UnsafeOpsError: it has unsafe ops, and `refuse` is set.
-        SignatureError: there is no SavedModel, or it is damaged.
-    """
-    meta_graph = read_meta_graph(export_dir)
-    text = describe_unsafe_ops(
-        export_dir, ModelGraph(meta_graph), read_signatures(meta_graph), refuse=refuse
-    )
-    if text:
-        warnings.warn(text, stacklevel=3)

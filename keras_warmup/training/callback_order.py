@@ -1,4 +1,4 @@
-"""Where a callback stands among the others: `EarlyStopping` behind an export would restore weights after it."""
+"""Moves an export callback behind callbacks that restore weights at the end of training."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import Any
 
 import keras
 
-# CallbackList calls on_train_begin directly; a subclass or a wrapper of it adds a frame or two.
-_FRAMES_TO_CALLBACK_LIST = 6
-
 
 def move_behind_restoring(callback: keras.callbacks.Callback) -> None:
-    """Puts `callback` at the end of its `CallbackList` if one behind it would restore weights after its export."""
+    """Moves `callback` to the end of its `CallbackList` if a later callback restores weights.
+
+    `EarlyStopping(restore_best_weights=True)` restores them in `on_train_end`, which must run
+    before the export. Call this in `on_train_begin`; nothing happens without a `CallbackList`.
+    """
     callback_list = _callback_list_of(callback)
     if callback_list is None:
         return
@@ -24,15 +25,18 @@ def move_behind_restoring(callback: keras.callbacks.Callback) -> None:
 
 
 def _callback_list_of(callback: keras.callbacks.Callback) -> Any:
-    """The `CallbackList` whose hook is running; Keras hands callbacks the model, not the list they are in."""
+    """Returns the `CallbackList` whose hook is running, or `None`.
+
+    Keras gives a callback the model and the parameters of `fit`, but no reference to its list, so
+    the list is looked up in the callers' frames. Exporting from the hook of the `History` callback
+    that Keras appends would need no frames, but would export nothing where the list has none.
+    """
     frame = inspect.currentframe()
-    for _ in range(_FRAMES_TO_CALLBACK_LIST):
-        frame = frame.f_back if frame is not None else None
-        if frame is None:
-            return None
+    while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, keras.callbacks.CallbackList) and any(
             other is callback for other in caller.callbacks
         ):
             return caller
+        frame = frame.f_back
     return None

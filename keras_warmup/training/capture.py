@@ -1,9 +1,11 @@
-"""Keeps a few of the batches a model is really trained on, without changing what `fit` does.
+"""Keeps a few of the batches that a model is trained on, without changing the training.
 
-A callback is not shown the data, and `fit` holds its iterator in a local variable. But it hands that iterator to
-`model.train_function`. At the few steps the sample needs, `before_step` puts a stand-in there for one call: it puts the
-original back, pulls the elements that step is about to use, copies a few rows, and calls the original with an
-iterator over those same elements. At all other steps, and after any exception, nothing of ours is in the way.
+Keras does not pass the data to callbacks, and `fit` keeps its iterator in a local variable. But
+`fit` passes that iterator to `model.train_function`. For each of the few steps that the sample
+needs, `BatchTap.before_step` replaces that function with a `StandIn` for one call. The stand-in
+restores the original, pulls the elements of this step, copies a few rows of them, and calls the
+original with an iterator over the same elements. At all other steps, and after any exception, the
+model has its own function.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup.data.batch import Batch, map_leaves, render_path, walk
+from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, render_path, slice_leaf, walk
 from keras_warmup.data.leaves import count_rows, read_leaf
-from keras_warmup.data.sampling import BatchSample, ShapeKey, nbytes, own, shape_of
-from keras_warmup.data.sources import x_of
+from keras_warmup.data.sampling import BatchSample, ShapeKey, copy_arrays, nbytes, shape_of
+from keras_warmup.data.sources import unpack_x
 from keras_warmup.errors import DataError
 
-# With no free dimension every batch warms the same kernels, and a request takes 2 rows: each batch more costs taps.
+# Without a free dimension all batches warm the same kernels, and more batches cost more taps.
 FIXED_SHAPE_BATCHES = 2
 _NEVER = sys.maxsize
 
@@ -36,43 +38,43 @@ def remember(model: Any, batches: list[Batch], shapes_seen: int = 0) -> None:
     """Keeps batches for a model as long as the model lives; replaces those of an earlier `fit`.
 
     Args:
-        model: the model they were fed to.
+        model: the model that was trained on them.
         batches: rows it was trained on.
-        shapes_seen: how many shapes of x were met while sampling, those of `batches` included.
+        shapes_seen: number of shapes of x seen while sampling, including those of `batches`.
     """
     _captured[model] = (tuple(batches), shapes_seen)
 
 
 def captured_batches(model: Any) -> list[Batch]:
-    """The batches last remembered for this very model; empty if there are none."""
+    """Returns the batches last remembered for this model; an empty list if there are none."""
     return list(_captured.get(model, ((), 0))[0])
 
 
 def captured_shapes(model: Any) -> int:
-    """How many shapes of x were met while the batches of this model were sampled; 0 if there are none."""
+    """Returns how many shapes of x were seen in the last `fit` of this model; 0 if none."""
     return _captured.get(model, ((), 0))[1]
 
 
 class BatchTap:
-    """Samples the batches of one `fit` evenly, from the first step to the last, whatever its length.
+    """Samples the batches of one `fit` evenly, from the first step to the last.
 
-    Call `begin` in `on_train_begin`, `before_step` in `on_train_batch_begin` and `end` in `on_train_end`. Of the batch
-    hooks, `on_train_batch_begin` alone costs nothing: Keras computes no logs for it, and goes on dispatching the others
-    asynchronously.
+    Call `begin` in `on_train_begin`, `before_step` in `on_train_batch_begin` and `end` in
+    `on_train_end`. Of the batch hooks only `on_train_batch_begin` costs nothing: Keras computes no
+    logs for it and continues to dispatch the other hooks asynchronously.
 
-    Weights, history, traces and compilations are those of a `fit` without it. Its own errors never reach `fit`: the
-    first one warns, and the tap stops.
+    Weights, history, traces and compilations are those of a `fit` without a tap. Errors of the tap
+    never reach `fit`: the first one warns and stops the sampling.
 
     Args:
-        num_batches: batches to keep, at least 1. Where x has no free dimension besides its rows, at most 2 are kept;
-            where it has, up to as many again for shapes that the sample lacks.
-        rows: most rows to keep of a batch, at least 1: a contiguous range at a seeded start.
+        num_batches: batches to keep, at least 1. If x has no free dimension besides its rows, at
+            most 2 are kept; else up to as many again for shapes that the sample lacks.
+        rows: most rows to keep of a batch, at least 1: a contiguous range at a random start.
         seed: seed of every choice.
         max_bytes: most bytes to keep in all; one batch of one row is kept even if it is larger.
 
     Attributes:
-        problem: why sampling stopped; `None` while all is well.
-        taps: steps at which elements were looked at.
+        problem: why sampling stopped; `None` if it did not.
+        taps: steps whose elements were copied or counted.
     """
 
     def __init__(self, num_batches: int, rows: int, seed: int, max_bytes: int) -> None:
@@ -83,81 +85,95 @@ class BatchTap:
         self._due = _NEVER
         self._step = 0
         self._sample: BatchSample | None = None
-        self._announced = False
+        self._warned = False
         self.problem: str | None = None
         self.taps = 0
 
     def begin(self, model: Any) -> None:
-        """Forgets what an earlier `fit` gave and starts sampling at the next step."""
+        """Drops the batches of an earlier `fit` and starts sampling at the next step."""
         restore(model)
         self._due = 0
         self._step = 0
         self._sample = None
-        self._announced = False
+        self._warned = False
         self.problem = None
         self.taps = 0
 
     def before_step(self, model: Any) -> None:
-        """Readies the next call of `model.train_function` for sampling if the sample needs it; else only counts."""
+        """Prepares the next call of `model.train_function` for sampling, if the sample needs it."""
         step = self._step
         self._step = step + 1
         if step < self._due:
             return
         original = vars(model).get("train_function")
         if not callable(original):
-            self._stop(f"{type(model).__name__} has no train_function of its own")
-            self._announce()
+            self.stop(f"{type(model).__name__} has no train_function of its own")
+            self.warn_if_stopped()
             return
-        vars(model)["train_function"] = _StandIn(self, model, original)
+        vars(model)["train_function"] = StandIn(self, model, original)
 
     def end(self, model: Any) -> None:
-        """Stops sampling. What was kept stays."""
+        """Ends sampling; keeps the batches."""
         restore(model)
         self._due = _NEVER
 
     def batches(self) -> list[Batch]:
-        """The batches kept: the even sample in the order of training, then those kept for their shapes."""
+        """Returns the even sample in the order of training, then the batches for other shapes."""
         return [] if self._sample is None else self._sample.batches()
 
     def seen_shapes(self) -> dict[ShapeKey, int]:
-        """Shapes of x, without rows, at the steps looked at, with how often; early steps are looked at more often."""
+        """Returns how many elements were seen with each shape of x, without its rows.
+
+        Early steps are looked at more often.
+        """
         return {} if self._sample is None else dict(self._sample.seen_shapes)
 
-    def _stop(self, problem: str) -> None:
+    def stop(self, problem: str) -> None:
+        """Stops sampling until the next `begin`; `problem` says why."""
         self.problem = self.problem or problem
         self._due = _NEVER
 
-    def _announce(self) -> None:
-        """Warns of the problem, once. Called after the step is trained: a user may have made warnings errors."""
-        if self.problem is None or self._announced:
+    def warn_if_stopped(self) -> None:
+        """Warns of the problem, once per `fit`.
+
+        Call this after the step is trained: users may turn warnings into errors.
+        """
+        if self.problem is None or self._warned:
             return
-        self._announced = True
+        self._warned = True
         warnings.warn(
-            f"Sampling of training batches stopped: {self.problem}. Training goes on unchanged. "
+            f"Sampling of training batches stopped: {self.problem}. Training continues unchanged. "
             "Pass data= for warmup records of real rows.",
             UserWarning,
             stacklevel=2,
         )
 
-    def _missed(self) -> None:
-        """Makes the next execution due in place of this one, which had no rows or found its iterator exhausted."""
+    def sample_next_step(self) -> None:
+        """Makes the next step due, such as in place of a step without rows."""
         if self.problem is None:
             self._due = self._step
 
-    def _look(self, elements: list[Any], element_spec: Any) -> None:
-        """Copies what the sample needs of the elements of one execution. Never raises an `Exception`."""
+    def sample_elements(self, elements: list[Any], element_spec: Any) -> None:
+        """Copies the rows that the sample needs of the elements of one call of `train_function`.
+
+        Never raises an `Exception`.
+
+        Args:
+            elements: as `fit` trains on them.
+            element_spec: their spec; `None` if it is not known.
+        """
         try:
             self._keep(elements, element_spec)
         except DataError as error:
-            self._stop(str(error).rstrip("."))
-        # Training must survive whatever a user's types do when sliced. The text of a foreign error may hold values.
+            self.stop(str(error).rstrip("."))
+        # Slicing a user's types may raise anything. The text of a foreign error may hold values.
         except Exception as error:
-            self._stop(f"{type(error).__name__} while copying rows of an element")
+            self.stop(f"{type(error).__name__} while copying rows of an element")
 
     def _keep(self, elements: list[Any], element_spec: Any) -> None:
         where = "a training element"
         if self._sample is None:
-            free = element_spec is None or _has_free_dimension(x_of(element_spec, where))
+            free = element_spec is None or _has_free_dimension(unpack_x(element_spec, where))
             self._sample = BatchSample(
                 self._num_batches if free else min(self._num_batches, FIXED_SHAPE_BATCHES),
                 self._seed,
@@ -166,16 +182,17 @@ class BatchTap:
             )
         sample = self._sample
         xs = [
-            map_leaves(lambda _, leaf: _unwrap(leaf), x_of(element, where)) for element in elements
+            map_leaves(lambda _, leaf: _unwrap(leaf), unpack_x(element, where))
+            for element in elements
         ]
         sizes = [count_rows(x, where) for x in xs]
         shapes = [shape_of(x) for x in xs]
         for shape in shapes:
-            sample.see(shape)
+            sample.count_shape(shape)
         self.taps += 1
         filled = [index for index, size in enumerate(sizes) if size]
         if not filled:
-            self._missed()
+            self.sample_next_step()
             return
         chosen = filled[sample.choose_index(len(filled))]
         sample.add(self._copy(sample, xs[chosen], sizes[chosen]), shapes[chosen])
@@ -185,22 +202,28 @@ class BatchTap:
         self._due = self._step + sample.gap
 
     def _copy(self, sample: BatchSample, x: Any, size: int) -> Batch:
-        """Rows of x on the host: at most `rows` of them, fewer where they take more bytes than one batch may."""
+        """Copies at most `rows` rows of x; fewer if they would exceed the bytes of one batch."""
         bound = sample.max_batch_bytes
         rows = self._rows
         if bound is not None:
             rows = max(1, min(rows, bound // max(1, _dense_row_bytes(x))))
         start, stop = sample.choose_rows(size, rows)
         batch = _rows_on_host(x, start, stop)
-        # What strings and ragged rows take is only known once they are here.
+        # The size of strings and ragged rows is only known on the host.
         if bound is not None and stop - start > 1 and nbytes(batch) > bound:
             rows = max(1, bound * (stop - start) // nbytes(batch))
             batch = _rows_on_host(x, start, start + rows)
         return batch
 
 
-class _StandIn:
-    """Takes the place of `model.train_function` for one call."""
+class StandIn:
+    """Replaces `model.train_function` for one call.
+
+    Args:
+        tap: samples the elements of the call.
+        model: the model in training.
+        original: the model's own `train_function`.
+    """
 
     def __init__(self, tap: BatchTap, model: Any, original: Callable[..., Any]) -> None:
         self.original = original
@@ -208,33 +231,29 @@ class _StandIn:
         self._model = model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # First of all, so that no exception from here on can leave us behind.
+        """Restores the original and calls it with the same elements."""
+        # First, so that no exception leaves the stand-in behind.
         if vars(self._model).get("train_function") is self:
             vars(self._model)["train_function"] = self.original
         result = self._run(args, kwargs)
-        self._tap._announce()
+        self._tap.warn_if_stopped()
         return result
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        source = args[-1] if args else None
+        source: Any = args[-1] if args else None
         if isinstance(source, tf.data.Iterator):
             return self._run_dataset(source, args, kwargs)
         if isinstance(source, list):
             # torch: the elements themselves.
-            self._tap._look(source, None)
+            self._tap.sample_elements(source, None)
             return self.original(*args, **kwargs)
-        if (
-            len(args) == 2
-            and isinstance(source, Iterator)
-            and not isinstance(source, tf.distribute.DistributedIterator)
-        ):
+        is_iterator = isinstance(source, Iterator)
+        if isinstance(source, tf.distribute.DistributedIterator) or not is_iterator:
+            self._tap.stop(f"fit reads from {type(source).__name__}, which cannot be sampled")
+        elif len(args) == 2:
             # JAX: (state, iterator).
             return self._run_python(source, args, kwargs)
-        # train_on_batch passes a generator; it can come here only after an interrupted fit, and is no part of one.
-        if isinstance(source, tf.distribute.DistributedIterator) or not isinstance(
-            source, Iterator
-        ):
-            self._tap._stop(f"fit reads from {type(source).__name__}, which cannot be looked into")
+        # A generator alone is from train_on_batch, after an interrupted fit: not part of a fit.
         return self.original(*args, **kwargs)
 
     def _run_dataset(
@@ -244,14 +263,15 @@ class _StandIn:
         if not elements:
             if error is not None:
                 raise error
-            self._tap._missed()
+            self._tap.sample_next_step()
             return self.original(*args, **kwargs)
-        self._tap._look(elements, source.element_spec)
+        self._tap.sample_elements(elements, source.element_spec)
         try:
             substitute = _dataset_iterator(elements, source.element_spec)
-        # These elements are pulled and must be trained on. A generator takes what any pipeline may yield, but is slow.
-        except Exception as error_of_ours:
-            self._tap._stop(f"{type(error_of_ours).__name__} while handing an element back")
+        # The model must be trained on the pulled elements. A generator takes the elements of any
+        # pipeline, but is slow.
+        except Exception as failure:
+            self._tap.stop(f"{type(failure).__name__} while passing an element on")
             substitute = iter(
                 tf.data.Dataset.from_generator(
                     lambda: iter(elements), output_signature=source.element_spec
@@ -259,7 +279,7 @@ class _StandIn:
             )
         result = self.original(*args[:-1], substitute, **kwargs)
         if error is not None:
-            # The user's own pipeline failed within this execution, after the steps just trained.
+            # The user's pipeline failed within this call, after the steps just trained.
             raise error
         return result
 
@@ -268,20 +288,20 @@ class _StandIn:
     ) -> Any:
         elements, error = _pull(source, _steps_per_execution(self._model))
         if elements:
-            self._tap._look(elements, None)
+            self._tap.sample_elements(elements, None)
         else:
-            self._tap._missed()
+            self._tap.sample_next_step()
         return self.original(*args[:-1], _python_iterator(elements, error), **kwargs)
 
 
 def restore(model: Any) -> None:
-    """Puts the model's own `train_function` back if an interrupted `fit` left a stand-in there."""
-    while isinstance(left := vars(model).get("train_function"), _StandIn):
+    """Restores the model's own `train_function` if an interrupted `fit` left a stand-in there."""
+    while isinstance(left := vars(model).get("train_function"), StandIn):
         vars(model)["train_function"] = left.original
 
 
 def _steps_per_execution(model: Any) -> int:
-    # tf_keras keeps a tf.Variable, which changes for the last, shorter execution of an epoch.
+    # tf_keras has a tf.Variable, which changes for the last, shorter execution of an epoch.
     steps = getattr(model, "steps_per_execution", None)
     if steps is None:
         steps = getattr(model, "_steps_per_execution", None)
@@ -289,7 +309,7 @@ def _steps_per_execution(model: Any) -> int:
 
 
 def _pull(source: Iterator[Any], count: int) -> tuple[list[Any], Exception | None]:
-    """Up to `count` elements, and the error with which the iterator failed after them, if it did."""
+    """Returns up to `count` elements, and the error that the iterator raised after them."""
     elements: list[Any] = []
     try:
         for _ in range(count):
@@ -308,13 +328,13 @@ def _python_iterator(elements: list[Any], error: Exception | None) -> Iterator[A
 
 
 def _dataset_iterator(elements: list[Any], element_spec: Any) -> tf.data.Iterator:
-    """An iterator over these elements with the very spec of the one they came from, so that nothing is traced again."""
+    """Returns an iterator over the elements with their original spec, so that nothing retraces."""
     dataset = None
     for element in elements:
         variant = tf.data.experimental.to_variant(tf.data.Dataset.from_tensors(element))
         one = tf.data.experimental.from_variant(variant, element_spec)
         dataset = one if dataset is None else dataset.concatenate(one)
-    # Rewriting and tuning a pipeline of one element takes longer than running it.
+    # Optimizing a pipeline of one element takes longer than running it.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
@@ -322,6 +342,7 @@ def _dataset_iterator(elements: list[Any], element_spec: Any) -> tf.data.Iterato
 
 
 def _has_free_dimension(spec: Any) -> bool:
+    """Returns whether a leaf of x has a free dimension besides its rows."""
     for _, leaf in walk(spec):
         shape = getattr(leaf, "shape", None)
         if isinstance(leaf, tf.OptionalSpec) or shape is None:
@@ -338,24 +359,21 @@ def _unwrap(leaf: Any) -> Any:
 
 
 def _dense_row_bytes(x: Any) -> int:
+    """Returns the bytes of one row of the dense numeric leaves, which may be on a device."""
     total = 0
     for _, leaf in walk(x):
-        size = getattr(getattr(leaf, "dtype", None), "size", None) or getattr(
-            getattr(leaf, "dtype", None), "itemsize", None
-        )
+        dtype = getattr(leaf, "dtype", None)
+        size = getattr(dtype, "size", None) or getattr(dtype, "itemsize", None)
         if size and not isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
             total += int(size) * int(np.prod(tuple(leaf.shape)[1:], dtype=np.int64))
     return total
 
 
 def _rows_on_host(x: Any, start: int, stop: int) -> Batch:
-    def take(path: tuple[str | int, ...], leaf: Any) -> Any:
-        if leaf is None:
-            return None
-        if isinstance(leaf, tf.SparseTensor):
-            shape = [stop - start, *leaf.dense_shape.numpy()[1:]]
-            return tf.sparse.slice(leaf, [start] + [0] * (len(shape) - 1), shape)
-        return read_leaf(leaf[start:stop], f"{render_path(path)} of a training element")
+    def read(path: FeaturePath, leaf: Any) -> Any:
+        return read_leaf(
+            slice_leaf(leaf, start, stop), f"{render_path(path)} of a training element"
+        )
 
     # A copy, since an element may share the memory of the user's arrays.
-    return own(Batch(map_leaves(take, x), stop - start, "captured"))
+    return copy_arrays(Batch(map_leaves(read, x), stop - start, "captured"))

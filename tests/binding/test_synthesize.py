@@ -1,17 +1,19 @@
-"""Made-up rows have the dtypes, shapes and formats that the signature and its graph ask for, and run."""
+"""Made-up rows have the dtypes, shapes and formats that the signature and its graph need."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.binding.synthesize import FREE_DIM, synthesize_rows
 from keras_warmup.errors import SignatureError
 from keras_warmup.options import DEFAULT_BATCH_SIZE
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
-from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     ExampleParser,
@@ -19,27 +21,18 @@ from keras_warmup.savedmodel.string_formats import (
     ImageDecoder,
     PlainText,
 )
+from tests.builders import make_signature
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128", "bool", "string"]
 DTYPES += [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 
 
-def signature(inputs, defaults=()):
-    specs = {
-        name: SignatureTensor(name, f"{name}:0", dtype, shape)
-        for name, (dtype, shape) in inputs.items()
-    }
-    return Signature(
-        "serving_default", "tensorflow/serving/predict", specs, {}, frozenset(defaults)
-    )
-
-
-def make(inputs, consumers=None, seed=0, defaults=()):
-    return synthesize_rows(signature(inputs, defaults), consumers or {}, seed)
+def make(inputs: Any, string_formats: Any = None, seed: int = 0, defaults: Any = ()) -> BoundBatch:
+    return synthesize_rows(make_signature(inputs, defaults=defaults), string_formats or {}, seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype_a_request_carries_is_made_and_survives_the_wire(dtype):
+def test_every_dtype_of_requests_is_made_and_survives_the_wire(dtype: str) -> None:
     bound = make({"a": (dtype, (None, 3))})
     array = bound.arrays["a"]
     assert array.shape == (DEFAULT_BATCH_SIZE, 3)
@@ -50,7 +43,7 @@ def test_every_dtype_a_request_carries_is_made_and_survives_the_wire(dtype):
     np.testing.assert_array_equal(tf.make_ndarray(proto), array)
 
 
-def test_floats_are_in_the_unit_interval_and_integers_the_index_every_table_has():
+def test_floats_are_in_the_unit_interval_and_integers_are_zero() -> None:
     bound = make(
         {
             "f": ("float32", (None, 50)),
@@ -65,7 +58,7 @@ def test_floats_are_in_the_unit_interval_and_integers_the_index_every_table_has(
     assert (bound.source, bound.x, bound.size) == ("synthetic", None, DEFAULT_BATCH_SIZE)
 
 
-def test_the_seed_decides_the_floats():
+def test_the_seed_decides_the_floats() -> None:
     inputs = {"f": ("float32", (None, 4))}
     np.testing.assert_array_equal(
         make(inputs, seed=3).arrays["f"], make(inputs, seed=3).arrays["f"]
@@ -73,7 +66,7 @@ def test_the_seed_decides_the_floats():
     assert not np.array_equal(make(inputs, seed=3).arrays["f"], make(inputs, seed=4).arrays["f"])
 
 
-def test_free_dimensions_that_are_no_batch_are_large_enough_for_convolutions():
+def test_free_dimensions_besides_the_batch_are_large_enough_for_convolutions() -> None:
     assert make({"image": ("float32", (None, None, None, 3))}).arrays["image"].shape == (
         DEFAULT_BATCH_SIZE,
         FREE_DIM,
@@ -83,17 +76,17 @@ def test_free_dimensions_that_are_no_batch_are_large_enough_for_convolutions():
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_a_batch_that_one_input_fixes_holds_for_all(rows):
+def test_a_batch_that_one_input_fixes_holds_for_all(rows: Any) -> None:
     bound = make({"a": ("float32", (rows, 4)), "b": ("int64", (None,)), "t": ("float32", ())})
     assert {name: array.shape for name, array in bound.arrays.items()} == {
         "a": (rows, 4),
         "b": (rows,),
         "t": (),
     }
-    assert (bound.size, bound.row_inputs) == (rows, {"a", "b"})
+    assert (bound.size, bound.row_inputs) == (rows, frozenset({"a", "b"}))
 
 
-def test_scalars_have_no_batch_and_defaults_are_left_to_the_server():
+def test_scalars_have_no_batch_and_defaults_are_left_to_the_server() -> None:
     bound = make({"t": ("float32", ()), "d": ("float32", (None,))}, defaults=["d"])
     assert (set(bound.arrays), bound.size, bound.row_inputs) == ({"t"}, 1, frozenset())
 
@@ -107,27 +100,27 @@ SPEC = {
 
 
 @pytest.mark.parametrize("shape", [(None,), (3,), None], ids=["vector", "fixed", "unknown rank"])
-def test_examples_hold_every_feature_of_the_parser(shape):
+def test_examples_hold_every_feature_of_the_parser(shape: Any) -> None:
     bound = make({"examples": ("string", shape)}, {"examples": ExampleParser(SPEC)})
     rows = bound.arrays["examples"]
     assert len(rows) == bound.size == (3 if shape == (3,) else DEFAULT_BATCH_SIZE)
     assert set(tf.train.Example.FromString(rows[0]).features.feature) == set(SPEC)
 
 
-def test_images_are_files_that_decode():
+def test_images_are_files_that_decode() -> None:
     bound = make({"image": ("string", (None,))}, {"image": ImageDecoder(("png", "jpeg"), 3)})
     assert [tf.io.decode_image(row).shape for row in bound.arrays["image"]] == [
         (FREE_DIM, FREE_DIM, 3)
     ] * 2
 
 
-def test_base64_holds_what_the_graph_decodes_first():
+def test_images_are_in_base64_if_the_graph_decodes_that_first() -> None:
     bound = make({"image": ("string", (None,))}, {"image": Base64(ImageDecoder(("jpeg",), 1))})
     decoded = tf.io.decode_base64(bound.arrays["image"].tolist())
     assert [tf.io.decode_jpeg(row).shape for row in decoded] == [(FREE_DIM, FREE_DIM, 1)] * 2
 
 
-def test_other_strings_are_empty():
+def test_other_strings_are_empty() -> None:
     assert make({"text": ("string", (None,))}, {"text": PlainText()}).arrays["text"].tolist() == [
         b"",
         b"",
@@ -139,19 +132,20 @@ def test_other_strings_are_empty():
     [
         (
             ("float32", None),
-            "Cannot make up rows for signature 'serving_default': input 'a' (float32) has an unknown rank. Pass data=.",
+            "Cannot make up rows for signature 'serving_default': input 'a' (float32) has an "
+            "unknown rank. Pass data=.",
         ),
         (
             ("resource", (None,)),
-            "Signature 'serving_default' takes a resource as 'a'; no request carries one.",
+            "Signature 'serving_default' takes a resource as 'a', which requests cannot have.",
         ),
         (
             ("variant", ()),
-            "Signature 'serving_default' takes a variant as 'a'; no request carries one.",
+            "Signature 'serving_default' takes a variant as 'a', which requests cannot have.",
         ),
     ],
 )
-def test_what_cannot_be_made_up_is_refused(spec, text):
+def test_inputs_of_unknown_rank_or_without_values_are_refused(spec: Any, text: str) -> None:
     with pytest.raises(SignatureError) as error:
         make({"a": spec})
     assert str(error.value) == text

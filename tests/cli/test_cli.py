@@ -143,7 +143,7 @@ def test_npz_must_hold_plain_arrays(capsys, tmp_path, export_dir):
     for path, expected in (
         (pickled, "It must be an .npz file of plain arrays"),
         (text, "It must be an .npz file of plain arrays"),
-        (empty, "it holds no named array"),
+        (empty, "it has no named arrays"),
     ):
         code, _, err = run(capsys, "add", export_dir, "--data", str(path))
         assert code == EXIT_USAGE

@@ -1,15 +1,18 @@
-"""`data=` is read as `fit` reads it, and what cannot be read is refused with its place and its cure."""
+"""`data=` is read as `fit` reads it; errors say what cannot be read and what to do."""
 
 from __future__ import annotations
 
 import collections
 import itertools
+import pathlib
 import re
 import subprocess
 import sys
 import traceback
 import types
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,14 +23,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_warmup.data.batch import describe, walk
+from keras_warmup.data.batch import Batch, describe, walk
 from keras_warmup.data.leaves import read_leaf
-from keras_warmup.data.sources import read_batches, x_of
+from keras_warmup.data.sources import read_batches, unpack_x
 from keras_warmup.errors import DataError
 
 ACCEPTED = (
-    "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a tf.data.Dataset, a PyDataset, a "
-    "torch DataLoader, a generator or a function that returns one."
+    "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a "
+    "tf.data.Dataset, a PyDataset, a torch DataLoader, a generator or a function that returns one."
 )
 
 X = np.arange(20, dtype=np.float32).reshape(5, 4)
@@ -35,16 +38,16 @@ Y = np.arange(5)
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
-def sizes(data, **options):
+def sizes(data: Any, **options: Any) -> list[int]:
     return [batch.size for batch in read_batches(data, **options)]
 
 
-def only(data, **options):
+def only(data: Any, **options: Any) -> Batch:
     (batch,) = read_batches(data, **options)
     return batch
 
 
-def message_of(data):
+def message_of(data: Any) -> str:
     with pytest.raises(DataError) as caught, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         list(read_batches(data))
@@ -52,22 +55,22 @@ def message_of(data):
 
 
 class Pairs(keras.utils.PyDataset):
-    def __init__(self, count):
+    def __init__(self, count: int | None) -> None:
         super().__init__()
         self.count = count
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         return self.count
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return X + index, Y
 
 
 # Arrays and structures of them are x.
 
 
-def test_arrays_are_cut_into_batches_in_order():
+def test_arrays_are_cut_into_batches_in_order() -> None:
     read = list(read_batches(X, batch_size=2))
     assert [batch.size for batch in read] == [2, 2, 1]
     assert {batch.source for batch in read} == {"data"}
@@ -85,7 +88,7 @@ def test_arrays_are_cut_into_batches_in_order():
     ],
     ids=["array", "list", "tuple", "dict", "namedtuple"],
 )
-def test_structures_keep_their_shape(x):
+def test_structures_keep_their_shape(x: Any) -> None:
     read = only(x)
     assert type(read.x) is type(x)
     assert [(path, describe(leaf)) for path, leaf in walk(read.x)] == [
@@ -94,7 +97,7 @@ def test_structures_keep_their_shape(x):
 
 
 class ArrayLike:
-    def __array__(self, dtype=None, copy=None):
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
         return X
 
 
@@ -103,13 +106,13 @@ class ArrayLike:
     [tf.constant(X), tf.Variable(X), keras.Variable(X), ArrayLike(), pd.DataFrame(X)],
     ids=["tensor", "variable", "keras_variable", "array_like", "data_frame"],
 )
-def test_array_likes_become_arrays(leaf):
+def test_array_likes_become_arrays(leaf: Any) -> None:
     read = only(leaf).x
     assert isinstance(read, np.ndarray)
     np.testing.assert_array_equal(read, X)
 
 
-def test_a_mapping_such_as_an_npz_file_is_a_dict(tmp_path):
+def test_a_mapping_such_as_an_npz_file_is_a_dict(tmp_path: pathlib.Path) -> None:
     np.savez(tmp_path / "x.npz", a=X, b=Y)
     with np.load(tmp_path / "x.npz") as file:
         assert sorted(only(file).x) == ["a", "b"]
@@ -118,7 +121,7 @@ def test_a_mapping_such_as_an_npz_file_is_a_dict(tmp_path):
 @pytest.mark.parametrize(
     "dtype", ["float16", "bfloat16", "float64", "uint8", "int64", "bool", "complex64", "uint32"]
 )
-def test_dtypes_are_kept(dtype):
+def test_dtypes_are_kept(dtype: str) -> None:
     array = np.zeros((3, 2), tf.as_dtype(dtype).as_numpy_dtype)
     assert only(array).x.dtype == array.dtype
     assert only(tf.data.Dataset.from_tensors(tf.constant(array))).x.dtype == array.dtype
@@ -126,7 +129,7 @@ def test_dtypes_are_kept(dtype):
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 40), batch_size=st.integers(1, 12))
-def test_every_row_of_an_array_is_in_one_batch(rows, batch_size):
+def test_every_row_of_an_array_is_in_one_batch(rows: Any, batch_size: int) -> None:
     read = list(read_batches({"a": np.arange(rows), "b": [np.arange(rows)]}, batch_size=batch_size))
     assert all(batch.size == len(batch.x["a"]) <= batch_size for batch in read)
     assert np.concatenate([batch.x["a"] for batch in read]).tolist() == list(range(rows))
@@ -144,18 +147,18 @@ def test_every_row_of_an_array_is_in_one_batch(rows, batch_size):
     ],
     ids=["U", "S", "object", "tensor", "list_of_str", "list_of_bytes"],
 )
-def test_strings_become_objects_of_bytes(x):
+def test_strings_become_objects_of_bytes(x: Any) -> None:
     read = only(x).x
     assert (read.dtype, read.shape) == (np.dtype(object), (2,))
     assert read.tolist() == ["é".encode(), b"b"]
 
 
-def test_serialized_bytes_keep_trailing_zeros():
+def test_serialized_bytes_keep_trailing_zeros() -> None:
     assert only([b"a\0\0", b"\0"]).x.tolist() == [b"a\0\0", b"\0"]
     assert only({"example": [b"a\0"]}).x["example"].tolist() == [b"a\0"]
 
 
-def test_ragged_and_sparse_stay_what_they_are():
+def test_ragged_and_sparse_tensors_are_kept() -> None:
     ragged = tf.ragged.constant([[1], [2, 3], [4]])
     read = list(read_batches({"r": ragged, "s": tf.sparse.from_dense(np.eye(3))}, batch_size=2))
     assert [batch.size for batch in read] == [2, 1]
@@ -167,7 +170,7 @@ def test_ragged_and_sparse_stay_what_they_are():
 
 
 @pytest.mark.parametrize("form", ["csr_matrix", "csc_matrix", "coo_array", "lil_matrix"])
-def test_scipy_matrices_become_sparse_tensors(form):
+def test_scipy_matrices_become_sparse_tensors(form: str) -> None:
     dense = np.array([[0, 2.0], [1, 0], [3, 4]])
     read = only(getattr(scipy.sparse, form)(dense)).x
     assert isinstance(read, tf.SparseTensor)
@@ -177,13 +180,13 @@ def test_scipy_matrices_become_sparse_tensors(form):
 # DataFrames.
 
 
-def test_a_data_frame_of_numbers_is_one_array_as_in_fit():
+def test_a_data_frame_of_numbers_is_one_array_as_in_fit() -> None:
     read = only(pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5], "c": [True, False]})).x
     assert read.tolist() == [[1, 0.5, 1], [2, 1.5, 0]]
     assert read.dtype == np.float64
 
 
-def test_a_data_frame_of_mixed_columns_is_a_dict_of_them():
+def test_a_data_frame_of_mixed_columns_is_a_dict_of_them() -> None:
     read = only(pd.DataFrame({"age": [1, 2], "name": ["x", "y"]})).x
     assert {name: (array.tolist(), array.dtype.kind) for name, array in read.items()} == {
         "age": ([[1], [2]], "i"),
@@ -191,7 +194,7 @@ def test_a_data_frame_of_mixed_columns_is_a_dict_of_them():
     }
 
 
-def test_a_dict_of_series_has_columns_of_one_as_in_fit():
+def test_a_dict_of_series_has_columns_of_one_as_in_fit() -> None:
     frame = pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]})
     assert {name: array.shape for name, array in only(dict(frame)).x.items()} == {
         "a": (2, 1),
@@ -204,13 +207,14 @@ def test_a_dict_of_series_has_columns_of_one_as_in_fit():
     [
         (
             pd.DataFrame({"a": ["x", None]}, dtype=object),
-            "Cannot read x['a'] of data: expected strings in an object array of shape [2, 1], got values of type "
-            "NoneType. Fill missing values and make it an array of numbers or of strings.",
+            "Cannot read x['a'] of data: expected strings in an object array of shape [2, 1], got "
+            "values of type NoneType. Fill missing values and make it an array of numbers or of "
+            "strings.",
         ),
         (
             pd.DataFrame([[1, "x"]], columns=["a", "a"]),
-            "Cannot read data: the DataFrame has columns ['a'] more than once, and a DataFrame of mixed columns is "
-            "read by name. Rename them.",
+            "Cannot read data: the DataFrame has columns ['a'] more than once, and a DataFrame of "
+            "mixed columns is read by name. Rename them.",
         ),
         (
             [pd.DataFrame({"a": [1], "b": ["x"]}).astype({"b": object})],
@@ -219,17 +223,18 @@ def test_a_dict_of_series_has_columns_of_one_as_in_fit():
         ),
         (
             pd.DataFrame(index=[0, 1]),
-            "Cannot read x of data: the DataFrame has no columns. Pass one with the features of the model.",
+            "Cannot read x of data: the DataFrame has no columns. Pass one with the features of "
+            "the model.",
         ),
         (
             pd.DataFrame({"a": pd.to_datetime(["2020-01-01"])}).astype("datetime64[ns]"),
-            "Cannot read x['a'] of data: datetime64[ns] is no dtype of TensorFlow, got datetime64[ns] [1, 1]. "
-            "Convert it to numbers or strings first.",
+            "Cannot read x['a'] of data: datetime64[ns] is not a TensorFlow dtype, got "
+            "datetime64[ns] [1, 1]. Convert it to numbers or strings first.",
         ),
     ],
     ids=["missing_value", "same_name", "mixed_in_a_structure", "no_columns", "dates"],
 )
-def test_data_frames_that_are_refused(frame, message):
+def test_data_frames_that_are_refused(frame: Any, message: str) -> None:
     assert message_of(frame) == message
 
 
@@ -242,7 +247,7 @@ def test_data_frames_that_are_refused(frame, message):
     ids=["x", "x_y", "x_y_weight", "bare", "list"],
 )
 @pytest.mark.parametrize("stream", [list, iter], ids=["generator", "iterator"])
-def test_x_of_each_element_is_read(element, stream):
+def test_x_of_each_element_is_read(element: Any, stream: Any) -> None:
     read = list(read_batches(lambda: iter(stream([element, element]))))
     assert [batch.x.tolist() for batch in read] == [X.tolist()] * 2
 
@@ -258,7 +263,7 @@ def test_x_of_each_element_is_read(element, stream):
     ],
     ids=["dataset", "py_dataset", "generator_function", "dataset_function", "array_function"],
 )
-def test_streams_are_read_silently_and_again(data):
+def test_streams_are_read_silently_and_again(data: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sizes(data) == sizes(data) != []
@@ -273,23 +278,23 @@ def test_streams_are_read_silently_and_again(data):
     ],
     ids=["dataset", "py_dataset", "generator"],
 )
-def test_infinite_streams_are_read_as_far_as_asked(data):
+def test_infinite_streams_are_read_as_far_as_asked(data: Any) -> None:
     assert [batch.size for batch in itertools.islice(read_batches(data), 4)] == [5] * 4
 
 
-def test_a_generator_is_announced_as_read_once():
+def test_a_generator_warns_that_it_can_be_read_only_once() -> None:
     generator = ((X + index, Y) for index in range(3))
     with pytest.warns(UserWarning) as recorded:
         read = read_batches(generator)
     assert [str(warning.message) for warning in recorded] == [
-        "data= is a generator, which can be read once: the batches read from it for warmup records are gone for "
-        "whatever reads it next. Pass a function that returns a new one to keep it."
+        "data= is a generator, which can be read only once: the batches read from it for warmup "
+        "records are lost to its next reader. Pass a function that returns a new one to keep it."
     ]
     assert next(read).x[0, 0] == 0
     assert next(generator)[0][0, 0] == 1
 
 
-def test_scalar_strings_of_a_dataset_are_batched(tmp_path):
+def test_scalar_strings_of_a_dataset_are_batched(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "examples")
     with tf.io.TFRecordWriter(path) as writer:
         for index in range(3):
@@ -298,11 +303,11 @@ def test_scalar_strings_of_a_dataset_are_batched(tmp_path):
     assert [batch.x.tolist() for batch in read] == [[b"\0", b"\1"], [b"\2"]]
 
 
-def test_elements_without_rows_are_passed_over():
+def test_elements_without_rows_are_passed_over() -> None:
     assert sizes(lambda: iter([(X[:0], Y[:0]), (X, Y)])) == [5]
 
 
-def test_a_missing_optional_is_none():
+def test_a_missing_optional_is_none() -> None:
     missing = tf.experimental.Optional.empty(tf.TensorSpec((), tf.float32))
     present = tf.experimental.Optional.from_value(tf.constant(X))
     read = only(lambda: iter([({"a": present, "b": missing}, Y)])).x
@@ -311,49 +316,50 @@ def test_a_missing_optional_is_none():
 
 
 class Tensor:
-    """Stands for a torch tensor, which gives its array only after leaving its graph and its device."""
+    """Behaves as a torch tensor, which must be detached and moved to the CPU to give an array."""
 
     __module__ = "torch"
     shape = X.shape
 
-    def detach(self):
+    def detach(self) -> Any:
         return types.SimpleNamespace(cpu=lambda: types.SimpleNamespace(numpy=lambda: X))
 
 
 class DataLoader:
     __module__ = "torch.utils.data.dataloader"
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter([[Tensor(), Tensor()]] * 2)
 
 
-def test_a_torch_data_loader_is_read():
+def test_a_torch_data_loader_is_read() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert sizes(DataLoader()) == [5, 5]
 
 
-# What is refused. No message may hold a value.
+# Refused data. Messages contain no values.
 
 
-def two_arguments(first, second):
+def two_arguments(first: Any, second: Any) -> Any:
     return X
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, f"Cannot read data: x holds no array. {ACCEPTED}"),
-        ([], f"Cannot read data: x holds no array. {ACCEPTED}"),
-        ({}, f"Cannot read data: x holds no array. {ACCEPTED}"),
-        ({"a": None}, f"Cannot read data: x holds no array. {ACCEPTED}"),
+        (None, f"Cannot read data: x has no arrays. {ACCEPTED}"),
+        ([], f"Cannot read data: x has no arrays. {ACCEPTED}"),
+        ({}, f"Cannot read data: x has no arrays. {ACCEPTED}"),
+        ({"a": None}, f"Cannot read data: x has no arrays. {ACCEPTED}"),
         ("data.npz", f"Cannot read x of data: expected an array, got str. {ACCEPTED}"),
         (b"data", f"Cannot read x of data: expected an array, got bytes. {ACCEPTED}"),
         (object(), f"Cannot read x of data: expected an array, got object. {ACCEPTED}"),
         ({"a": {1, 2}}, f"Cannot read x['a'] of data: expected an array, got set. {ACCEPTED}"),
         (
             [[0.5, 1.5]],
-            "Cannot read x[0][0] of data: expected an array, got float. Make an array of it with numpy.asarray.",
+            "Cannot read x[0][0] of data: expected an array, got float. Make an array of it with "
+            "numpy.asarray.",
         ),
         (
             [b"a", 3],
@@ -361,7 +367,8 @@ def two_arguments(first, second):
         ),
         (
             np.float32(3),
-            "Cannot read x of data: expected rows in the first dimension, got float32 []. Batch the data, as for fit.",
+            "Cannot read x of data: expected rows in the first dimension, got float32 []. Batch "
+            "the data, as for fit.",
         ),
         (
             keras.KerasTensor((None, 3), name="k"),
@@ -369,40 +376,44 @@ def two_arguments(first, second):
         ),
         (
             np.zeros((0, 3)),
-            "Cannot read data: it has no rows: x is float64 [0, 3]. Pass data with at least one row.",
+            "Cannot read data: it has no rows: x is float64 [0, 3]. Pass data with at least one "
+            "row.",
         ),
         (
             {"a": X, "b": [Y[:4]]},
-            "Cannot read data: its arrays differ in rows: x['a'] has 5, x['b'][0] has 4. Pass arrays of the same rows.",
+            "Cannot read data: its arrays have different numbers of rows: x['a'] has 5, x['b'][0] "
+            "has 4. Pass arrays with the same number of rows.",
         ),
         (
             np.array([1, "x", None], object),
-            "Cannot read x of data: expected strings in an object array of shape [3], got values of type NoneType, "
-            "int. Fill missing values and make it an array of numbers or of strings.",
+            "Cannot read x of data: expected strings in an object array of shape [3], got values "
+            "of type NoneType, int. Fill missing values and make it an array of numbers or of "
+            "strings.",
         ),
         (
             {"t": np.zeros(3, "datetime64[s]")},
-            "Cannot read x['t'] of data: datetime64[s] is no dtype of TensorFlow, got datetime64[s] [3]. "
-            "Convert it to numbers or strings first.",
+            "Cannot read x['t'] of data: datetime64[s] is not a TensorFlow dtype, got "
+            "datetime64[s] [3]. Convert it to numbers or strings first.",
         ),
         (
             np.zeros(3, [("a", "i4")]),
-            "Cannot read x of data: [('a', '<i4')] is no dtype of TensorFlow, got void32 [3]. "
+            "Cannot read x of data: [('a', '<i4')] is not a TensorFlow dtype, got void32 [3]. "
             "Convert it to numbers or strings first.",
         ),
         (
             {1: X, "a": X},
-            "Cannot flatten x: its keys have types ['int', 'str'], which do not sort together. "
-            "Use keys of one type, such as str.",
+            "Cannot flatten x: its keys have types ['int', 'str'], which cannot be sorted "
+            "together. Use keys of one type, such as str.",
         ),
         (
             two_arguments,
             "Cannot read data: the function 'two_arguments' needs arguments ['first', 'second']. "
-            "Pass one that is called without any.",
+            "Pass a function without parameters.",
         ),
         (
             lambda: None,
-            "Cannot read data: the function '<lambda>' returned None. Return a generator, dataset or arrays.",
+            "Cannot read data: the function '<lambda>' returned None. Return a generator, dataset "
+            "or arrays.",
         ),
         (
             tf.data.Dataset.from_tensors((X, Y)).take(0),
@@ -415,18 +426,19 @@ def two_arguments(first, second):
         (iter([]), "Cannot read the list_iterator: it is empty. Pass data with at least one row."),
         (
             tf.data.Dataset.from_tensor_slices((Y, Y)),
-            "Cannot read x of element 0 of the tf.data.Dataset: expected rows in the first dimension, got int64 []. "
-            "Batch the data, as for fit.",
+            "Cannot read x of element 0 of the tf.data.Dataset: expected rows in the first "
+            "dimension, got int64 []. Batch the data, as for fit.",
         ),
         (
             lambda: iter([(X, Y), (X, Y, Y, Y)]),
-            "Cannot read element 1 of what the function '<lambda>' returns: expected x, (x,), (x, y) or "
-            "(x, y, sample_weight), got a tuple of 4 parts.",
+            "Cannot read element 1 of what the function '<lambda>' returns: expected x, (x,), (x, "
+            "y) or (x, y, sample_weight), got a tuple of 4 parts.",
         ),
         (
             lambda: iter([({"a": X, "b": Y[:2]}, Y)]),
-            "Cannot read element 0 of what the function '<lambda>' returns: its arrays differ in rows: x['a'] has 5, "
-            "x['b'] has 2. Pass arrays of the same rows.",
+            "Cannot read element 0 of what the function '<lambda>' returns: its arrays have "
+            "different numbers of rows: x['a'] has 5, x['b'] has 2. Pass arrays with the same "
+            "number of rows.",
         ),
     ],
     ids=[
@@ -458,15 +470,15 @@ def two_arguments(first, second):
         "rows_differ_in_element",
     ],
 )
-def test_data_that_is_refused(data, message):
+def test_data_that_cannot_be_read_is_refused(data: Any, message: str) -> None:
     assert message_of(data) == message
 
 
-def test_a_symbolic_tensor_is_refused():
+def test_a_symbolic_tensor_is_refused() -> None:
     texts = []
 
     @tf.function
-    def trace(x):
+    def trace(x: Any) -> Any:
         try:
             read_leaf(x, "x")
         except DataError as error:
@@ -477,15 +489,16 @@ def test_a_symbolic_tensor_is_refused():
     assert texts == [f"Cannot read x: expected an array, got SymbolicTensor. {ACCEPTED}"]
 
 
-def test_a_distributed_dataset_is_refused():
+def test_a_distributed_dataset_is_refused() -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     data = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors((X, Y)))
     assert message_of(data) == (
-        "Cannot read data: DistributedDataset is spread over replicas. Pass the tf.data.Dataset it was made from."
+        "Cannot read data: DistributedDataset is distributed over replicas. Pass the "
+        "tf.data.Dataset it was made from."
     )
 
 
-def test_bad_arrays_are_refused_at_once():
+def test_bad_arrays_are_refused_at_once() -> None:
     with pytest.raises(DataError):
         read_batches(np.zeros((0, 3)))
 
@@ -493,22 +506,22 @@ def test_bad_arrays_are_refused_at_once():
 SECRET = "Jane Doe"
 
 
-def broken_generator():
+def broken_generator() -> Iterator[Any]:
     yield X, Y
     raise OSError(SECRET)
 
 
 class BrokenPyDataset(keras.utils.PyDataset):
-    def __len__(self):
+    def __len__(self) -> int:
         return 2
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         if index:
             raise KeyError(SECRET)
         return X, Y
 
 
-def printed(error) -> str:
+def printed(error: BaseException) -> str:
     return "".join(traceback.format_exception(error)) + repr(
         (error.args, error.__cause__, error.__context__)
     )
@@ -532,7 +545,9 @@ CHECK = "Check that it can be read to its end without keras_warmup."
     ],
     ids=["generator", "py_dataset", "dataset"],
 )
-def test_what_the_users_code_raises_is_named_without_its_text(data, where, said):
+def test_exceptions_of_the_users_code_are_reported_without_their_text(
+    data: Any, where: str, said: str
+) -> None:
     read = read_batches(data if where.startswith("what") else data())
     next(read)
     with pytest.raises(DataError) as caught:
@@ -545,8 +560,8 @@ def test_what_the_users_code_raises_is_named_without_its_text(data, where, said)
     assert SECRET not in printed(caught.value)
 
 
-def test_the_python_error_behind_a_dataset_is_named_by_its_type():
-    def rows():
+def test_the_python_error_behind_a_dataset_is_named_by_its_type() -> None:
+    def rows() -> Iterator[Any]:
         yield X
         raise ValueError(SECRET)
 
@@ -561,21 +576,22 @@ def test_the_python_error_behind_a_dataset_is_named_by_its_type():
     assert SECRET not in printed(caught.value)
 
 
-def test_a_function_that_fails_is_named():
-    def make():
+def test_a_function_that_fails_is_named() -> None:
+    def make() -> Any:
         raise RuntimeError(SECRET)
 
     with pytest.raises(DataError) as caught:
         read_batches(make)
     line = make.__code__.co_firstlineno + 1
     assert str(caught.value) == (
-        f"Cannot read data: the function 'make' failed: it raised RuntimeError at {__file__}:{line}. {CHECK}"
+        "Cannot read data: the function 'make' failed: it raised RuntimeError at "
+        f"{__file__}:{line}. {CHECK}"
     )
     assert SECRET not in printed(caught.value)
 
 
-def test_an_interrupt_passes_through():
-    def interrupted():
+def test_an_interrupt_passes_through() -> None:
+    def interrupted() -> Iterator[Any]:
         yield X
         raise KeyboardInterrupt
 
@@ -586,16 +602,16 @@ def test_an_interrupt_passes_through():
 
 
 @pytest.mark.parametrize("element", [(), (X, Y, Y, Y)], ids=["none", "four"])
-def test_x_of_refuses_other_lengths_without_showing_values(element):
+def test_unpack_x_refuses_other_lengths_without_showing_values(element: Any) -> None:
     with pytest.raises(DataError) as caught:
-        x_of(element, "element 0")
+        unpack_x(element, "element 0")
     assert str(caught.value) == (
         "Cannot read element 0: expected x, (x,), (x, y) or (x, y, sample_weight), "
         f"got a tuple of {len(element)} parts."
     )
 
 
-def test_no_optional_library_is_imported_for_reading():
+def test_no_optional_library_is_imported_for_reading() -> None:
     code = (
         "import sys; sys.modules['pandas'] = None\n"
         "import numpy as np; from keras_warmup.data.sources import read_batches\n"

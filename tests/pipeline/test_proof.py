@@ -1,51 +1,73 @@
-"""The proof compares numbers, and calling the model for it changes nothing in the model."""
+"""Tests of `keras_warmup.pipeline.proof`: which outputs prove a binding, and which refuse it."""
 
 from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 import keras_warmup as kw
+from keras_warmup.binding import bind
 from keras_warmup.errors import ProofError
 from keras_warmup.pipeline import proof
 from keras_warmup.pipeline.keras_model import call_model
 from keras_warmup.pipeline.proof import PROVED, prove_signature
+from tests.builders import functional_model, input_of_four, random_rows
+
+X = random_rows(3, rows=4)
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> keras.Model:
     x = keras.Input((3,), name="x")
     h = keras.layers.BatchNormalization()(x)
     return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dropout(0.5)(h)))
 
 
-X = np.random.default_rng(0).random((4, 3), "float32")
-
-
-def prove(model, outputs, *, x=X, own_call=True, again=None):
+def prove(
+    model: keras.Model,
+    outputs: Mapping[str, np.ndarray],
+    *,
+    x: np.ndarray = X,
+    own_call: bool = True,
+    again: Mapping[str, np.ndarray] | None = None,
+) -> str:
+    """Proves the signature `serve` whose replay gave `outputs`, and `again` when repeated."""
     return prove_signature(
         model, "serve", x, outputs, replay_again=lambda: again or outputs, own_call=own_call
     )
 
 
-def test_equal_outputs_prove(model):
+def test_equal_outputs_prove(model: keras.Model) -> None:
     assert prove(model, {"output_0": call_model(model, X)}) == PROVED
     assert prove(model, {"any_name": call_model(model, X)}) == PROVED
 
 
-def test_another_order_of_rows_does_not_prove(model):
-    with pytest.raises(ProofError, match="output 'output_0' differs"):
+def test_another_order_of_rows_does_not_prove(model: keras.Model) -> None:
+    with pytest.raises(ProofError) as error:
         prove(model, {"output_0": call_model(model, X)[::-1]})
+    assert str(error.value) == (
+        f"Signature 'serve' does not give what model {model.name!r} gives on the same rows. "
+        "Outputs that differ, with their shapes: 'output_0' [4, 2]. Inputs may be swapped, or the "
+        "export does not hold the model's weights; nothing was published. Pass transform= to name "
+        "the inputs, or export with export_fn=."
+    )
 
 
-def test_rounding_of_another_kernel_proves(model):
+def test_rounding_of_another_kernel_proves(model: keras.Model) -> None:
     outputs = call_model(model, X)
     assert prove(model, {"output_0": outputs * np.float32(1 + 1e-5)}) == PROVED
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_a_model_of_half_precision_is_proved_within_its_rounding(policy, tmp_path):
+def test_a_model_of_half_precision_is_proved_within_its_rounding(
+    policy: str, tmp_path: pathlib.Path
+) -> None:
     rows = np.random.default_rng(0).standard_normal((8, 16, 16, 3), "float32")
     for seed in range(3):
         keras.utils.set_random_seed(seed)
@@ -62,7 +84,7 @@ def test_a_model_of_half_precision_is_proved_within_its_rounding(policy, tmp_pat
         prove(half, {"output_0": call_model(half, rows)[::-1]}, x=rows)
 
 
-def test_a_custom_endpoint_is_told_and_not_refused(model):
+def test_a_custom_endpoint_that_differs_is_unproved_and_not_refused(model: keras.Model) -> None:
     assert prove(model, {"output_0": call_model(model, X) + 1}, own_call=False).startswith(
         "unproved: bound by name (a custom"
     )
@@ -71,45 +93,76 @@ def test_a_custom_endpoint_is_told_and_not_refused(model):
     )
 
 
-def test_a_replay_that_differs_from_itself_is_not_deterministic(model):
+def test_a_custom_endpoint_that_differs_from_the_call_is_published_unproved(
+    tmp_path: pathlib.Path,
+) -> None:
+    model = functional_model(input_of_four("x"))
+
+    def export(model: keras.Model, export_dir: str) -> None:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        spec = [keras.InputSpec(shape=(None, 4), dtype="float32")]
+        archive.add_endpoint("serve", lambda x: model(x) * 2 + 1, input_signature=spec)
+        archive.write_out(export_dir, verbose=False)
+
+    report = kw.export_with_warmup(model, tmp_path / "1", data=random_rows(4), export_fn=export)
+    assert set(report.proofs.values()) == {
+        "unproved: bound by name (a custom endpoint, whose outputs differ from the model's own "
+        "call)"
+    }
+    assert kw.verify(tmp_path / "1").ok
+
+
+def test_a_model_with_dropout_left_on_is_published_unproved(tmp_path: pathlib.Path) -> None:
+    x = input_of_four("x")
+    model = keras.Model(x, keras.layers.Dropout(0.5)(keras.layers.Dense(64)(x), training=True))
+    report = kw.export_with_warmup(model, tmp_path / "1", data=random_rows(4))
+    assert set(report.proofs.values()) == {
+        "unproved: the model's call draws random numbers or writes state, so it is not made to "
+        "compare"
+    }
+    assert kw.verify(tmp_path / "1").ok
+
+
+def test_swapped_inputs_refuse_the_export(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    model = functional_model([input_of_four("a"), input_of_four("b")])
+    real = bind.match_inputs
+
+    def swap(x: Any, signature: Any) -> Any:
+        found, ignored = real(x, signature)
+        return dict(zip(found, reversed(found.values()), strict=True)), ignored
+
+    monkeypatch.setattr(bind, "match_inputs", swap)
+    with pytest.raises(ProofError, match=r"^Signature 'serving_default' does not give what model"):
+        kw.export_with_warmup(model, tmp_path / "1", data=[random_rows(4), random_rows(4)])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_replay_that_differs_from_itself_is_not_deterministic(model: keras.Model) -> None:
     outputs = call_model(model, X)
     assert prove(model, {"output_0": outputs + 1}, again={"output_0": outputs + 2}).startswith(
         "unproved: not deterministic"
     )
 
 
-def test_nan_equals_nan():
+def test_nan_equals_nan() -> None:
     x = keras.Input((3,))
     model = keras.Model(x, keras.layers.Identity()(x))
     rows = np.full((2, 3), np.nan, "float32")
     assert prove(model, {"output_0": rows}, x=rows) == PROVED
 
 
-def test_calling_the_model_leaves_weights_seeds_and_metrics_as_they_were(model):
-    x = keras.Input((3,))
-    noisy = keras.Model(
-        x,
-        keras.layers.Dropout(0.5)(
-            keras.layers.BatchNormalization()(x, training=True), training=True
-        ),
-    )
-    noisy.compile("sgd", "mse")
-    before = [keras.ops.convert_to_numpy(variable) for variable in noisy.variables]
-    call_model(noisy, X)
-    call_model(noisy, X)
-    for variable, value in zip(noisy.variables, before, strict=True):
-        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), value)
-
-
 @pytest.fixture
-def says(monkeypatch):
-    """A model whose call gives what it is told to."""
+def model_that_gives(monkeypatch: pytest.MonkeyPatch) -> Callable[..., keras.Model]:
+    """Makes a model whose call gives the outputs it was made with."""
 
-    def set_outputs(**outputs):
+    def make(**outputs: Any) -> keras.Model:
         monkeypatch.setattr(proof, "call_model", lambda *_, **__: outputs)
-        return keras.Sequential([keras.Input((2,))], name="says")
+        return keras.Sequential([keras.Input((2,))])
 
-    return set_outputs
+    return make
 
 
 FLOATS = np.array([[0.1, 0.9], [0.5, 0.5], [0.7, 0.3]], "float32")
@@ -118,61 +171,65 @@ ONE_TIE = np.array([1, 1, 0])
 OTHERS = np.array([0, 1, 1])
 
 
-def test_nothing_compared_is_not_proved(says):
-    assert prove(says(), {}).startswith("unproved: ")
-    assert prove(says(y={"nested": FLOATS}), {"y": FLOATS}) == PROVED
-    assert prove(says(y=None, z=FLOATS), {"y": FLOATS, "z": FLOATS}).startswith(
+def test_a_signature_without_comparable_outputs_is_not_proved(
+    model_that_gives: Callable[..., keras.Model],
+) -> None:
+    assert prove(model_that_gives(), {}).startswith("unproved: ")
+    assert prove(model_that_gives(y={"nested": FLOATS}), {"y": FLOATS}) == PROVED
+    assert prove(model_that_gives(y=None, z=FLOATS), {"y": FLOATS, "z": FLOATS}).startswith(
         "unproved: bound by name"
     )
 
 
-def test_ties_beside_equal_floats_are_told_and_not_refused(says):
-    model = says(p=FLOATS, c=CLASSES)
+def test_ties_beside_equal_floats_are_unproved_and_not_refused(
+    model_that_gives: Callable[..., keras.Model],
+) -> None:
+    model = model_that_gives(p=FLOATS, c=CLASSES)
     assert (
         prove(model, {"p": FLOATS, "c": ONE_TIE})
         == "unproved: output 'c' differs in 1 of 3 rows (ties?)"
     )
-    assert prove(says(p=FLOATS[1:2], c=CLASSES[1:2]), {"p": FLOATS[1:2], "c": ONE_TIE[1:2]}) == (
+    model = model_that_gives(p=FLOATS[1:2], c=CLASSES[1:2])
+    assert prove(model, {"p": FLOATS[1:2], "c": ONE_TIE[1:2]}) == (
         "unproved: output 'c' differs in 1 of 1 rows (ties?)"
     )
     strings = np.array([b"a", b"b", b"b"], object)
-    assert prove(says(p=FLOATS, s=strings), {"p": FLOATS, "s": strings[[0, 0, 1]]}).endswith(
-        "1 of 3 rows (ties?)"
-    )
+    model = model_that_gives(p=FLOATS, s=strings)
+    assert prove(model, {"p": FLOATS, "s": strings[[0, 0, 1]]}).endswith("1 of 3 rows (ties?)")
 
 
 @pytest.mark.parametrize(
-    ("mine", "outputs", "named"),
+    ("mine", "outputs", "listed"),
     [
         pytest.param(
             {"p": FLOATS, "c": CLASSES},
             {"p": FLOATS[::-1], "c": ONE_TIE},
-            "outputs 'c', 'p' differ",
+            "'c' [3], 'p' [3, 2]",
             id="floats too",
         ),
         pytest.param(
-            {"p": FLOATS, "c": CLASSES},
-            {"p": FLOATS, "c": OTHERS},
-            "output 'c' differs",
-            id="every row",
+            {"p": FLOATS, "c": CLASSES}, {"p": FLOATS, "c": OTHERS}, "'c' [3]", id="every row"
         ),
+        pytest.param({"c": CLASSES}, {"c": OTHERS}, "'c' [3]", id="every row, integers only"),
         pytest.param(
-            {"c": CLASSES}, {"c": OTHERS}, "output 'c' differs", id="every row, integers only"
+            {"c": CLASSES[:1]}, {"c": OTHERS[:1]}, "'c' [1]", id="the one row, integers only"
         ),
-        pytest.param(
-            {"c": CLASSES[:1]},
-            {"c": OTHERS[:1]},
-            "output 'c' differs",
-            id="the one row, integers only",
-        ),
-        pytest.param({"c": CLASSES}, {"c": CLASSES[:2]}, "output 'c' differs", id="shape"),
+        pytest.param({"c": CLASSES}, {"c": CLASSES[:2]}, "'c' [2]", id="shape"),
     ],
 )
-def test_more_than_ties_is_refused(says, mine, outputs, named):
-    with pytest.raises(ProofError, match=named):
-        prove(says(**mine), outputs)
+def test_differences_that_are_more_than_ties_are_refused(
+    mine: dict[str, np.ndarray],
+    outputs: dict[str, np.ndarray],
+    listed: str,
+    model_that_gives: Callable[..., keras.Model],
+) -> None:
+    with pytest.raises(ProofError) as error:
+        prove(model_that_gives(**mine), outputs)
+    assert f"Outputs that differ, with their shapes: {listed}. Inputs may" in str(error.value)
 
 
-def test_integers_alone_that_differ_in_some_rows_are_told(says):
-    model = says(c=CLASSES)
+def test_integers_alone_that_differ_in_some_rows_are_unproved(
+    model_that_gives: Callable[..., keras.Model],
+) -> None:
+    model = model_that_gives(c=CLASSES)
     assert prove(model, {"c": ONE_TIE}) == "unproved: output 'c' differs in 1 of 3 rows (ties?)"

@@ -1,4 +1,6 @@
-"""Tests of `keras_warmup.publishing.publish` and `keras_warmup.publishing.versions`."""
+"""Tests of `keras_warmup.publishing.publish`."""
+
+from __future__ import annotations
 
 import errno
 import os
@@ -8,22 +10,25 @@ import shutil
 import stat
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import tensorflow as tf
 
-from keras_warmup.errors import OptionsError, PublishError
-from keras_warmup.publishing import filesystem, publish, versions, workspace
+from keras_warmup.errors import PublishError
+from keras_warmup.publishing import filesystem, publish, workspace
+from keras_warmup.publishing.versions import resolve_version
 
 gfile = tf.io.gfile
 
 
 class BuildError(Exception):
-    pass
+    """A failure of the block that builds a directory."""
 
 
-def build(directory, text="new", warmup=True):
-    """Writes what a SavedModel looks like from outside."""
+def build(directory: str | os.PathLike[str], text: str = "new", *, warmup: bool = True) -> None:
+    """Writes files with the names of those of a SavedModel."""
     files = ["saved_model.pb", "variables/variables.index", "fingerprint.pb"]
     for name in files + (["assets.extra/tf_serving_warmup_requests"] if warmup else []):
         path = f"{os.fspath(directory)}/{name}"
@@ -32,22 +37,22 @@ def build(directory, text="new", warmup=True):
             file.write(text)
 
 
-def read(path):
-    with gfile.GFile(f"{path}/saved_model.pb") as file:
-        return file.read()
+def read(path: str | os.PathLike[str]) -> str:
+    with gfile.GFile(f"{os.fspath(path)}/saved_model.pb") as file:
+        return str(file.read())
 
 
-def publish_to(path, text="new", overwrite=False):
+def publish_to(path: str | os.PathLike[str], text: str = "new", *, overwrite: bool = False) -> str:
     with publish.staged(path, overwrite=overwrite) as staging:
         build(staging, text)
     return staging.published.path
 
 
-def tree(root):
-    return sorted(str(path.relative_to(root)) for path in pathlib.Path(root).rglob("*"))
+def tree(root: pathlib.Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
 
 
-def can_exchange(directory):
+def can_exchange(directory: pathlib.Path) -> bool:
     one, other = directory / "one", directory / "other"
     one.mkdir()
     other.mkdir()
@@ -58,8 +63,8 @@ def can_exchange(directory):
 
 
 @pytest.fixture(params=["local", "ram"])
-def base(request, tmp_path):
-    """A base path that does not exist, on a file system that renames directories and on one that has only files."""
+def base(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[str]:
+    """A base path that does not exist, on a file system with directories and on one without."""
     if request.param == "local":
         yield str(tmp_path / "models" / "m")
     else:
@@ -69,10 +74,10 @@ def base(request, tmp_path):
         gfile.rmtree(root)
 
 
-# -- staged ------------------------------------------------------------------------------------------------------------
+# -- staged ----------------------------------------------------------------------------------------
 
 
-def test_staged_publishes_all_files_and_leaves_nothing_else(base):
+def test_staged_publishes_all_files_and_leaves_nothing_else(base: str) -> None:
     with publish.staged(f"{base}/1", overwrite=False) as staging:
         assert not gfile.exists(f"{base}/1")
         assert re.search(r"/\.1\.kw-[0-9a-f]{16}/new/1$", os.fspath(staging))
@@ -85,7 +90,7 @@ def test_staged_publishes_all_files_and_leaves_nothing_else(base):
 
 
 @pytest.mark.parametrize("kind", [BuildError, KeyboardInterrupt, SystemExit])
-def test_staged_leaves_no_trace_of_a_failed_block(tmp_path, kind):
+def test_staged_leaves_no_trace_of_a_failed_block(tmp_path: pathlib.Path, kind: Any) -> None:
     (tmp_path / "models").mkdir()
     error = kind("boom")
     with (
@@ -98,14 +103,14 @@ def test_staged_leaves_no_trace_of_a_failed_block(tmp_path, kind):
     assert tree(tmp_path) == ["models"]
 
 
-def test_staged_keeps_parents_that_others_filled_meanwhile(tmp_path):
+def test_staged_keeps_parents_that_others_filled_meanwhile(tmp_path: pathlib.Path) -> None:
     with pytest.raises(BuildError), publish.staged(tmp_path / "m" / "1", overwrite=False):
         (tmp_path / "m" / "7").mkdir()
         raise BuildError
     assert tree(tmp_path) == ["m", "m/7"]
 
 
-def test_staged_removes_the_hidden_directory_on_a_flat_store_too(base):
+def test_staged_removes_the_hidden_directory_on_a_flat_store_too(base: str) -> None:
     with pytest.raises(BuildError), publish.staged(f"{base}/1", overwrite=False) as staging:
         build(staging)
         raise BuildError
@@ -113,7 +118,7 @@ def test_staged_removes_the_hidden_directory_on_a_flat_store_too(base):
     assert not gfile.exists(staging.directory)
 
 
-def test_staged_refuses_to_publish_nothing(tmp_path):
+def test_staged_refuses_to_publish_nothing(tmp_path: pathlib.Path) -> None:
     with (
         pytest.raises(PublishError) as caught,
         publish.staged(tmp_path / "m" / "1", overwrite=False),
@@ -125,7 +130,7 @@ def test_staged_refuses_to_publish_nothing(tmp_path):
     assert tree(tmp_path) == []
 
 
-def test_published_directory_has_the_permissions_of_the_umask(tmp_path):
+def test_published_directory_has_the_permissions_of_the_umask(tmp_path: pathlib.Path) -> None:
     umask = os.umask(0o022)
     try:
         publish_to(tmp_path / "m" / "1")
@@ -135,15 +140,18 @@ def test_published_directory_has_the_permissions_of_the_umask(tmp_path):
     assert stat.S_IMODE((tmp_path / "m").stat().st_mode) == 0o755
 
 
-def test_saved_model_pb_arrives_last_and_leaves_first_on_a_flat_store(tmp_path, monkeypatch):
+def test_saved_model_pb_arrives_last_and_leaves_first_on_a_flat_store(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = f"ram://{tmp_path.name}"
-    renamed = []
+    renamed: list[str] = []
     rename = gfile.rename
-    monkeypatch.setattr(
-        gfile,
-        "rename",
-        lambda src, dst, overwrite=False: (renamed.append(dst), rename(src, dst))[1],
-    )
+
+    def recorded(src: str, dst: str, overwrite: bool = False) -> None:
+        renamed.append(dst)
+        rename(src, dst, overwrite)
+
+    monkeypatch.setattr(gfile, "rename", recorded)
     publish_to(f"{base}/1", "old")
     assert renamed == [
         f"{base}/1/assets.extra/tf_serving_warmup_requests",
@@ -158,11 +166,13 @@ def test_saved_model_pb_arrives_last_and_leaves_first_on_a_flat_store(tmp_path, 
     assert read(f"{base}/1") == "new"
 
 
-def test_flat_store_failure_in_the_middle_publishes_nothing(tmp_path, monkeypatch):
+def test_flat_store_failure_in_the_middle_publishes_nothing(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = f"ram://{tmp_path.name}"
     rename = gfile.rename
 
-    def failing(src, dst, overwrite=False):
+    def failing(src: str, dst: str, overwrite: bool = False) -> None:
         if dst.endswith("/1/saved_model.pb"):
             raise tf.errors.UnavailableError(None, None, "the store is away")
         rename(src, dst, overwrite)
@@ -175,10 +185,54 @@ def test_flat_store_failure_in_the_middle_publishes_nothing(tmp_path, monkeypatc
     assert gfile.listdir(base) == []
 
 
-# -- overwrite ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["old", "new", "lock"])
+def test_name_may_be_that_of_an_entry_of_a_workspace(tmp_path: pathlib.Path, name: str) -> None:
+    with pytest.raises(BuildError), publish.staged(tmp_path / name, overwrite=False) as staging:
+        build(staging)
+        raise BuildError
+    assert os.listdir(tmp_path) == []
+    publish_to(tmp_path / name)
+    publish_to(tmp_path / name, "newer", overwrite=True)
+    assert read(tmp_path / name) == "newer"
+    assert os.listdir(tmp_path) == [name]
 
 
-def test_overwrite_replaces_all_that_was_there(base):
+def test_savers_of_one_remote_path_end(tmp_path: pathlib.Path) -> None:
+    base = f"ram://{tmp_path.name}"
+    publish_to(f"{base}/1", "old")
+    with (
+        publish.staged(f"{base}/1", overwrite=True) as one,
+        publish.staged(f"{base}/1", overwrite=True) as two,
+    ):
+        build(one, "one")
+        build(two, "two")
+    assert read(f"{base}/1") == "one"
+
+
+def test_clean_up_that_fails_does_not_mask_the_error_where_warnings_are_errors(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(BuildError), publish.staged(tmp_path / "1", overwrite=False) as staging:
+            build(staging)
+            monkeypatch.setattr(workspace, "remove_tree", failing)
+            raise BuildError
+    assert "(Permission denied). The next export beside it tries again." in capsys.readouterr().err
+
+
+def test_model_far_above_is_no_obstacle(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "saved_model.pb").touch()
+    assert publish_to(tmp_path / "models" / "m" / "1") == str(tmp_path / "models" / "m" / "1")
+
+
+# -- overwrite -------------------------------------------------------------------------------------
+
+
+def test_overwrite_replaces_all_that_was_there(base: str) -> None:
     publish_to(f"{base}/1", "old")
     with gfile.GFile(f"{base}/1/assets.extra/other", "w") as file:
         file.write("other")
@@ -190,20 +244,21 @@ def test_overwrite_replaces_all_that_was_there(base):
     assert [entry.rstrip("/") for entry in gfile.listdir(base)] == ["1"]
 
 
-def test_overwrite_publishes_where_nothing_or_an_empty_directory_is(tmp_path):
+def test_overwrite_publishes_where_nothing_or_an_empty_directory_is(tmp_path: pathlib.Path) -> None:
     (tmp_path / "1").mkdir()
     assert publish_to(tmp_path / "1", overwrite=True) == str(tmp_path / "1")
     assert publish_to(tmp_path / "2", overwrite=True) == str(tmp_path / "2")
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
-def test_every_listing_while_a_version_is_replaced_has_one(tmp_path):
+def test_every_listing_while_a_version_is_replaced_has_one(tmp_path: pathlib.Path) -> None:
     if not can_exchange(tmp_path):
         pytest.skip("this file system cannot exchange directories")
     publish_to(tmp_path / "1", "old")
-    stop, seen = threading.Event(), []
+    stop = threading.Event()
+    seen: list[bool] = []
 
-    def poll():
+    def poll() -> None:
         while not stop.is_set():
             seen.append((tmp_path / "1" / "saved_model.pb").exists())
 
@@ -217,7 +272,7 @@ def test_every_listing_while_a_version_is_replaced_has_one(tmp_path):
     assert read(tmp_path / "1") == "49"
 
 
-def test_failed_block_leaves_the_old_model(base):
+def test_failed_block_leaves_the_old_model(base: str) -> None:
     publish_to(f"{base}/1", "old")
     with pytest.raises(BuildError), publish.staged(f"{base}/1", overwrite=True) as staging:
         build(staging)
@@ -227,12 +282,14 @@ def test_failed_block_leaves_the_old_model(base):
 
 
 @pytest.fixture
-def without_exchange(monkeypatch):
+def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     """A system that cannot exchange two directories in one step."""
-    monkeypatch.setattr(publish, "exchange", lambda one, other: False)
+    monkeypatch.setattr(filesystem, "libc_renameat2", lambda: None)
 
 
-def test_without_exchange_the_old_version_is_moved_aside_and_removed(tmp_path, without_exchange):
+def test_without_exchange_the_old_version_is_moved_aside_and_removed(
+    tmp_path: pathlib.Path, without_exchange: None
+) -> None:
     publish_to(tmp_path / "1", "old")
     publish_to(tmp_path / "1", "new", overwrite=True)
     assert read(tmp_path / "1") == "new"
@@ -241,12 +298,12 @@ def test_without_exchange_the_old_version_is_moved_aside_and_removed(tmp_path, w
 
 @pytest.mark.parametrize("kind", ["error", "interrupt before", "interrupt after"])
 def test_old_model_is_put_back_when_the_new_one_cannot_be_moved_in(
-    tmp_path, monkeypatch, without_exchange, kind
-):
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, without_exchange: None, kind: Any
+) -> None:
     publish_to(tmp_path / "1", "old")
     rename_new = publish.rename_new
 
-    def failing(source, target, *, model_last=True):
+    def failing(source: str, target: str, *, model_last: bool = True) -> None:
         if target == str(tmp_path / "1"):
             if kind == "error":
                 raise PermissionError(errno.EACCES, "Permission denied", source)
@@ -265,15 +322,17 @@ def test_old_model_is_put_back_when_the_new_one_cannot_be_moved_in(
 
 
 def test_old_model_that_cannot_be_put_back_is_named_and_put_back_by_the_next_export(
-    tmp_path, monkeypatch, without_exchange
-):
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, without_exchange: None
+) -> None:
     publish_to(tmp_path / "1", "old")
     broken = True
 
-    def failing(source, target, *, model_last=True, rename=filesystem.rename_new):
+    rename_new = filesystem.rename_new
+
+    def failing(source: str, target: str, *, model_last: bool = True) -> None:
         if broken and target == str(tmp_path / "1"):
             raise OSError(errno.EIO, "Input/output error", source)
-        rename(source, target, model_last=model_last)
+        rename_new(source, target, model_last=model_last)
 
     monkeypatch.setattr(publish, "rename_new", failing)
     monkeypatch.setattr(workspace, "rename_new", failing)
@@ -290,10 +349,12 @@ def test_old_model_that_cannot_be_put_back_is_named_and_put_back_by_the_next_exp
     assert sorted(os.listdir(tmp_path)) == ["1", "2"]
 
 
-def test_savers_of_one_path_leave_one_whole_version_and_no_copies(tmp_path, without_exchange):
+def test_savers_of_one_path_leave_one_whole_version_and_no_copies(
+    tmp_path: pathlib.Path, without_exchange: None
+) -> None:
     publish_to(tmp_path / "1", "old")
 
-    def save(turn):
+    def save(turn: int) -> None:
         for _ in range(5):
             publish_to(tmp_path / "1", str(turn), overwrite=True)
 
@@ -308,16 +369,16 @@ def test_savers_of_one_path_leave_one_whole_version_and_no_copies(tmp_path, with
         assert file.read() == text
 
 
-def test_replaced_directory_that_turns_out_to_be_no_saved_model_is_given_back(
-    tmp_path, monkeypatch
-):
+def test_replaced_directory_that_is_not_a_saved_model_is_given_back(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not can_exchange(tmp_path):
         pytest.skip("this file system cannot exchange directories")
     publish_to(tmp_path / "1", "old")
     exchange = publish.exchange
-    turns = []
+    turns: list[int] = []
 
-    def overtaken(one, other):
+    def overtaken(one: str, other: str) -> bool:
         if not turns:
             os.rename(other, f"{other}-moved")
             pathlib.Path(other).mkdir()
@@ -332,24 +393,103 @@ def test_replaced_directory_that_turns_out_to_be_no_saved_model_is_given_back(
     assert sorted(os.listdir(tmp_path)) == ["1", "1-moved"]
 
 
-# -- flushing ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("can_exchange", [True, False], ids=["exchanged", "in two steps"])
+def test_only_the_version_asked_for_is_replaced(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(filesystem, "libc_renameat2", lambda: None)
+    with publish.staged(tmp_path / "1", overwrite=False) as first:
+        build(first, "ours")
+    with publish.staged(tmp_path / "1", overwrite=True, replaces=first.published) as second:
+        build(second, "newer")
+    with (
+        pytest.raises(
+            PublishError, match="somebody has replaced the version that was published there"
+        ),
+        publish.staged(tmp_path / "1", overwrite=True, replaces=second.published) as third,
+    ):
+        build(third, "newest")
+        shutil.rmtree(tmp_path / "1")
+        build(tmp_path / "1", "theirs")
+    assert read(tmp_path / "1") == "theirs"
+    assert os.listdir(tmp_path) == ["1"]
+
+
+def test_directory_without_a_model_is_never_replaced(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "site" / "assets").mkdir(parents=True)
+    (tmp_path / "site" / "assets" / "logo.png").touch()
+    with pytest.raises(PublishError, match="it is not a SavedModel, but holds 1 other entries"):
+        publish_to(tmp_path / "site", overwrite=True)
+    assert (tmp_path / "site" / "assets" / "logo.png").exists()
+
+
+def test_overwrite_refuses_a_base_path_with_versions(tmp_path: pathlib.Path) -> None:
+    publish_to(tmp_path / "m" / "1")
+    publish_to(tmp_path / "m" / "2")
+    with pytest.raises(PublishError) as caught:
+        publish.check_publishable(tmp_path / "m", overwrite=True)
+    assert str(caught.value) == (
+        f"Cannot replace '{tmp_path}/m': it holds 2 versions of a model, such as '1', and "
+        f"replacing would remove all of it. Publish to '{tmp_path}/m/{{version}}' or another path, "
+        "or remove it yourself."
+    )
+
+
+def test_overwrite_refuses_what_is_not_a_saved_model(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PublishError) as caught:
+        publish_to(tmp_path / "thesis", overwrite=True)
+    assert str(caught.value) == (
+        f"Cannot replace '{tmp_path}/thesis': it is not a SavedModel, but holds 1 other entries, "
+        f"and replacing would remove all of it. Publish to '{tmp_path}/thesis/{{version}}' or "
+        "another path, or remove it yourself."
+    )
+    with pytest.raises(PublishError, match="it is a file, not a SavedModel"):
+        publish_to(tmp_path / "file", overwrite=True)
+    assert tree(tmp_path) == ["file", "thesis", "thesis/chapter.tex"]
+
+
+def test_directory_of_a_lower_layer_is_moved_file_by_file(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish_to(tmp_path / "1", "old")
+    (tmp_path / "1" / "assets").symlink_to(tmp_path / "nowhere")
+    rename = os.rename
+
+    def across_layers(source: str, target: str) -> None:
+        if str(source) == str(tmp_path / "1") and os.path.isdir(source):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    # As on overlayfs: neither renameat2 nor rename moves the directory.
+    monkeypatch.setattr(filesystem, "libc_renameat2", lambda: None)
+    monkeypatch.setattr(os, "rename", across_layers)
+    publish_to(tmp_path / "1", "new", overwrite=True)
+    assert read(tmp_path / "1") == "new"
+    assert os.listdir(tmp_path) == ["1"]
+
+
+# -- flushing --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def disk(monkeypatch):
-    """The fsync and rename calls, in order."""
-    calls = []
+def disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """The fsync and rename calls, in order, each with its path."""
+    calls: list[tuple[str, str]] = []
     fsync, rename_new, exchange = os.fsync, publish.rename_new, publish.exchange
 
-    def recorded_fsync(descriptor):
+    def recorded_fsync(descriptor: int) -> None:
         calls.append(("fsync", os.readlink(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
-    def recorded_rename(source, target, *, model_last=True):
+    def recorded_rename(source: str, target: str, *, model_last: bool = True) -> None:
         calls.append(("rename", str(target)))
         rename_new(source, target, model_last=model_last)
 
-    def recorded_exchange(one, other):
+    def recorded_exchange(one: str, other: str) -> bool:
         calls.append(("rename", str(other)))
         return exchange(one, other)
 
@@ -363,7 +503,9 @@ def disk(monkeypatch):
     not os.path.isdir("/proc/self/fd"), reason="reads names of descriptors from /proc"
 )
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_tree_is_flushed_before_the_rename_and_the_parent_after(tmp_path, disk, overwrite):
+def test_tree_is_flushed_before_the_rename_and_the_parent_after(
+    tmp_path: pathlib.Path, disk: list[tuple[str, str]], overwrite: bool
+) -> None:
     if overwrite:
         publish_to(tmp_path / "1", "old")
         disk.clear()
@@ -383,11 +525,11 @@ def test_tree_is_flushed_before_the_rename_and_the_parent_after(tmp_path, disk, 
 
 
 def test_directory_that_cannot_be_flushed_after_the_rename_takes_the_version_back(
-    tmp_path, monkeypatch
-):
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fsync = os.fsync
 
-    def failing(descriptor):
+    def failing(descriptor: int) -> None:
         if (tmp_path / "1").exists() and os.path.samestat(os.fstat(descriptor), os.stat(tmp_path)):
             raise OSError(errno.EIO, "Input/output error")
         fsync(descriptor)
@@ -400,12 +542,12 @@ def test_directory_that_cannot_be_flushed_after_the_rename_takes_the_version_bac
     assert os.listdir(tmp_path) == []
 
 
-# -- links -------------------------------------------------------------------------------------------------------------
+# -- links -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def vocabulary(tmp_path):
-    """A directory outside, which versions link to."""
+def vocabulary(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A directory outside that versions link to; it must not change."""
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "words").write_text("a\nb\n")
@@ -413,14 +555,18 @@ def vocabulary(tmp_path):
     assert (shared / "words").read_text() == "a\nb\n"
 
 
-def test_link_in_a_version_that_is_replaced_leads_to_what_it_led(tmp_path, vocabulary):
+def test_target_of_a_link_in_a_replaced_version_is_not_touched(
+    tmp_path: pathlib.Path, vocabulary: pathlib.Path
+) -> None:
     publish_to(tmp_path / "m" / "1", "old")
     (tmp_path / "m" / "1" / "assets").symlink_to(vocabulary)
     publish_to(tmp_path / "m" / "1", "new", overwrite=True)
     assert os.listdir(tmp_path / "m") == ["1"]
 
 
-def test_link_in_a_failed_export_leads_to_what_it_led(tmp_path, vocabulary):
+def test_target_of_a_link_in_a_failed_export_is_not_touched(
+    tmp_path: pathlib.Path, vocabulary: pathlib.Path
+) -> None:
     with (
         pytest.raises(BuildError),
         publish.staged(tmp_path / "m" / "1", overwrite=False) as staging,
@@ -429,7 +575,9 @@ def test_link_in_a_failed_export_leads_to_what_it_led(tmp_path, vocabulary):
         raise BuildError
 
 
-def test_version_that_is_a_link_is_left_by_max_to_keep(tmp_path, vocabulary):
+def test_version_that_became_a_link_is_not_removed(
+    tmp_path: pathlib.Path, vocabulary: pathlib.Path
+) -> None:
     with publish.staged(tmp_path / "m" / "1", overwrite=False) as staging:
         build(staging)
     os.rename(tmp_path / "m" / "1", tmp_path / "elsewhere")
@@ -439,7 +587,9 @@ def test_version_that_is_a_link_is_left_by_max_to_keep(tmp_path, vocabulary):
     assert read(tmp_path / "elsewhere") == "new"
 
 
-def test_link_in_a_swept_workspace_leads_to_what_it_led(tmp_path, vocabulary):
+def test_target_of_a_link_in_a_swept_workspace_is_not_touched(
+    tmp_path: pathlib.Path, vocabulary: pathlib.Path
+) -> None:
     dead = tmp_path / "m" / ".1.kw-0123456789abcdef"
     build(dead / "1")
     (dead / "1" / "assets").symlink_to(vocabulary)
@@ -447,7 +597,9 @@ def test_link_in_a_swept_workspace_leads_to_what_it_led(tmp_path, vocabulary):
     assert os.listdir(tmp_path / "m") == ["2"]
 
 
-def test_link_in_a_removed_version_leads_to_what_it_led(tmp_path, vocabulary):
+def test_target_of_a_link_in_a_removed_version_is_not_touched(
+    tmp_path: pathlib.Path, vocabulary: pathlib.Path
+) -> None:
     with publish.staged(tmp_path / "m" / "1", overwrite=False) as staging:
         build(staging)
         pathlib.Path(staging, "assets").symlink_to(vocabulary)
@@ -455,33 +607,7 @@ def test_link_in_a_removed_version_leads_to_what_it_led(tmp_path, vocabulary):
     assert os.listdir(tmp_path / "m") == []
 
 
-def test_overwrite_refuses_a_base_path_with_versions(tmp_path):
-    publish_to(tmp_path / "m" / "1")
-    publish_to(tmp_path / "m" / "2")
-    with pytest.raises(PublishError) as caught:
-        publish.check_publishable(tmp_path / "m", overwrite=True)
-    assert str(caught.value) == (
-        f"Cannot replace '{tmp_path}/m': it holds 2 versions of a model, such as '1', and replacing would remove all "
-        f"of it. Publish to '{tmp_path}/m/{{version}}' or another path, or remove it yourself."
-    )
-
-
-def test_overwrite_refuses_what_is_no_saved_model(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(PublishError) as caught:
-        publish_to(tmp_path / "thesis", overwrite=True)
-    assert str(caught.value) == (
-        f"Cannot replace '{tmp_path}/thesis': it is not a SavedModel, but holds 1 other entries, and replacing would "
-        f"remove all of it. Publish to '{tmp_path}/thesis/{{version}}' or another path, or remove it yourself."
-    )
-    with pytest.raises(PublishError, match="it is a file, not a SavedModel"):
-        publish_to(tmp_path / "file", overwrite=True)
-    assert tree(tmp_path) == ["file", "thesis", "thesis/chapter.tex"]
-
-
-def test_symbolic_link_stays_and_what_it_names_is_replaced(tmp_path):
+def test_symbolic_link_stays_and_its_target_is_replaced(tmp_path: pathlib.Path) -> None:
     publish_to(tmp_path / "real" / "3", "old")
     (tmp_path / "latest").symlink_to(tmp_path / "real" / "3")
     assert publish_to(tmp_path / "latest", "new", overwrite=True) == str(tmp_path / "real" / "3")
@@ -489,7 +615,20 @@ def test_symbolic_link_stays_and_what_it_names_is_replaced(tmp_path):
     assert read(tmp_path / "latest") == "new"
 
 
-# -- check_publishable -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_base_path_that_is_a_link_is_published_below(
+    tmp_path: pathlib.Path, overwrite: bool
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "base").symlink_to(tmp_path / "real")
+    if overwrite:
+        publish_to(tmp_path / "base" / "1", "old")
+    assert publish_to(tmp_path / "base" / "1", overwrite=overwrite) == str(tmp_path / "base" / "1")
+    assert read(tmp_path / "real" / "1") == "new"
+    assert os.listdir(tmp_path / "real") == ["1"]
+
+
+# -- check_publishable -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -501,20 +640,23 @@ def test_symbolic_link_stays_and_what_it_names_is_replaced(tmp_path):
     ],
     ids=["empty", "file", "model"],
 )
-def test_existing_path_is_refused_with_the_cure(tmp_path, make, kind):
+def test_existing_path_is_refused_with_the_cure(
+    tmp_path: pathlib.Path, make: Callable[[pathlib.Path], Any], kind: Any
+) -> None:
     make(tmp_path / "1")
     before = tree(tmp_path)
     with pytest.raises(PublishError) as caught, publish.staged(tmp_path / "1", overwrite=False):
         pytest.fail("the block must not run")
     assert str(caught.value) == (
-        f"Cannot publish to '{tmp_path}/1': it exists ({kind}). Publish to '{tmp_path}/{{version}}' for the next free "
-        "version, remove it, or pass overwrite=True where the function takes it."
+        f"Cannot publish to '{tmp_path}/1': it exists ({kind}). Publish to "
+        f"'{tmp_path}/{{version}}' for the next free version, remove it, or pass overwrite=True "
+        "where the function takes it."
     )
     assert caught.value.errno == errno.EEXIST
     assert tree(tmp_path) == before
 
 
-def test_path_taken_while_the_block_ran_is_not_touched(base):
+def test_path_taken_while_the_block_ran_is_not_touched(base: str) -> None:
     with (
         pytest.raises(PublishError, match=r"it exists \(a directory\)"),
         publish.staged(f"{base}/1", overwrite=False) as staging,
@@ -525,29 +667,29 @@ def test_path_taken_while_the_block_ran_is_not_touched(base):
     assert [entry.rstrip("/") for entry in gfile.listdir(base)] == ["1"]
 
 
-def test_path_below_a_file_is_refused(tmp_path):
+def test_path_below_a_file_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(PublishError) as caught:
         publish.check_publishable(tmp_path / "file" / "m" / "1", overwrite=False)
     assert str(caught.value) == (
-        f"Cannot publish to '{tmp_path}/file/m/1': '{tmp_path}/file' is a file, expected a directory. Publish to a "
-        "path below a directory."
+        f"Cannot publish to '{tmp_path}/file/m/1': '{tmp_path}/file' is a file, expected a "
+        "directory. Publish to a path below a directory."
     )
 
 
 @pytest.mark.skipif(
     not os.path.isdir("/proc/self"), reason="needs a directory that not even root can write to"
 )
-def test_unwritable_parent_is_refused():
+def test_unwritable_parent_is_refused() -> None:
     with pytest.raises(PublishError) as caught:
         publish.check_publishable("/proc/m/{version}", overwrite=False)
     assert str(caught.value) == (
-        "Cannot publish to '/proc/m/{version}': no file can be written in '/proc' (No such file or directory). Publish "
-        "below a directory that this user can write to."
+        "Cannot publish to '/proc/m/{version}': no file can be written in '/proc' (No such file or "
+        "directory). Publish below a directory that this user can write to."
     )
 
 
-def test_unknown_file_system_is_a_publish_error():
+def test_unknown_file_system_is_a_publish_error() -> None:
     with pytest.raises(PublishError) as caught:
         publish.check_publishable("nosuch://bucket/m/1", overwrite=False)
     assert str(caught.value) == (
@@ -557,14 +699,14 @@ def test_unknown_file_system_is_a_publish_error():
 
 
 @pytest.mark.parametrize("path", [".", "..", "/", "a/..", "ram://bucket"])
-def test_path_without_a_new_name_is_refused(path):
-    with pytest.raises(PublishError, match="it names no new directory"):
+def test_path_without_a_new_name_is_refused(path: Any) -> None:
+    with pytest.raises(PublishError, match="it does not name a new directory"):
         publish.check_publishable(path, overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["5", "{version}"])
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_nothing_is_published_inside_a_saved_model(base, name, overwrite):
+def test_nothing_is_published_inside_a_saved_model(base: str, name: str, overwrite: bool) -> None:
     publish_to(f"{base}/1")
     before = sorted(gfile.listdir(f"{base}/1"))
     with (
@@ -573,18 +715,21 @@ def test_nothing_is_published_inside_a_saved_model(base, name, overwrite):
     ):
         pass
     assert str(caught.value) == (
-        f"Cannot publish to '{base}/1/{name}': it would publish inside the SavedModel '{base}/1'. Publish beside it."
+        f"Cannot publish to '{base}/1/{name}': it would publish inside the SavedModel '{base}/1'. "
+        "Publish beside it."
     )
     assert sorted(gfile.listdir(f"{base}/1")) == before
 
 
-def test_check_publishable_leaves_nothing_behind(tmp_path):
+def test_check_publishable_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
     target = publish.check_publishable(tmp_path / "a" / "m" / "{version}", overwrite=False)
     assert target == str(tmp_path / "a" / "m" / "1")
     assert tree(tmp_path) == []
 
 
-def test_relative_paths_are_published_below_the_working_directory(tmp_path, monkeypatch):
+def test_relative_paths_are_published_below_the_working_directory(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert publish_to("export") == "export"
     assert publish_to("./m/{version}") == "./m/1"
@@ -592,68 +737,38 @@ def test_relative_paths_are_published_below_the_working_directory(tmp_path, monk
     assert sorted(os.listdir(tmp_path)) == ["1", "export", "m"]
 
 
-# -- versions ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("inside", ["assets/2", "assets.extra/a/b/{version}"])
+def test_nothing_is_published_deep_inside_a_saved_model(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    publish_to(tmp_path / "1")
+    monkeypatch.chdir(tmp_path / "1")
+    for path in (tmp_path / "1" / inside, inside):
+        with pytest.raises(PublishError) as caught:
+            publish.check_publishable(path, overwrite=False)
+        assert str(caught.value) == (
+            f"Cannot publish to '{path}': it would publish inside the SavedModel '{tmp_path}/1'. "
+            "Publish beside it."
+        )
 
 
-def test_next_version_reads_names_as_the_server_does(base):
-    assert versions.resolve_version(f"{base}/{{version}}") == f"{base}/1"
-    for name in ["2", "00000123", ".999", "v7", "12a", "-5", "3.5", "99999999999999999999", "٤٥٦"]:
-        gfile.makedirs(f"{base}/{name}")
-    assert versions.resolve_version(f"{base}/{{version}}") == f"{base}/124"
-    with gfile.GFile(f"{base}/130", "w") as file:
-        file.write("the server takes a file for a version too")
-    assert versions.resolve_version(f"{base}/{{version}}") == f"{base}/131"
+# -- {version} -------------------------------------------------------------------------------------
 
 
-def test_next_version_ends_at_int64(tmp_path):
-    (tmp_path / str(2**63 - 1)).mkdir()
-    with pytest.raises(PublishError) as caught:
-        versions.resolve_version(tmp_path / "{version}")
-    assert str(caught.value) == (
-        f"Cannot take the next version under '{tmp_path}/': 9223372036854775807 is the last one a server reads."
-    )
-
-
-def test_next_version_ignores_models_under_construction(tmp_path):
+def test_next_version_ignores_models_under_construction(tmp_path: pathlib.Path) -> None:
     with publish.staged(tmp_path / "5", overwrite=False) as staging:
-        assert versions.resolve_version(tmp_path / "{version}") == str(tmp_path / "1")
+        assert resolve_version(tmp_path / "{version}") == str(tmp_path / "1")
         build(staging)
-    assert versions.resolve_version(tmp_path / "{version}") == str(tmp_path / "6")
+    assert resolve_version(tmp_path / "{version}") == str(tmp_path / "6")
 
 
-def test_version_counts_up(base):
+def test_version_counts_up(base: str) -> None:
     assert [publish_to(f"{base}/{{version}}") for _ in range(3)] == [
         f"{base}/{version}" for version in (1, 2, 3)
     ]
 
 
-@pytest.mark.parametrize(
-    ("template", "there", "expected"),
-    [
-        ("{version}", ["4"], "5"),
-        ("{version:08d}", ["00000004"], "00000005"),
-        ("v{version}", ["v4", "9"], "v5"),
-        ("{version}-3", ["4-3", "7-2"], "5-3"),
-        ("{version}/{version}", ["4"], "5/5"),
-        ("a{b}", ["4"], "a{b}"),
-    ],
-)
-def test_resolve_version(tmp_path, template, there, expected):
-    for name in there:
-        (tmp_path / name).mkdir()
-    assert versions.resolve_version(tmp_path / template) == str(tmp_path / expected)
-
-
-def test_version_with_a_bad_format_is_refused(tmp_path):
-    with pytest.raises(OptionsError) as caught:
-        versions.resolve_version(f"{tmp_path}/{{version:s}}")
-    assert str(caught.value) == (
-        f"Bad path '{tmp_path}/{{version:s}}': '{{version:s}}' cannot format an integer (Unknown format code 's' for "
-        "object of type 'int'). Use {version} or {version:08d}."
-    )
-
-
-def test_two_exporters_take_two_versions(base):
+def test_two_exporters_take_two_versions(base: str) -> None:
     with (
         publish.staged(f"{base}/{{version}}", overwrite=False) as one,
         publish.staged(f"{base}/{{version}}", overwrite=False) as two,
@@ -664,11 +779,13 @@ def test_two_exporters_take_two_versions(base):
     assert (read(f"{base}/1"), read(f"{base}/2")) == ("two", "one")
 
 
-def test_version_taken_between_look_and_rename_gives_the_next(tmp_path, monkeypatch):
+def test_version_taken_between_check_and_rename_gives_the_next(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rename_new = publish.rename_new
     theirs = iter(["1", "2"])
 
-    def overtaken(source, target, *, model_last=True):
+    def overtaken(source: str, target: str, *, model_last: bool = True) -> None:
         name = next(theirs, None)
         if name:
             build(tmp_path / name, "theirs")
@@ -680,11 +797,13 @@ def test_version_taken_between_look_and_rename_gives_the_next(tmp_path, monkeypa
     assert sorted(os.listdir(tmp_path)) == ["1", "2", "3"]
 
 
-def test_version_taken_between_listing_and_check_gives_the_next(tmp_path, monkeypatch):
-    resolve_version = publish.resolve_version
+def test_version_taken_between_listing_and_check_gives_the_next(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = publish.resolve_version
 
-    def overtaken(path):
-        target = resolve_version(path)
+    def overtaken(path: str | os.PathLike[str]) -> str:
+        target = real(path)
         if target.endswith(("/1", "/2")):
             build(target, "theirs")
         return target
@@ -693,184 +812,7 @@ def test_version_taken_between_listing_and_check_gives_the_next(tmp_path, monkey
     assert publish.check_publishable(tmp_path / "{version}", overwrite=False) == str(tmp_path / "3")
 
 
-@pytest.mark.parametrize("path", ["m/best", "gs://bucket/m/{epoch}-{val_loss:.2f}", "m/v{version}"])
-def test_hint_for_a_name_no_server_loads(path):
-    assert versions.version_hint(path) == (
-        f"No TensorFlow Serving server loads '{path}': its last component is not an integer. Publish to '{path}/1' or "
-        f"'{path}/{{version}}'."
-    )
-
-
-@pytest.mark.parametrize(
-    "path", ["m/1", "m/00000123", "m/{version}", "m/{epoch:03d}/", pathlib.Path("m/7"), "5"]
-)
-def test_no_hint_for_a_version(path):
-    assert versions.version_hint(path) is None
-
-
-# -- templates ---------------------------------------------------------------------------------------------------------
-
-
-def test_format_filepath_fills_in_all_but_the_version():
-    logs = {"val_loss": 0.12345, "accuracy": 0.5}
-    assert (
-        versions.format_filepath("m-{epoch:02d}/{val_loss:.2f}/{version:04d}", 3, logs)
-        == "m-03/0.12/{version:04d}"
-    )
-    assert versions.format_filepath("m/{{a}}/{epoch}", 12) == "m/{a}/12"
-
-
-def test_unknown_field_names_the_known_ones():
-    with pytest.raises(OptionsError) as caught:
-        versions.format_filepath(
-            "m/{vall_loss}/{acc:.1f}/{version}", 1, {"val_loss": 0.1, "loss": 0.2}
-        )
-    assert str(caught.value) == (
-        "Cannot fill in filepath 'm/{vall_loss}/{acc:.1f}/{version}': unknown fields {vall_loss}, {acc}. Known fields: "
-        "{version}, {epoch}, {loss}, {val_loss}."
-    )
-
-
-def test_format_that_does_not_fit_is_refused():
-    with pytest.raises(OptionsError) as caught:
-        versions.format_filepath("m/{loss:d}", 1, {"loss": 0.2})
-    assert str(caught.value) == (
-        "Cannot fill in filepath 'm/{loss:d}': '{loss:d}' does not format a float (Unknown format code 'd' for object "
-        "of type 'float')."
-    )
-
-
-@pytest.mark.parametrize("filepath", ["m/{}", "m/{0}", "m/{epoch.real}", "m/{epoch[0]}"])
-def test_field_that_is_no_name_is_refused(filepath):
-    field = filepath[2:]
-    with pytest.raises(OptionsError) as caught:
-        versions.fields_of(filepath)
-    assert str(caught.value) == (
-        f"Bad filepath '{filepath}': unknown fields {field}. Known fields: {{version}}, {{epoch}} and the names of the "
-        "metrics, such as {val_loss:.2f}."
-    )
-
-
-def test_unmatched_brace_is_refused():
-    with pytest.raises(OptionsError) as caught:
-        versions.fields_of("m/{epoch")
-    assert str(caught.value) == (
-        "Bad filepath 'm/{epoch': expected '}' before end of string. Write fields as {version}, {epoch:02d} or "
-        "{val_loss:.2f}, and a literal brace as {{ or }}."
-    )
-
-
-@pytest.mark.parametrize("filepath", ["m/{epoch:s}", "m/{version:s}"])
-def test_integer_field_with_another_format_is_refused(filepath):
-    with pytest.raises(OptionsError, match="Unknown format code 's' for object of type 'int'"):
-        versions.fields_of(filepath)
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        (None, "A path must be a str or os.PathLike, got NoneType."),
-        ("", "A path must not be empty."),
-        ("a\0b", "A path must not hold a NUL byte, got 'a\\x00b'."),
-        (
-            pathlib.PurePosixPath("gs://b/m"),
-            "The path 'gs:/b/m' was a URL before pathlib folded its slashes. Pass it as a str.",
-        ),
-    ],
-    ids=["None", "empty", "NUL", "folded URL"],
-)
-def test_what_is_no_path_is_refused(path, text):
-    with pytest.raises(OptionsError) as caught:
-        versions.as_path(path)
-    assert str(caught.value) == text
-
-
-# -- paths -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("file:///models/1", "/models/1"),
-        ("file://localhost/models/1/", "/models/1"),
-        ("file:/models/1", "/models/1"),
-        (pathlib.PurePosixPath("file:///models/1"), "/models/1"),
-        ("~/models/1", os.path.expanduser("~/models/1")),
-        ("models/~1", "models/~1"),
-        (b"models/1", None),
-        ("gs://bucket/models/1/", "gs://bucket/models/1"),
-    ],
-)
-def test_path_is_read_as_users_write_it(path, expected):
-    if expected is None:
-        with pytest.raises(OptionsError, match="A path must be a str"):
-            versions.as_path(path)
-    else:
-        assert versions.as_path(path) == expected
-
-
-def test_file_url_of_another_host_is_refused():
-    with pytest.raises(OptionsError) as caught:
-        versions.as_path("file://server/models/1")
-    assert str(caught.value) == (
-        "The path 'file://server/models/1' names a file of the host 'server'. Give a local path."
-    )
-
-
-def test_path_that_is_not_utf8_is_refused():
-    with pytest.raises(OptionsError) as caught:
-        versions.as_path(os.fsdecode(b"/models/\xff/1"))
-    assert str(caught.value) == (
-        "The path '/models/\\udcff/1' is not UTF-8, and TensorFlow takes no other paths. Rename it, or give a link to it."
-    )
-
-
-@pytest.mark.parametrize("inside", ["assets/2", "assets.extra/a/b/{version}"])
-def test_nothing_is_published_deep_inside_a_saved_model(tmp_path, monkeypatch, inside):
-    publish_to(tmp_path / "1")
-    monkeypatch.chdir(tmp_path / "1")
-    for path in (tmp_path / "1" / inside, inside):
-        with pytest.raises(PublishError) as caught:
-            publish.check_publishable(path, overwrite=False)
-        assert str(caught.value) == (
-            f"Cannot publish to '{path}': it would publish inside the SavedModel '{tmp_path}/1'. Publish beside it."
-        )
-
-
-def test_error_of_a_file_system_without_words_has_its_kind(tmp_path):
-    assert versions.reason_of(tf.errors.NotFoundError(None, None, "")) == "not found"
-    assert versions.reason_of(
-        tf.errors.ResourceExhaustedError(None, None, "a; No space left on device")
-    ) == ("No space left on device")
-
-
-# -- removing ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_base_path_that_is_a_link_is_published_below(tmp_path, overwrite):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "base").symlink_to(tmp_path / "real")
-    if overwrite:
-        publish_to(tmp_path / "base" / "1", "old")
-    assert publish_to(tmp_path / "base" / "1", overwrite=overwrite) == str(tmp_path / "base" / "1")
-    assert read(tmp_path / "real" / "1") == "new"
-    assert os.listdir(tmp_path / "real") == ["1"]
-
-
-@pytest.mark.parametrize("name", ["old", "new", "lock"])
-def test_name_may_be_that_of_an_entry_of_a_workspace(tmp_path, name):
-    with pytest.raises(BuildError), publish.staged(tmp_path / name, overwrite=False) as staging:
-        build(staging)
-        raise BuildError
-    assert os.listdir(tmp_path) == []
-    publish_to(tmp_path / name)
-    publish_to(tmp_path / name, "newer", overwrite=True)
-    assert read(tmp_path / name) == "newer"
-    assert os.listdir(tmp_path) == [name]
-
-
-def test_version_of_another_exporter_is_never_overwritten(tmp_path):
+def test_version_of_another_exporter_is_never_overwritten(tmp_path: pathlib.Path) -> None:
     with publish.staged(tmp_path / "{version}", overwrite=True) as staging:
         build(staging, "ours")
         build(tmp_path / "1", "theirs")
@@ -878,87 +820,10 @@ def test_version_of_another_exporter_is_never_overwritten(tmp_path):
     assert (read(tmp_path / "1"), read(tmp_path / "2")) == ("theirs", "ours")
 
 
-@pytest.mark.parametrize("can", [True, False], ids=["exchanged", "in two steps"])
-def test_only_the_version_asked_for_is_replaced(tmp_path, monkeypatch, can):
-    if not can:
-        monkeypatch.setattr(publish, "exchange", lambda one, other: False)
-    with publish.staged(tmp_path / "1", overwrite=False) as first:
-        build(first, "ours")
-    with publish.staged(tmp_path / "1", overwrite=True, replaces=first.published) as second:
-        build(second, "newer")
-    with (
-        pytest.raises(
-            PublishError, match="somebody has replaced the version that was published there"
-        ),
-        publish.staged(tmp_path / "1", overwrite=True, replaces=second.published) as third,
-    ):
-        build(third, "newest")
-        shutil.rmtree(tmp_path / "1")
-        build(tmp_path / "1", "theirs")
-    assert read(tmp_path / "1") == "theirs"
-    assert os.listdir(tmp_path) == ["1"]
+# -- removing --------------------------------------------------------------------------------------
 
 
-def test_directory_of_a_lower_layer_is_moved_file_by_file(tmp_path, monkeypatch):
-    publish_to(tmp_path / "1", "old")
-    (tmp_path / "1" / "assets").symlink_to(tmp_path / "nowhere")
-    rename = os.rename
-
-    def across_layers(source, target):
-        if str(source) == str(tmp_path / "1") and os.path.isdir(source):
-            raise OSError(errno.EXDEV, "Invalid cross-device link")
-        rename(source, target)
-
-    # As overlayfs does: both ways to rename say EXDEV.
-    monkeypatch.setattr(publish, "exchange", lambda one, other: False)
-    monkeypatch.setattr(filesystem, "_renameat2", lambda source, target, flag: False)
-    monkeypatch.setattr(os, "rename", across_layers)
-    publish_to(tmp_path / "1", "new", overwrite=True)
-    assert read(tmp_path / "1") == "new"
-    assert os.listdir(tmp_path) == ["1"]
-
-
-def test_savers_of_one_remote_path_end(tmp_path):
-    base = f"ram://{tmp_path.name}"
-    publish_to(f"{base}/1", "old")
-    with (
-        publish.staged(f"{base}/1", overwrite=True) as one,
-        publish.staged(f"{base}/1", overwrite=True) as two,
-    ):
-        build(one, "one")
-        build(two, "two")
-    assert read(f"{base}/1") == "one"
-
-
-def test_clean_up_that_fails_does_not_mask_the_error_where_warnings_are_errors(
-    tmp_path, monkeypatch, capsys
-):
-    def failing(path):
-        raise PermissionError(errno.EACCES, "Permission denied", path)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(BuildError), publish.staged(tmp_path / "1", overwrite=False) as staging:
-            build(staging)
-            monkeypatch.setattr(workspace, "remove_tree", failing)
-            raise BuildError
-    assert "(Permission denied). The next export beside it tries again." in capsys.readouterr().err
-
-
-def test_directory_without_a_model_is_never_replaced(tmp_path):
-    (tmp_path / "site" / "assets").mkdir(parents=True)
-    (tmp_path / "site" / "assets" / "logo.png").touch()
-    with pytest.raises(PublishError, match="it is not a SavedModel, but holds 1 other entries"):
-        publish_to(tmp_path / "site", overwrite=True)
-    assert (tmp_path / "site" / "assets" / "logo.png").exists()
-
-
-def test_model_far_above_is_no_obstacle(tmp_path):
-    (tmp_path / "saved_model.pb").touch()
-    assert publish_to(tmp_path / "models" / "m" / "1") == str(tmp_path / "models" / "m" / "1")
-
-
-def test_remove_published(base):
+def test_remove_published(base: str) -> None:
     published = []
     for _ in range(2):
         with publish.staged(f"{base}/{{version}}", overwrite=False) as staging:
@@ -969,7 +834,7 @@ def test_remove_published(base):
     assert [entry.rstrip("/") for entry in gfile.listdir(base)] == ["2"]
 
 
-def test_directory_that_took_the_place_of_a_published_one_is_left(tmp_path):
+def test_directory_that_replaced_a_published_one_is_not_removed(tmp_path: pathlib.Path) -> None:
     with publish.staged(tmp_path / "1", overwrite=False) as staging:
         build(staging)
     assert publish.is_still_there(staging.published)
@@ -979,13 +844,14 @@ def test_directory_that_took_the_place_of_a_published_one_is_left(tmp_path):
     with pytest.raises(PublishError) as caught:
         publish.remove_published(staging.published)
     assert str(caught.value) == (
-        f"Cannot remove '{tmp_path}/1': it is not the directory that was published there; somebody has replaced it since."
+        f"Cannot remove '{tmp_path}/1': it is not the directory that was published there; somebody "
+        "has replaced it since."
     )
     assert read(tmp_path / "1") == "theirs"
     assert os.listdir(tmp_path) == ["1"]
 
 
-def test_version_that_got_a_new_warmup_file_is_still_ours(tmp_path):
+def test_version_that_got_a_new_warmup_file_is_still_ours(tmp_path: pathlib.Path) -> None:
     with publish.staged(tmp_path / "1", overwrite=False) as staging:
         build(staging, warmup=False)
     (tmp_path / "1" / "assets.extra").mkdir()

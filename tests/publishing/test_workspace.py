@@ -1,5 +1,7 @@
 """Tests of `keras_warmup.publishing.workspace`."""
 
+from __future__ import annotations
+
 import os
 import pathlib
 import shutil
@@ -14,8 +16,10 @@ from keras_warmup.publishing import workspace
 from keras_warmup.publishing.workspace import Workspace, sweep
 
 
-def dead_workspace(parent, name="1", token="0123456789abcdef"):
-    """A workspace as a killed process leaves it."""
+def dead_workspace(
+    parent: pathlib.Path, name: str = "1", token: str = "0123456789abcdef"
+) -> pathlib.Path:
+    """Makes a workspace as a killed process leaves it."""
     directory = parent / f".{name}.kw-{token}"
     (directory / "new" / name).mkdir(parents=True)
     (directory / "new" / name / "saved_model.pb").write_text("half")
@@ -23,7 +27,7 @@ def dead_workspace(parent, name="1", token="0123456789abcdef"):
     return directory
 
 
-def test_workspace_is_hidden_private_and_leaves_nothing(tmp_path):
+def test_workspace_is_hidden_private_and_leaves_nothing(tmp_path: pathlib.Path) -> None:
     made = Workspace(str(tmp_path / "1"))
     (name,) = os.listdir(tmp_path)
     assert made.path == str(tmp_path / name) and made.build == f"{made.path}/new/1"
@@ -33,7 +37,7 @@ def test_workspace_is_hidden_private_and_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_sweep_removes_what_killed_processes_left(tmp_path):
+def test_sweep_removes_what_killed_processes_left(tmp_path: pathlib.Path) -> None:
     dead_workspace(tmp_path)
     (tmp_path / ".2.kw-fedcba9876543210").mkdir()  # killed before it had a lock
     kept = [".1.kw-mine", "1.kw-0123456789abcdef", ".hidden", "3"]
@@ -43,7 +47,7 @@ def test_sweep_removes_what_killed_processes_left(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(kept)
 
 
-def test_sweep_leaves_the_workspace_of_a_living_process(tmp_path):
+def test_sweep_leaves_the_workspace_of_a_living_process(tmp_path: pathlib.Path) -> None:
     mine = Workspace(str(tmp_path / "1"))
     os.utime(mine.path, (0, 0))  # shutil.copytree copies old times
     sweep(str(tmp_path))
@@ -59,7 +63,9 @@ def test_sweep_leaves_the_workspace_of_a_living_process(tmp_path):
 
 
 @pytest.mark.parametrize(("days", "swept"), [(0.9, False), (1.1, True)])
-def test_workspace_of_another_boot_is_swept_after_a_day(tmp_path, days, swept):
+def test_workspace_of_another_boot_is_swept_after_a_day(
+    tmp_path: pathlib.Path, days: float, swept: bool
+) -> None:
     dead = dead_workspace(tmp_path)
     (dead / "lock").write_text("that of another machine")
     then = time.time() - days * 24 * 60 * 60
@@ -68,7 +74,7 @@ def test_workspace_of_another_boot_is_swept_after_a_day(tmp_path, days, swept):
     assert dead.exists() != swept
 
 
-def test_version_that_is_only_partly_moved_aside_is_left_and_named(tmp_path):
+def test_version_that_is_only_partly_moved_aside_is_left_and_named(tmp_path: pathlib.Path) -> None:
     dead = dead_workspace(tmp_path)
     (dead / "old.partial").mkdir()
     (tmp_path / "1").mkdir()
@@ -79,7 +85,7 @@ def test_version_that_is_only_partly_moved_aside_is_left_and_named(tmp_path):
     assert (dead / "old.partial").exists()
 
 
-def test_child_that_was_forked_does_not_close_the_workspace(tmp_path):
+def test_child_that_was_forked_does_not_close_the_workspace(tmp_path: pathlib.Path) -> None:
     script = """
 import os, sys
 from keras_warmup.publishing.workspace import Workspace
@@ -97,7 +103,7 @@ made.close()
     assert os.listdir(tmp_path) == []
 
 
-def test_sweep_removes_the_copy_of_a_living_workspace(tmp_path):
+def test_sweep_removes_the_copy_of_a_living_workspace(tmp_path: pathlib.Path) -> None:
     mine = Workspace(str(tmp_path / "1"))
     shutil.copytree(mine.path, tmp_path / ".1.kw-0123456789abcdef")
     sweep(str(tmp_path))
@@ -106,7 +112,9 @@ def test_sweep_removes_the_copy_of_a_living_workspace(tmp_path):
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
-def test_sweep_puts_an_orphaned_old_version_back_where_its_name_is_free(tmp_path, taken):
+def test_sweep_puts_an_orphaned_old_version_back_where_its_name_is_free(
+    tmp_path: pathlib.Path, taken: bool
+) -> None:
     dead = dead_workspace(tmp_path)
     (dead / "old").mkdir()
     (dead / "old" / "saved_model.pb").write_text("old")
@@ -118,7 +126,7 @@ def test_sweep_puts_an_orphaned_old_version_back_where_its_name_is_free(tmp_path
     assert (tmp_path / "1" / "saved_model.pb").read_text() == ("new" if taken else "old")
 
 
-def test_sweep_does_not_follow_links(tmp_path):
+def test_sweep_does_not_follow_links(tmp_path: pathlib.Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").touch()
@@ -131,18 +139,20 @@ def test_sweep_does_not_follow_links(tmp_path):
     (linked / "lock").symlink_to(outside / "file")
     sweep(str(base))
     assert (outside / "file").exists()
-    # What is no directory of its own, or has no lock of its own, was not made here.
+    # A workspace that is a link, or whose lock is a link, is not one that this package made.
     assert sorted(os.listdir(base)) == [".1.kw-0123456789abcdef", f".1.kw-{'b' * 16}"]
 
 
-def test_sweep_of_a_directory_that_does_not_exist_does_nothing(tmp_path):
+def test_sweep_of_a_directory_that_does_not_exist_does_nothing(tmp_path: pathlib.Path) -> None:
     sweep(str(tmp_path / "nowhere"))
 
 
-def test_what_cannot_be_removed_is_a_warning_with_the_reason(tmp_path, monkeypatch):
+def test_what_cannot_be_removed_is_a_warning_with_the_reason(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = Workspace(str(tmp_path / "1"))
 
-    def failing(path):
+    def failing(path: str) -> None:
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr(workspace, "remove_tree", failing)
@@ -150,14 +160,15 @@ def test_what_cannot_be_removed_is_a_warning_with_the_reason(tmp_path, monkeypat
         made.close()
     (warning,) = caught
     assert str(warning.message) == (
-        f"Could not remove {made.path!r} (Permission denied). The next export beside it tries again."
+        f"Could not remove {made.path!r} (Permission denied). The next export beside it tries "
+        "again."
     )
     monkeypatch.undo()
     sweep(str(tmp_path))
     assert os.listdir(tmp_path) == []
 
 
-def test_lost_workspace_frees_its_lock(tmp_path):
+def test_lost_workspace_frees_its_lock(tmp_path: pathlib.Path) -> None:
     lost = Workspace(str(tmp_path / "1"))
     with pytest.warns(ResourceWarning):
         del lost
@@ -165,7 +176,7 @@ def test_lost_workspace_frees_its_lock(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_sweeps_and_exports_side_by_side_do_not_disturb_each_other(tmp_path):
+def test_sweeps_and_exports_side_by_side_do_not_disturb_each_other(tmp_path: pathlib.Path) -> None:
     script = """
 import os, sys
 from keras_warmup.publishing.workspace import Workspace, sweep

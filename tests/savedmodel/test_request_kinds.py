@@ -1,9 +1,14 @@
+"""Tests of `keras_warmup.savedmodel.request_kinds`."""
+
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
+from typing import TypeAlias
 
 import pytest
 
+from keras_warmup.report import RequestKind
 from keras_warmup.savedmodel.request_kinds import default_kind, servable_kinds
 from keras_warmup.savedmodel.signatures import (
     Signature,
@@ -12,23 +17,24 @@ from keras_warmup.savedmodel.signatures import (
     read_signatures,
 )
 
-SAVEDMODELS = pathlib.Path(__file__).parents[3] / "shared" / "savedmodels"
+# Name -> dtype ("composite" for a ragged or sparse tensor) and shape.
+Specs: TypeAlias = Mapping[str, tuple[str, tuple[int | None, ...] | None]]
 NO_TASK = "its tasks are Classify and Regress, and neither is possible"
 
 
-def specs(given):
+def specs(given: Specs) -> dict[str, SignatureTensor]:
     return {
         name: SignatureTensor(name, "" if dtype == "composite" else f"{name}:0", dtype, shape)
         for name, (dtype, shape) in given.items()
     }
 
 
-def signature(inputs, outputs):
+def signature(inputs: Specs, outputs: Specs) -> Signature:
     return Signature("s", "tensorflow/serving/predict", specs(inputs), specs(outputs), frozenset())
 
 
-EXAMPLES = {"inputs": ("string", (None,))}
-SCORES = {"classes": ("string", (None, 3)), "scores": ("float32", (None, 3))}
+EXAMPLES: Specs = {"inputs": ("string", (None,))}
+SCORES: Specs = {"classes": ("string", (None, 3)), "scores": ("float32", (None, 3))}
 POSSIBLE = {
     "classes_and_scores": (EXAMPLES, SCORES, "classify"),
     "classes": (EXAMPLES, {"classes": ("string", (None, None))}, "classify"),
@@ -47,7 +53,9 @@ POSSIBLE = {
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "kind"), POSSIBLE.values(), ids=POSSIBLE)
-def test_the_signatures_form_says_classify_or_regress(inputs, outputs, kind):
+def test_inputs_and_outputs_decide_between_classify_and_regress(
+    inputs: Specs, outputs: Specs, kind: RequestKind
+) -> None:
     kinds = servable_kinds(signature(inputs, outputs))
     assert kinds[kind] is None and kinds["predict"] is None and kinds["multi_inference"] is None
     assert kinds["regress" if kind == "classify" else "classify"] is not None
@@ -118,7 +126,8 @@ IMPOSSIBLE = {
     "other_widths": (
         EXAMPLES,
         {"classes": ("string", (None, 2)), "scores": ("float32", (None, 3))},
-        "Classify wants 'classes' and 'scores' of one width, and they are [None, 2] and [None, 3]",
+        "Classify reads 'classes' and 'scores' of equal width, and they are [None, 2] and "
+        "[None, 3]",
         "Regress reads exactly one output, 'outputs', and it has ['classes', 'scores']",
     ),
     "double_outputs": (
@@ -139,7 +148,9 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize(
     ("inputs", "outputs", "classify", "regress"), IMPOSSIBLE.values(), ids=IMPOSSIBLE
 )
-def test_the_reason_is_given_for_each_kind_that_is_not_possible(inputs, outputs, classify, regress):
+def test_the_reason_is_given_for_each_kind_that_is_not_possible(
+    inputs: Specs, outputs: Specs, classify: str, regress: str
+) -> None:
     assert servable_kinds(signature(inputs, outputs)) == {
         "predict": None,
         "classify": classify,
@@ -155,25 +166,27 @@ def test_the_reason_is_given_for_each_kind_that_is_not_possible(inputs, outputs,
         (
             {"x": ("composite", (None, 3))},
             {"y": ("float32", (None,))},
-            "its input 'x' is a composite (sparse or ragged) tensor, which no TensorProto carries",
+            "its input 'x' is a composite (sparse or ragged) tensor, which a TensorProto cannot "
+            "hold",
         ),
         (
             {"x": ("float32", (None,))},
             {"y": ("variant", ())},
-            "its output 'y' is a variant, which no TensorProto carries",
+            "its output 'y' is a variant, which a TensorProto cannot hold",
         ),
         ({"x": ("float32", (None,))}, {}, "it has no outputs"),
     ],
 )
-def test_predict_needs_tensors_that_a_request_can_carry(inputs, outputs, reason):
+def test_predict_needs_tensors_that_a_request_can_hold(
+    inputs: Specs, outputs: Specs, reason: str
+) -> None:
     assert servable_kinds(signature(inputs, outputs))["predict"] == reason
 
 
-@pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
-def test_real_models_are_read_as_their_makers_meant():
+def test_real_models_are_read_as_their_makers_meant(saved_models: pathlib.Path) -> None:
     defaults = {}
     for name in ("half_plus_two_tf1", "chicago_taxi_estimator"):
-        for found in read_signatures(read_meta_graph(SAVEDMODELS / name / "1")):
+        for found in read_signatures(read_meta_graph(saved_models / name / "1")):
             defaults[name, found.key] = default_kind(found)
     assert defaults == {
         ("half_plus_two_tf1", "classify_x_to_y"): "classify",
@@ -186,7 +199,7 @@ def test_real_models_are_read_as_their_makers_meant():
         ("chicago_taxi_estimator", "regression"): "regress",
         ("chicago_taxi_estimator", "serving_default"): "classify",
     }
-    signatures = read_signatures(read_meta_graph(SAVEDMODELS / "half_plus_two_tf1" / "1"))
+    signatures = read_signatures(read_meta_graph(saved_models / "half_plus_two_tf1" / "1"))
     unreachable = next(found for found in signatures if found.key == "regress_x2_to_y3")
     assert servable_kinds(unreachable)["regress"] == (
         "Regress feeds serialized tf.Examples (string), and its input 'inputs' is float32"

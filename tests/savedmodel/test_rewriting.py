@@ -1,31 +1,37 @@
+"""Tests of `keras_warmup.savedmodel.rewriting`."""
+
 from __future__ import annotations
 
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import fingerprint_pb2
 
+import keras_warmup as kw
 from keras_warmup import endpoints
-from keras_warmup._protos import serialized_fingerprint
+from keras_warmup._protos import FingerprintDef, serialized_fingerprint
 from keras_warmup.errors import BindingError, OptionsError, SignatureError
 from keras_warmup.savedmodel import rewriting
 from keras_warmup.savedmodel.rewriting import (
     complete_fingerprint,
+    name_methods,
     recover,
     rewrite_method_names,
-    share_input,
+    share_tensors,
 )
 from keras_warmup.savedmodel.saving import save_saved_model
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.serving.replay import open_session
+from tests.builders import predict_log
 
 
 @pytest.fixture
-def export_dir(tmp_path):
+def export_dir(tmp_path: pathlib.Path) -> pathlib.Path:
     model = keras.Sequential([keras.Input((1,), name="x"), keras.layers.Dense(1)])
     spec = {"x": tf.io.FixedLenFeature([1], tf.float32)}
     functions = {"c": endpoints.classify(model, spec), "r": endpoints.regress(model, spec)}
@@ -37,19 +43,21 @@ def export_dir(tmp_path):
     return tmp_path / "1"
 
 
-def method_names(export_dir):
+def method_names(export_dir: pathlib.Path) -> dict[str, str]:
     return {found.key: found.method_name for found in read_signatures(read_meta_graph(export_dir))}
 
 
-def files(export_dir):
+def files(export_dir: pathlib.Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(export_dir)): path.read_bytes()
-        for path in sorted(pathlib.Path(export_dir).rglob("*"))
+        for path in sorted(export_dir.rglob("*"))
         if path.is_file()
     }
 
 
-def test_names_are_set_and_nothing_but_the_model_and_its_fingerprint_changes(export_dir):
+def test_names_are_set_and_only_the_model_and_its_fingerprint_change(
+    export_dir: pathlib.Path,
+) -> None:
     before = files(export_dir)
     old = tf.saved_model.experimental.read_fingerprint(str(export_dir))
     rewrite_method_names(export_dir, {"c": "classify", "r": "regress"})
@@ -72,14 +80,23 @@ def test_names_are_set_and_nothing_but_the_model_and_its_fingerprint_changes(exp
     assert tf.saved_model.load(str(export_dir)).signatures["r"] is not None
 
 
-def test_names_can_be_set_back(export_dir):
+def test_names_can_be_set_back(export_dir: pathlib.Path) -> None:
     before = method_names(export_dir)
     rewrite_method_names(export_dir, {"c": "classify"})
     rewrite_method_names(export_dir, {"c": "predict"})
     assert method_names(export_dir) == before
 
 
-def test_a_model_without_a_fingerprint_gets_none(export_dir):
+def test_signatures_with_the_form_of_a_task_get_its_method_name(export_dir: pathlib.Path) -> None:
+    name_methods(export_dir)
+    assert method_names(export_dir) == {
+        "c": "tensorflow/serving/classify",
+        "p": "tensorflow/serving/predict",
+        "r": "tensorflow/serving/regress",
+    }
+
+
+def test_a_model_without_a_fingerprint_gets_none(export_dir: pathlib.Path) -> None:
     (export_dir / "fingerprint.pb").unlink()
     rewrite_method_names(export_dir, {"c": "classify"})
     assert not (export_dir / "fingerprint.pb").exists()
@@ -91,13 +108,14 @@ def test_a_model_without_a_fingerprint_gets_none(export_dir):
         (
             {"c": "multi_inference"},
             OptionsError,
-            "Signature 'c': kind must be one of ['classify', 'predict', 'regress'], got 'multi_inference'.",
+            "Signature 'c': kind must be one of ['classify', 'predict', 'regress'], got "
+            "'multi_inference'.",
         ),
         (
             {"c": "regress"},
             BindingError,
-            "Signature 'c' cannot serve regress requests: Regress reads exactly one output, 'outputs', and it has "
-            "['classes', 'scores'].",
+            "Signature 'c' cannot serve regress requests: Regress reads exactly one output, "
+            "'outputs', and it has ['classes', 'scores'].",
         ),
         (
             {"c": "classify", "nope": "regress"},
@@ -107,7 +125,9 @@ def test_a_model_without_a_fingerprint_gets_none(export_dir):
     ],
     ids=["kind", "cannot_serve", "unknown"],
 )
-def test_refusals_leave_the_model_as_it_was(kinds, error, text, export_dir):
+def test_refusals_do_not_change_the_model(
+    kinds: Any, error: type[Exception], text: str, export_dir: pathlib.Path
+) -> None:
     before = files(export_dir)
     with pytest.raises(error) as raised:
         rewrite_method_names(export_dir, kinds)
@@ -116,108 +136,59 @@ def test_refusals_leave_the_model_as_it_was(kinds, error, text, export_dir):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "No such file or directory"), (b"garbage\xff", "it is not a SavedModel proto")],
+    ("content", "text"),
+    [
+        (
+            None,
+            "Cannot read {path!r}: No such file or directory. Make it readable for this user, or "
+            "export the model again.",
+        ),
+        (
+            b"garbage\xff",
+            "Cannot parse {path!r}: it is not a SavedModel proto. Export the model again.",
+        ),
+    ],
     ids=["absent", "garbage"],
 )
-def test_what_is_no_saved_model_is_refused(content, reason, tmp_path):
+def test_a_file_that_is_not_a_saved_model_is_refused(
+    content: bytes | None, text: str, tmp_path: pathlib.Path
+) -> None:
     if content is not None:
         (tmp_path / "saved_model.pb").write_bytes(content)
-    with pytest.raises(SignatureError) as error:
+    with pytest.raises(SignatureError) as caught:
         rewrite_method_names(tmp_path, {"c": "classify"})
-    assert (
-        str(error.value)
-        == f"Cannot read a SavedModel from {str(tmp_path / 'saved_model.pb')!r}: {reason}."
-    )
+    assert str(caught.value) == text.format(path=str(tmp_path / "saved_model.pb"))
 
 
-def results(export_dir):
-    example = tf.train.Example()
-    example.features.feature["x"].float_list.value.append(2.0)
-    rows = tf.constant([example.SerializeToString()] * 2)
-    signatures = tf.saved_model.load(str(export_dir)).signatures
-    found = {}
-    for key, name in {"c": "inputs", "r": "inputs", "p": "examples"}.items():
-        found[key] = {
-            alias: value.numpy().tolist()
-            for alias, value in signatures[key](**{name: rows}).items()
-        }
-    return found
+def test_a_model_in_the_text_form_is_not_rewritten(export_dir: pathlib.Path) -> None:
+    (export_dir / "saved_model.pb").rename(export_dir / "saved_model.pbtxt")
+    with pytest.raises(SignatureError, match=r"saved_model.pb': No such file or directory"):
+        rewrite_method_names(export_dir, {"c": "classify"})
 
 
-def test_signatures_that_share_an_input_make_one_multi_inference_and_give_what_they_gave(
-    export_dir,
-):
-    before, old = results(export_dir), files(export_dir)
-    signatures = read_signatures(read_meta_graph(export_dir))
-    apart = {found.key: found.inputs["inputs"].tensor for found in signatures if found.key != "p"}
-    assert apart["c"] != apart["r"]
-    share_input(export_dir, ["r", "c"])
-    shared = {found.key: found for found in read_signatures(read_meta_graph(export_dir))}
-    assert (
-        shared["c"].inputs["inputs"].tensor
-        == shared["r"].inputs["inputs"].tensor
-        == signatures[2].inputs["inputs"].tensor
-    )
-    assert shared["p"] == signatures[1]
-    assert results(export_dir) == before
-    assert {name for name, content in files(export_dir).items() if content != old[name]} == {
-        "saved_model.pb",
-        "fingerprint.pb",
-    }
-    share_input(export_dir, ["r", "c"])
-    assert {found.key: found for found in read_signatures(read_meta_graph(export_dir))} == shared
+# -- interrupted rewrites --------------------------------------------------------------------------
 
 
-def test_a_signature_that_takes_no_classify_or_regress_cannot_share(export_dir):
-    before = files(export_dir)
-    with pytest.raises(BindingError) as error:
-        share_input(export_dir, ["c", "p"])
-    assert str(error.value) == (
-        "Signature 'p' cannot serve multi_inference requests: its tasks are Classify and Regress, and neither is possible."
-    )
-    assert files(export_dir) == before
-
-
-def test_placeholders_that_differ_cannot_be_shared(tmp_path):
-    module = tf.Module()
-    signatures = {}
-    for key, shape in {"a": [None], "b": [2]}.items():
-        specs = [tf.TensorSpec(shape, tf.string, "inputs")]
-        function = tf.function(
-            lambda x: {"outputs": tf.cast(tf.strings.length(x), tf.float32)}, input_signature=specs
-        )
-        signatures[key] = function
-        setattr(module, key, function)
-    tf.saved_model.save(module, str(tmp_path), signatures)
-    with pytest.raises(BindingError) as error:
-        share_input(tmp_path, ["a", "b"])
-    assert str(error.value) == (
-        "Signatures 'a' and 'b' cannot share an input: their placeholders differ in dtype or shape."
-    )
-
-
-# -- interrupted rewrites ----------------------------------------------------------------------------------------------
-
-
-def has_matching_fingerprint(export_dir):
-    """Whether `fingerprint.pb` is that of `saved_model.pb`; `None` where there is none."""
+def has_matching_fingerprint(export_dir: pathlib.Path) -> bool | None:
+    """Returns whether `fingerprint.pb` is that of `saved_model.pb`; `None` where it is absent."""
     path = export_dir / "fingerprint.pb"
     if not path.exists():
         return None
     written = tf.saved_model.experimental.read_fingerprint(str(export_dir))
-    graph = fingerprint_pb2.FingerprintDef.FromString(serialized_fingerprint(str(export_dir)))
-    return written.saved_model_checksum == graph.saved_model_checksum
+    graph = FingerprintDef.FromString(serialized_fingerprint(str(export_dir)))
+    return bool(written.saved_model_checksum == graph.saved_model_checksum)
 
 
 @pytest.mark.parametrize(
     "step", range(3), ids=["fingerprint away", "graph replaced", "fingerprint in place"]
 )
-def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(step, export_dir, monkeypatch):
+def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(
+    step: int, export_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replace_file = rewriting.replace_file
-    steps = []
+    steps: list[str] = []
 
-    def interrupted(source, target, *, flush=True):
+    def interrupted(source: str, target: str, *, flush: bool = True) -> None:
         if len(steps) == step:
             monkeypatch.undo()
             raise KeyboardInterrupt
@@ -236,8 +207,8 @@ def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(step, export_di
 
 @pytest.mark.parametrize("graph", ["old", "new"])
 def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_there(
-    graph, export_dir, tmp_path
-):
+    graph: str, export_dir: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
     shutil.copytree(export_dir, tmp_path / "new")
     rewrite_method_names(tmp_path / "new", {"c": "classify"})
     workspace = export_dir / ".saved_model.pb.kw-0123456789abcdef"
@@ -252,18 +223,17 @@ def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_t
     assert (method_names(export_dir)["c"] == "tensorflow/serving/classify") == (graph == "new")
 
 
-def test_fingerprint_without_the_hash_of_the_variables_is_completed(export_dir):
+def test_fingerprint_without_the_hash_of_the_variables_is_completed(
+    export_dir: pathlib.Path,
+) -> None:
     path = export_dir / "fingerprint.pb"
-    whole = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
-    lacking = fingerprint_pb2.FingerprintDef()
+    whole = FingerprintDef.FromString(path.read_bytes())
+    lacking = FingerprintDef()
     lacking.CopyFrom(whole)
     lacking.checkpoint_hash = 0
     path.write_bytes(lacking.SerializeToString())
     complete_fingerprint(str(export_dir))
-    assert (
-        fingerprint_pb2.FingerprintDef.FromString(path.read_bytes()).checkpoint_hash
-        == whole.checkpoint_hash
-    )
+    assert FingerprintDef.FromString(path.read_bytes()).checkpoint_hash == whole.checkpoint_hash
     completed = path.read_bytes()
     complete_fingerprint(str(export_dir))
     assert path.read_bytes() == completed
@@ -273,14 +243,53 @@ def test_fingerprint_without_the_hash_of_the_variables_is_completed(export_dir):
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "fingerprint.pb"])
-def test_fifo_is_refused_before_it_is_opened(export_dir, name):
+def test_fifo_is_refused_before_it_is_opened(export_dir: pathlib.Path, name: str) -> None:
     (export_dir / name).unlink()
     os.mkfifo(export_dir / name)
     with pytest.raises(SignatureError, match=f"{name}': it is a fifo, expected a file"):
         rewrite_method_names(export_dir, {"c": "classify"})
 
 
-def test_model_behind_a_link_is_rewritten(export_dir, tmp_path):
+def test_model_behind_a_link_is_rewritten(export_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "latest").symlink_to(export_dir)
     rewrite_method_names(tmp_path / "latest", {"c": "classify"})
     assert method_names(export_dir)["c"] == "tensorflow/serving/classify"
+
+
+# -- shared tensors --------------------------------------------------------------------------------
+
+
+def test_sharing_changes_nothing_for_load_tfsmlayer_and_a_session(tmp_path: pathlib.Path) -> None:
+    rows = np.random.default_rng(0).random((6, 4), "float32")
+    x = keras.Input((4,), name="x")
+    model = keras.Model(x, {"a": keras.layers.Dense(2)(x), "b": keras.layers.Dense(1)(x)})
+    apart_dir, shared_dir = tmp_path / "apart", tmp_path / "shared"
+    model.export(apart_dir, verbose=False)
+    model.export(shared_dir, verbose=False)
+    before = (shared_dir / "fingerprint.pb").read_bytes()
+    share_tensors(shared_dir, {"serve": "serving_default"})
+
+    apart, shared = tf.saved_model.load(apart_dir), tf.saved_model.load(shared_dir)
+    assert dir(apart) == dir(shared)
+    assert dict(apart.signatures.items()).keys() == dict(shared.signatures.items()).keys()
+    for key in ("serve", "serving_default"):
+        log = predict_log(key, x=rows)
+        with open_session(apart_dir) as one, open_session(shared_dir) as other:
+            expected, replayed = one.replay(log).outputs, other.replay(log).outputs
+        assert expected.keys() == {"a", "b"}
+        for alias, value in expected.items():
+            np.testing.assert_array_equal(replayed[alias], value)
+            np.testing.assert_array_equal(
+                shared.signatures[key](tf.constant(rows))[alias],
+                apart.signatures[key](tf.constant(rows))[alias],
+            )
+    layer = keras.layers.TFSMLayer(str(shared_dir), call_endpoint="serve")
+    for outputs in (shared.serve(rows), layer(rows)):
+        np.testing.assert_array_equal(outputs["a"], apart.serve(rows)["a"])
+    assert [one.same_tensors_as for one in kw.inspect(shared_dir).signatures] == [
+        ("serving_default",),
+        ("serve",),
+    ]
+    # The old fingerprint would describe another file.
+    assert (shared_dir / "fingerprint.pb").read_bytes() != before
+    assert has_matching_fingerprint(shared_dir)

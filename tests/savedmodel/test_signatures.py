@@ -1,7 +1,12 @@
-import collections
+"""Tests of `keras_warmup.savedmodel.signatures`."""
 
-import keras
-import numpy as np
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
@@ -14,163 +19,44 @@ from keras_warmup.savedmodel.signatures import (
     Signature,
     SignatureTensor,
     read_meta_graph,
+    read_saved_model,
     read_signatures,
 )
 
-FLOATS = tf.TensorSpec([None], tf.float32)
-Pair = collections.namedtuple("Pair", "late early")
 
-
-def signatures_of(export_dir) -> dict[str, Signature]:
+def signatures_of(export_dir: str | os.PathLike[str]) -> dict[str, Signature]:
     return {signature.key: signature for signature in read_signatures(read_meta_graph(export_dir))}
 
 
-class Sum(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = keras.layers.Dense(2)
-
-    def call(self, x):
-        return self.dense(
-            tf.add_n([leaf * (rank + 1) for rank, leaf in enumerate(keras.tree.flatten(x))])
-        )
-
-
-def functional(structure):
-    inputs = [keras.Input((3,), name=name) for name in ("zz", "aa")]
-    outputs = keras.layers.Dense(2)(keras.layers.Concatenate()(inputs))
-    return keras.Model(structure(*inputs), outputs)
-
-
-def subclassed(x):
-    model = Sum()
-    model(x)
-    return model
-
-
-ROWS = np.ones((2, 3), "float32")
-
-
-def export(model, path):
-    model.export(path, verbose=False)
-
-
-@pytest.mark.parametrize("save", [export, tf.saved_model.save], ids=["export", "saved_model"])
-@pytest.mark.parametrize(
-    ("make", "structure"),
-    [
-        (lambda: functional(lambda z, a: {"p": z, "q": a}), {"p": 0, "q": 1}),
-        (lambda: functional(lambda z, a: {"q": z, "p": a}), {"p": 0, "q": 1}),
-        (lambda: functional(lambda z, a: [z, a]), [0, 1]),
-        (lambda: subclassed(ROWS), 0),
-        (lambda: subclassed({"k2": ROWS, "k1": [ROWS, ROWS]}), {"k1": [0, 1], "k2": 2}),
-        (lambda: subclassed([ROWS] * 12), list(range(12))),
-    ],
-    ids=["dict", "dict-swapped", "list", "tensor", "nested", "twelve"],
-)
-def test_structure_pairs_input_names_with_the_models_arguments(tmp_path, make, structure, save):
-    model = make()
-    save(model, tmp_path)
-    loaded = tf.saved_model.load(tmp_path)
-    signature = signatures_of(tmp_path)["serving_default"]
-    assert len(signature.structure) == 1
-    names = signature.structure[0]
-    tf.nest.assert_same_structure(names, structure)
-
-    # Input k gets k + 1 in every entry: a swap of any two inputs changes the sum.
-    x = tf.nest.map_structure(lambda rank: np.full((2, 3), rank + 1, "float32"), structure)
-    feeds = dict(zip(tf.nest.flatten(names), tf.nest.flatten(x), strict=True))
-    outputs = loaded.signatures["serving_default"](
-        **{name: tf.constant(value) for name, value in feeds.items()}
-    )
-    (output,) = outputs.values()
-    np.testing.assert_allclose(output, model(x), rtol=1e-5)
-
-
 class Functions(tf.Module):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.scale = tf.Variable(2.0)
 
-    @tf.function
-    def nested(self, a, b, training=False):
-        return {"y": a["x"] * self.scale + b[0]}
-
-    @tf.function
-    def two(self, first, second):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.float32, name="z"),
+            tf.TensorSpec([None], tf.float32, name="a"),
+        ]
+    )
+    def two(self, first: Any, second: Any) -> Any:
         return {"y": first - second * self.scale, "n": tf.shape(first)}
 
-    @tf.function
-    def keywords(self, *, first, second):
-        return first - second
-
-    @tf.function
-    def ragged(self, rows):
-        return rows.to_tensor()
-
     @tf.function(input_signature=[tf.TensorSpec(None, tf.string, name="text")])
-    def any_rank(self, text):
+    def any_rank(self, text: Any) -> Any:
         return tf.strings.length(text)
 
 
-def save_functions(path, **signatures):
+def save_functions(path: pathlib.Path, *names: str) -> dict[str, Signature]:
+    """Saves functions of `Functions` as signatures under their names; reads the signatures."""
     module = Functions()
-    tf.saved_model.save(
-        module, path, signatures={key: make(module) for key, make in signatures.items()}
-    )
+    tf.saved_model.save(module, path, signatures={name: getattr(module, name) for name in names})
     return signatures_of(path)
 
 
-def named(name):
-    return tf.TensorSpec([None], tf.float32, name=name)
-
-
-@pytest.mark.parametrize(
-    ("make", "structure"),
-    [
-        (
-            lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")]),
-            ({"x": "q"}, ["r"]),
-        ),
-        (
-            lambda m: m.nested.get_concrete_function({"x": named("q")}, [named("r")], True),
-            ({"x": "q"}, ["r"]),
-        ),
-        (
-            lambda m: m.nested.get_concrete_function(
-                {"x": named("q")}, Pair(named("r"), named("s"))
-            ),
-            ({"x": "q"}, ("r", "s")),
-        ),
-        # The trace in the object graph has other argument names (a_x, b_late): no evidence.
-        (lambda m: m.nested.get_concrete_function({"x": FLOATS}, Pair(FLOATS, FLOATS)), None),
-        (lambda m: m.two.get_concrete_function(named("z.b"), named("A")), ("z.b", "A")),
-        (lambda m: m.any_rank, ("text",)),
-        (lambda m: m.keywords.get_concrete_function(first=FLOATS, second=FLOATS), None),
-        (lambda m: m.ragged.get_concrete_function(tf.RaggedTensorSpec([None, None])), None),
-    ],
-    ids=[
-        "nested",
-        "python-value",
-        "namedtuple",
-        "unnamed",
-        "sanitized-names",
-        "unknown-rank",
-        "keywords",
-        "ragged",
-    ],
-)
-def test_structure_of_a_function_holds_its_tensor_arguments(tmp_path, make, structure):
-    assert save_functions(tmp_path, f=make)["f"].structure == structure
-
-
-def test_signature_has_names_dtypes_and_shapes(tmp_path):
-    signatures = save_functions(
-        tmp_path,
-        two=lambda m: m.two.get_concrete_function(named("z"), named("a")),
-        text=lambda m: m.any_rank,
-    )
-    assert list(signatures) == ["text", "two"]
+def test_signature_has_names_dtypes_and_shapes(tmp_path: pathlib.Path) -> None:
+    signatures = save_functions(tmp_path, "two", "any_rank")
+    assert list(signatures) == ["any_rank", "two"]
     two = signatures["two"]
     assert two.method_name == "tensorflow/serving/predict"
     assert two.tags == ("serve",)
@@ -182,16 +68,16 @@ def test_signature_has_names_dtypes_and_shapes(tmp_path):
         "n": ("int32", (1,)),
         "y": ("float32", (None,)),
     }
-    assert signatures["text"].inputs["text"].shape is None
-    assert signatures["text"].inputs["text"].dtype == "string"
+    assert signatures["any_rank"].inputs["text"].shape is None
+    assert signatures["any_rank"].inputs["text"].dtype == "string"
     assert two.tensors == (
         {"two_a:0", "two_z:0"},
         {two.outputs["n"].tensor, two.outputs["y"].tensor},
     )
-    assert two.tensors != signatures["text"].tensors
+    assert two.tensors != signatures["any_rank"].tensors
 
 
-def test_a_tensor_fed_here_and_fetched_there_tells_signatures_apart():
+def test_signatures_that_feed_and_fetch_the_same_tensor_differ() -> None:
     x, y, z = (SignatureTensor(name, f"{name}:0", "float32", (None,)) for name in "xyz")
     one = Signature("one", "", {"x": x, "y": y}, {"z": z}, frozenset())
     other = Signature("other", "", {"x": x}, {"y": y, "z": z}, frozenset())
@@ -199,76 +85,22 @@ def test_a_tensor_fed_here_and_fetched_there_tells_signatures_apart():
     assert other.tensors == ({"x:0"}, {"y:0", "z:0"})
 
 
-def namesake(order, body):
-    """A function named `call` over the tensors named in `order`, which takes a dict where `order` is a set."""
-    specs = {name: named(name) for name in (sorted(order) if isinstance(order, set) else order)}
-    if isinstance(order, set):
-
-        def call(d):
-            return {"o": body(d["a"], d["b"])}
-
-        return tf.function(call, input_signature=[specs])
-
-    def call(one, two):
-        return {"o": body(one, two)}
-
-    return tf.function(call, input_signature=list(specs.values()))
-
-
-@pytest.mark.parametrize(
-    ("tracked", "exported"),
-    [
-        # The same nodes over the same types, but the first tensor has another name.
-        (namesake({"a", "b"}, lambda a, b: 2.0 * a - b), namesake("ba", lambda b, a: 2.0 * b - a)),
-        # The same names, but the nodes read other tensors.
-        (namesake("ab", lambda a, b: 2.0 * a - b), namesake("ab", lambda a, b: 2.0 * b - a)),
-        # The same nodes but for a constant.
-        (namesake("ab", lambda a, b: 2.0 * a - b), namesake("ab", lambda a, b: 3.0 * a - b)),
-        # The same nodes but in a function that is called.
-        (
-            namesake("ab", lambda a, b: tf.function(lambda x, y: x - y)(a, b)),
-            namesake("ab", lambda a, b: tf.function(lambda x, y: y - x)(a, b)),
-        ),
-    ],
-    ids=["names", "inputs", "attributes", "called"],
-)
-def test_a_namesake_in_the_object_graph_tells_no_structure(tmp_path, tracked, exported):
-    module = tf.Module()
-    module.tracked = tracked
-    tf.saved_model.save(module, tmp_path, signatures=exported.get_concrete_function())
-    found = read_meta_graph(tmp_path).object_graph_def.concrete_functions
-    assert [name.rpartition("_")[0] for name in sorted(found)] == [
-        "__inference_call",
-        "__inference_signature_wrapper",
-    ]
-    assert signatures_of(tmp_path)["serving_default"].structure is None
-
-
-def test_a_second_trace_that_calls_functions_tells_the_structure(tmp_path):
-    module = tf.Module()
-    module.tracked = namesake({"a", "b"}, lambda a, b: tf.function(lambda x, y: x - y)(a, b))
-    specs = {"a": named("a"), "b": named("b")}
-    module.again = tf.function(module.tracked.python_function)
-    tf.saved_model.save(module, tmp_path, signatures=module.again.get_concrete_function(specs))
-    assert signatures_of(tmp_path)["serving_default"].structure == ({"a": "a", "b": "b"},)
-
-
 class Composites(tf.Module):
     @tf.function(input_signature=[tf.RaggedTensorSpec([None, None], tf.float32)])
-    def ragged(self, x):
+    def ragged(self, x: Any) -> Any:
         return {"doubled": x * 2.0, "lengths": x.row_lengths()}
 
     @tf.function(input_signature=[tf.SparseTensorSpec([None, 4], tf.float32)])
-    def sparse(self, x):
+    def sparse(self, x: Any) -> Any:
         return {"same": x}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
-    def words(self, text):
+    def words(self, text: Any) -> Any:
         return {"words": tf.strings.split(text)}
 
 
 @pytest.fixture(scope="session")
-def composites_dir(tmp_path_factory):
+def composites_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("composites")
     m = Composites()
     tf.saved_model.save(
@@ -277,7 +109,9 @@ def composites_dir(tmp_path_factory):
     return path
 
 
-def test_composite_outputs_have_the_dtype_of_their_values_and_no_tensor(composites_dir):
+def test_composite_outputs_have_the_dtype_of_their_values_and_no_tensor(
+    composites_dir: pathlib.Path,
+) -> None:
     signatures = signatures_of(composites_dir)
     outputs = {
         key: {one: (s.tensor, s.dtype, s.shape) for one, s in signatures[key].outputs.items()}
@@ -288,12 +122,12 @@ def test_composite_outputs_have_the_dtype_of_their_values_and_no_tensor(composit
     assert outputs["ragged"]["doubled"] == ("", "float32", None)
     assert outputs["ragged"]["lengths"][1:] == ("int64", (None,))
     assert servable_kinds(signatures["words"])["predict"] == (
-        "its output 'words' is a composite (sparse or ragged) tensor, which no TensorProto carries"
+        "its output 'words' is a composite (sparse or ragged) tensor, which a TensorProto cannot "
+        "hold"
     )
-    assert signatures["words"].structure == ("text",)
 
 
-def test_composite_inputs_are_the_tensors_behind_them(composites_dir):
+def test_composite_inputs_are_the_tensors_behind_them(composites_dir: pathlib.Path) -> None:
     signatures = signatures_of(composites_dir)
     inputs = {
         key: {name: (s.dtype, s.shape) for name, s in signatures[key].inputs.items()}
@@ -305,11 +139,9 @@ def test_composite_inputs_are_the_tensors_behind_them(composites_dir):
         "x_1": ("float32", (None,)),
         "x_2": ("int64", (2,)),
     }
-    assert signatures["ragged"].structure is None
-    assert signatures["sparse"].structure is None
 
 
-def test_a_model_with_composite_outputs_can_be_inspected(composites_dir):
+def test_a_model_with_composite_outputs_can_be_inspected(composites_dir: pathlib.Path) -> None:
     assert sorted(one.signature.key for one in inspect(composites_dir).signatures) == [
         "ragged",
         "sparse",
@@ -317,7 +149,7 @@ def test_a_model_with_composite_outputs_can_be_inspected(composites_dir):
     ]
 
 
-def test_a_composite_type_that_does_not_tell_its_dtype_is_a_variant():
+def test_a_composite_type_without_a_dtype_is_a_variant() -> None:
     meta_graph = MetaGraphDef()
     meta_graph.signature_def["s"].outputs["y"].composite_tensor.components.add(name="y:0")
     (signature,) = read_signatures(meta_graph)
@@ -325,27 +157,28 @@ def test_a_composite_type_that_does_not_tell_its_dtype_is_a_variant():
 
 
 @pytest.mark.parametrize(("number", "side"), [(0, "input"), (77, "input"), (77, "output")])
-def test_a_dtype_that_is_none_is_named(number, side):
+def test_an_unknown_dtype_is_named(number: int, side: str) -> None:
     meta_graph = MetaGraphDef()
     getattr(meta_graph.signature_def["s"], f"{side}s")["x"].dtype = number
     with pytest.raises(SignatureError) as caught:
         read_signatures(meta_graph)
     assert str(caught.value) == (
-        f"Cannot read signature 's': {side} 'x' is damaged: its dtype is none that this TensorFlow knows (DataType "
-        f"{number} in saved_model.pb). Export the model again, or use the TensorFlow that wrote it."
+        f"Cannot read signature 's': {side} 'x' is damaged: this TensorFlow does not know its "
+        f"dtype (DataType {number} in saved_model.pb). Export the model again, or use the "
+        "TensorFlow that wrote it."
     )
 
 
-def test_inputs_with_a_default_are_listed(tmp_path):
-    save_functions(tmp_path, two=lambda m: m.two.get_concrete_function(named("z"), named("a")))
+def test_inputs_with_a_default_are_listed(tmp_path: pathlib.Path) -> None:
+    save_functions(tmp_path, "two")
     meta_graph = read_meta_graph(tmp_path)
     assert read_signatures(meta_graph)[0].defaults == frozenset()
     meta_graph.signature_def["two"].defaults["a"].CopyFrom(tf.make_tensor_proto([1.0]))
     assert read_signatures(meta_graph)[0].defaults == {"a"}
 
 
-def test_a_text_saved_model_reads_like_a_binary_one(tmp_path):
-    signatures = save_functions(tmp_path, text=lambda m: m.any_rank)
+def test_a_text_saved_model_reads_like_a_binary_one(tmp_path: pathlib.Path) -> None:
+    signatures = save_functions(tmp_path, "any_rank")
     binary = tmp_path / "saved_model.pb"
     proto = SavedModel.FromString(binary.read_bytes())
     (tmp_path / "saved_model.pbtxt").write_text(text_format.MessageToString(proto))
@@ -353,32 +186,32 @@ def test_a_text_saved_model_reads_like_a_binary_one(tmp_path):
     assert signatures_of(tmp_path) == signatures
 
 
-def test_a_tf1_export_has_no_structure(saved_models):
+def test_signatures_of_a_tf1_export_are_read(saved_models: pathlib.Path) -> None:
     signatures = signatures_of(saved_models / "half_plus_two_tf1" / "1")
-    assert {key: (list(one.inputs), one.structure) for key, one in signatures.items()} == {
-        "classify_x_to_y": (["inputs"], None),
-        "regress_x2_to_y3": (["inputs"], None),
-        "regress_x_to_y": (["inputs"], None),
-        "regress_x_to_y2": (["inputs"], None),
-        "serving_default": (["x"], None),
+    assert {key: list(signature.inputs) for key, signature in signatures.items()} == {
+        "classify_x_to_y": ["inputs"],
+        "regress_x2_to_y3": ["inputs"],
+        "regress_x_to_y": ["inputs"],
+        "regress_x_to_y2": ["inputs"],
+        "serving_default": ["x"],
     }
     assert signatures["classify_x_to_y"].method_name == "tensorflow/serving/classify"
 
 
-def error_of(export_dir, tags=None) -> str:
+def error_of(export_dir: pathlib.Path, tags: Sequence[str] | None = None) -> str:
     with pytest.raises(SignatureError) as caught:
         read_meta_graph(export_dir, tags)
     return str(caught.value)
 
 
-def test_a_missing_directory_is_named(tmp_path):
+def test_a_missing_directory_is_named(tmp_path: pathlib.Path) -> None:
     assert (
         error_of(tmp_path / "no")
         == f"No SavedModel at {str(tmp_path / 'no')!r}: the directory does not exist."
     )
 
 
-def test_a_base_path_gets_the_hint_to_its_version(tmp_path):
+def test_a_base_path_gets_the_hint_to_its_version(tmp_path: pathlib.Path) -> None:
     (tmp_path / "7").mkdir()
     assert error_of(tmp_path) == (
         f"No SavedModel at {str(tmp_path)!r}: it holds ['7'], but no saved_model.pb. "
@@ -386,7 +219,7 @@ def test_a_base_path_gets_the_hint_to_its_version(tmp_path):
     )
 
 
-def test_a_directory_without_a_model_says_what_it_holds(tmp_path):
+def test_a_directory_without_a_model_says_what_it_holds(tmp_path: pathlib.Path) -> None:
     (tmp_path / "model.keras").touch()
     assert (
         error_of(tmp_path)
@@ -395,7 +228,7 @@ def test_a_directory_without_a_model_says_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt"])
-def test_a_corrupt_file_is_named(tmp_path, name):
+def test_a_corrupt_file_is_named(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x0a\x7fno proto")
     path = str(tmp_path / name)
     assert (
@@ -404,7 +237,7 @@ def test_a_corrupt_file_is_named(tmp_path, name):
     )
 
 
-def test_a_text_file_that_is_not_utf_8_is_named(tmp_path):
+def test_a_text_file_that_is_not_utf_8_is_named(tmp_path: pathlib.Path) -> None:
     (tmp_path / "saved_model.pbtxt").write_bytes(b"meta_graphs { \xff\xfe }")
     path = str(tmp_path / "saved_model.pbtxt")
     assert (
@@ -414,7 +247,7 @@ def test_a_text_file_that_is_not_utf_8_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["saved_model.pb", "saved_model.pbtxt"])
-def test_a_directory_in_place_of_the_file_is_named(tmp_path, name):
+def test_a_directory_in_place_of_the_file_is_named(tmp_path: pathlib.Path, name: str) -> None:
     (tmp_path / name).mkdir()
     path = str(tmp_path / name)
     assert error_of(tmp_path) == (
@@ -422,23 +255,70 @@ def test_a_directory_in_place_of_the_file_is_named(tmp_path, name):
     )
 
 
-def test_what_the_file_system_says_is_passed_on(tmp_path, monkeypatch):
+def test_the_error_of_the_file_system_is_passed_on(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(tmp_path / "saved_model.pb")
     (tmp_path / "saved_model.pb").touch()
 
-    def refuse(*_):
+    def refuse(*_: Any) -> None:
         raise tf.errors.PermissionDeniedError(None, None, f"{path}; Permission denied")
 
     monkeypatch.setattr(tf.io.gfile, "GFile", refuse)
-    assert (
-        error_of(tmp_path)
-        == f"Cannot read {path!r}: Permission denied. Make it readable for this user."
+    assert error_of(tmp_path) == (
+        f"Cannot read {path!r}: Permission denied. Make it readable for this user, or export the "
+        "model again."
     )
 
 
-def test_wrong_tags_are_listed(tmp_path):
-    save_functions(tmp_path, text=lambda m: m.any_rank)
+def test_wrong_tags_are_listed(tmp_path: pathlib.Path) -> None:
+    save_functions(tmp_path, "any_rank")
     assert error_of(tmp_path, ["serve", "gpu"]) == (
-        f"SavedModel {str(tmp_path)!r} has no meta graph with tags ['gpu', 'serve']. Tags found: ['serve']. "
-        "Export the model with the tag 'serve'."
+        f"SavedModel {str(tmp_path)!r} has no meta graph with tags ['gpu', 'serve']. Tags found: "
+        "['serve']. Export the model with the tag 'serve'."
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("saved_model.pb", "MAX_PROTO_BYTES"), ("saved_model.pbtxt", "MAX_TEXT_BYTES")],
+)
+def test_a_file_that_is_too_large_is_not_read(
+    name: str, limit: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / name)
+    (tmp_path / name).write_bytes(b"12345")
+    monkeypatch.setattr(f"keras_warmup.savedmodel.signatures.{limit}", 4)
+    with pytest.raises(SignatureError) as caught:
+        read_saved_model(path)
+    assert str(caught.value) == (
+        f"Cannot read {path!r}: it has 5 bytes, more than the 4 that are read. Export the model "
+        "again, as saved_model.pb and with large constants as variables."
+    )
+
+
+def test_more_signatures_than_the_limit_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    meta_graph = MetaGraphDef()
+    for key in "abc":
+        meta_graph.signature_def[key].method_name = "m"
+    monkeypatch.setattr("keras_warmup.savedmodel.signatures.MAX_SIGNATURES", 2)
+    with pytest.raises(SignatureError) as caught:
+        read_signatures(meta_graph)
+    assert str(caught.value) == (
+        "Cannot read the signatures of the SavedModel: it has 3, more than the 2 that are read. "
+        "Export fewer signatures."
+    )
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [([(1,)], 1), ([(None, 3)], None), ([(None,), (4, 2)], 4), ([None], None), ([()], None)],
+)
+def test_the_batch_size_that_inputs_fix(
+    shapes: list[tuple[int | None, ...] | None], size: int | None
+) -> None:
+    inputs = {
+        f"x{index}": SignatureTensor(f"x{index}", f"x{index}:0", "float32", shape)
+        for index, shape in enumerate(shapes)
+    }
+    assert Signature("s", "", inputs, {}, frozenset()).fixed_batch_size == size

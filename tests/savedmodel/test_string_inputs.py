@@ -1,16 +1,21 @@
+"""Tests of `keras_warmup.savedmodel.string_inputs`."""
+
 from __future__ import annotations
 
 import gzip
+import os
 import pathlib
-from types import SimpleNamespace
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_warmup._protos import MetaGraphDef
 from keras_warmup.savedmodel.graph import ModelGraph
-from keras_warmup.savedmodel.signatures import read_meta_graph
+from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.savedmodel.string_formats import (
     Base64,
     Compressed,
@@ -21,13 +26,13 @@ from keras_warmup.savedmodel.string_formats import (
     PlainText,
     RawDecoder,
     SequenceExampleParser,
+    StringFormat,
     TensorParser,
     Unknown,
-    describe_string_format,
 )
 from keras_warmup.savedmodel.string_inputs import find_string_formats
-
-SAVEDMODELS = pathlib.Path(__file__).parents[3] / "shared" / "savedmodels"
+from tests.builders import save_function, signature_of, signature_over
+from tests.trust.hostile_models import HOSTILE
 
 FEATURES = {
     "dense": tf.io.FixedLenFeature([2], tf.float32),
@@ -51,39 +56,27 @@ RAGGED_SPEC = {"ragged": FeatureSpec("ragged", "int64", row_splits="int64")}
 DENSE = {key: FEATURES[key] for key in DENSE_SPEC}
 
 
-def signature_of(meta_graph, key="serving_default"):
-    def specs(infos):
-        return {
-            name: SimpleNamespace(tensor=info.name, dtype=tf.as_dtype(info.dtype).name)
-            for name, info in infos.items()
-        }
-
-    definition = meta_graph.signature_def[key]
-    return SimpleNamespace(inputs=specs(definition.inputs), outputs=specs(definition.outputs))
-
-
-def consumers_of(export_dir, key="serving_default"):
+def formats_of(
+    export_dir: str | os.PathLike[str], key: str = "serving_default"
+) -> dict[str, StringFormat]:
     meta_graph = read_meta_graph(export_dir)
     before = meta_graph.SerializeToString(deterministic=True)
     found = find_string_formats(meta_graph, signature_of(meta_graph, key))
-    assert meta_graph.SerializeToString(deterministic=True) == before, (
-        "reading must not change the proto"
-    )
+    assert meta_graph.SerializeToString(deterministic=True) == before, "the proto was changed"
     return found
 
 
-def export(function, export_dir, shape=(None,), **tracked):
-    module = tf.Module()
-    for name, value in tracked.items():
-        setattr(module, name, value)
-    module.serve = tf.function(
-        function, input_signature=[tf.TensorSpec(shape, tf.string, "inputs")]
-    )
-    tf.saved_model.save(module, str(export_dir), signatures={"serving_default": module.serve})
-    return str(export_dir)
+def export(
+    function: Callable[[Any], Any],
+    export_dir: pathlib.Path,
+    shape: tuple[int | None, ...] = (None,),
+    **tracked: Any,
+) -> str:
+    specs = [tf.TensorSpec(shape, tf.string, "inputs")]
+    return save_function(function, export_dir, specs, **tracked)
 
 
-def parsed_sum(parsed):
+def parsed_sum(parsed: Any) -> Any:
     return {
         "y": sum(
             tf.reduce_sum(
@@ -94,17 +87,17 @@ def parsed_sum(parsed):
     }
 
 
-def as_dense(leaf):
+def as_dense(leaf: Any) -> Any:
     if isinstance(leaf, tf.SparseTensor):
         return leaf.values
     return leaf.flat_values if isinstance(leaf, tf.RaggedTensor) else leaf
 
 
-def single(features):
+def single(features: Any) -> Any:
     return lambda row: parsed_sum(tf.io.parse_single_example(row, features))["y"]
 
 
-def in_branches(x):
+def in_branches(x: Any) -> Any:
     return {
         "y": tf.cond(
             tf.size(x) > 1, lambda: parsed_sum(tf.io.parse_example(x, FEATURES))["y"], lambda: 0
@@ -112,20 +105,20 @@ def in_branches(x):
     }
 
 
-def in_case(x):
+def in_case(x: Any) -> Any:
     branches = [lambda: 0, lambda: parsed_sum(tf.io.parse_example(tf.identity(x), FEATURES))["y"]]
     return {"y": tf.switch_case(tf.size(x), branches)}
 
 
-def in_loop(x):
-    def body(i, total):
+def in_loop(x: Any) -> Any:
+    def body(i: Any, total: Any) -> Any:
         return i + 1, total + parsed_sum(tf.io.parse_example(x[i : i + 1], FEATURES))["y"]
 
     return {"y": tf.while_loop(lambda i, _: i < tf.size(x), body, (0, 0))[1]}
 
 
-def strings_through_a_loop(x):
-    def body(i, rows):
+def strings_through_a_loop(x: Any) -> Any:
+    def body(i: Any, rows: Any) -> Any:
         return i + 1, tf.concat([rows[1:], rows[:1]], 0)
 
     rows = tf.while_loop(
@@ -134,17 +127,17 @@ def strings_through_a_loop(x):
     return parsed_sum(tf.io.parse_example(rows, FEATURES))
 
 
-def batched(x):
+def batched(x: Any) -> Any:
     @tf.nondifferentiable_batch_function(1, 8, 1000)
-    def parse(rows):
+    def parse(rows: Any) -> Any:
         return tf.io.parse_example(rows, {"dense": FEATURES["dense"]})["dense"]
 
     return {"y": parse(x)}
 
 
-def keys_in_a_caller(x):
+def keys_in_a_caller(x: Any) -> Any:
     @tf.function
-    def inner(rows, keys):
+    def inner(rows: Any, keys: Any) -> Any:
         return tf.raw_ops.ParseExampleV2(
             serialized=rows,
             names=[],
@@ -162,7 +155,7 @@ def keys_in_a_caller(x):
     return {"y": inner(x, tf.constant(["dense"]))}
 
 
-def v1_ops(x):
+def v1_ops(x: Any) -> Any:
     return {
         "y": tf.raw_ops.ParseExample(
             serialized=x,
@@ -176,8 +169,8 @@ def v1_ops(x):
     }
 
 
-def v1_single(x):
-    def parse(row):
+def v1_single(x: Any) -> Any:
+    def parse(row: Any) -> Any:
         return tf.raw_ops.ParseSingleExample(
             serialized=row,
             dense_defaults=[tf.constant([], tf.float32), tf.constant(3, tf.int64)],
@@ -216,25 +209,27 @@ EXAMPLE_FORMS = {
 
 
 @pytest.mark.parametrize(("function", "spec"), EXAMPLE_FORMS.values(), ids=EXAMPLE_FORMS)
-def test_recovers_the_whole_feature_spec(function, spec, tmp_path):
-    assert consumers_of(export(function, tmp_path / "m")) == {"inputs": ExampleParser(spec)}
+def test_the_whole_feature_spec_is_recovered(
+    function: Any, spec: dict[str, FeatureSpec], tmp_path: pathlib.Path
+) -> None:
+    assert formats_of(export(function, tmp_path / "m")) == {"inputs": ExampleParser(spec)}
 
 
-def test_recovers_the_spec_of_a_scalar_input(tmp_path):
+def test_the_spec_of_a_scalar_input_is_recovered(tmp_path: pathlib.Path) -> None:
     path = export(
         lambda x: parsed_sum(tf.io.parse_single_example(x, FEATURES)), tmp_path / "m", shape=()
     )
-    assert consumers_of(path) == {"inputs": ExampleParser(SPEC)}
+    assert formats_of(path) == {"inputs": ExampleParser(SPEC)}
 
 
-def test_recovers_the_spec_through_v1_control_flow(tmp_path):
+def test_the_spec_is_recovered_through_v1_control_flow(tmp_path: pathlib.Path) -> None:
     v1 = tf.compat.v1
     v1.disable_control_flow_v2()
     try:
         with tf.Graph().as_default(), v1.Session() as session:
             x = v1.placeholder(tf.string, [None], "examples")
 
-            def parse(row):
+            def parse(row: Any) -> Any:
                 return tf.io.parse_single_example(row, {"dense": FEATURES["dense"]})["dense"]
 
             y = v1.map_fn(parse, x, dtype=tf.float32)
@@ -246,38 +241,38 @@ def test_recovers_the_spec_through_v1_control_flow(tmp_path):
         "Switch",
         "TensorArrayReadV3",
     }
-    assert consumers_of(tmp_path / "m") == {"inputs": ExampleParser(ONE)}
+    assert formats_of(tmp_path / "m") == {"inputs": ExampleParser(ONE)}
 
 
-def images(decode, channels=3):
-    def serve(x):
-        sized = lambda row: tf.image.resize(decode(row), [4, 4])  # noqa: E731
+def images(decode: Callable[[Any], Any], channels: int = 3) -> Any:
+    def serve(x: Any) -> Any:
+        spec = tf.TensorSpec([4, 4, channels], tf.float32)
         return {
             "y": tf.map_fn(
-                sized, x, fn_output_signature=tf.TensorSpec([4, 4, channels], tf.float32)
+                lambda row: tf.image.resize(decode(row), [4, 4]), x, fn_output_signature=spec
             )
         }
 
     return serve
 
 
-def text_vectorization():
+def text_vectorization() -> Any:
     layer = keras.layers.TextVectorization(max_tokens=10)
     layer.adapt(["a b", "b c"])
     return layer
 
 
-def peek_then_decode(row):
+def peek_then_decode(row: Any) -> Any:
     is_png = tf.strings.substr(row, 0, 4) == b"\x89PNG"
     return tf.cond(is_png, lambda: tf.io.decode_png(row, 3), lambda: tf.io.decode_jpeg(row, 3))
 
 
-def column_sum(x):
+def column_sum(x: Any) -> Any:
     columns = tf.io.decode_csv(x, [[0.0], [0], ["a"]], field_delim=";")
     return {"y": columns[0] + tf.cast(columns[1], tf.float32)}
 
 
-def tensor_rows(x):
+def tensor_rows(x: Any) -> Any:
     return {
         "y": tf.map_fn(
             lambda row: tf.ensure_shape(tf.io.parse_tensor(row, tf.float16), [2]), x, tf.float16
@@ -327,24 +322,24 @@ FORMATS = {
     ),
     "unknown_op": (
         lambda x: {"y": tf.audio.decode_wav(x[0]).audio},
-        Unknown("DecodeWav reads it, whose input format is not known"),
+        Unknown("DecodeWav reads it, and the input format of that op is not known"),
     ),
 }
 
 
-def ragged_rows(x):
+def ragged_rows(x: Any) -> Any:
     splits = tf.range(tf.size(x, tf.int64) + 1)
     rows = tf.gather(tf.RaggedTensor.from_row_splits(x, splits, validate=False), [0])
     return parsed_sum(tf.io.parse_example(rows.flat_values, DENSE))
 
 
-def twice_ragged_rows(x):
+def twice_ragged_rows(x: Any) -> Any:
     splits = tf.range(tf.size(x, tf.int64) + 1)
     rows = tf.RaggedTensor.from_nested_row_splits(x, [splits, splits], validate=False)
     return parsed_sum(tf.io.parse_example(tf.gather(rows, [0]).flat_values, DENSE))
 
 
-def variant_rows(x):
+def variant_rows(x: Any) -> Any:
     splits = tf.range(tf.size(x, tf.int64) + 1)
     variant = tf.RaggedTensor.from_row_splits(x, splits, validate=False)._to_variant()
     rows = tf.raw_ops.RaggedTensorFromVariant(
@@ -357,7 +352,7 @@ def variant_rows(x):
     return parsed_sum(tf.io.parse_example(rows.output_dense_values, DENSE))
 
 
-def popped_row(x):
+def popped_row(x: Any) -> Any:
     rows = tf.raw_ops.TensorListFromTensor(tensor=x, element_shape=tf.constant([], tf.int32))
     popped = tf.raw_ops.TensorListPopBack(
         input_handle=rows, element_shape=tf.constant([], tf.int32), element_dtype=tf.string
@@ -369,53 +364,54 @@ STRINGS_IN_A_LATER_OUTPUT = [ragged_rows, twice_ragged_rows, variant_rows, poppe
 
 
 @pytest.mark.parametrize("function", STRINGS_IN_A_LATER_OUTPUT)
-def test_strings_are_followed_into_a_later_output_of_a_function(function, tmp_path):
-    assert consumers_of(export(function, tmp_path / "m")) == {"inputs": ExampleParser(DENSE_SPEC)}
+def test_strings_are_followed_into_a_later_output_of_a_function(
+    function: Any, tmp_path: pathlib.Path
+) -> None:
+    assert formats_of(export(function, tmp_path / "m")) == {"inputs": ExampleParser(DENSE_SPEC)}
 
 
 @pytest.mark.parametrize("function", STRINGS_IN_A_LATER_OUTPUT)
-def test_strings_are_followed_into_a_later_output_of_the_main_graph(function):
+def test_strings_are_followed_into_a_later_output_of_the_main_graph(function: Any) -> None:
     with tf.Graph().as_default() as graph:
         x = tf.compat.v1.placeholder(tf.string, [None], name="x")
         y = function(x)["y"]
-        meta_graph = tf.compat.v1.MetaGraphDef(graph_def=graph.as_graph_def())
-    signature = SimpleNamespace(
-        inputs={"inputs": SimpleNamespace(tensor=x.name)},
-        outputs={"y": SimpleNamespace(tensor=y.name)},
-    )
+        meta_graph = MetaGraphDef(graph_def=graph.as_graph_def())
+    signature = signature_over({"y": y.name}, {"inputs": x.name}, dtype="string")
     assert find_string_formats(meta_graph, signature) == {"inputs": ExampleParser(DENSE_SPEC)}
 
 
-@pytest.mark.parametrize(("function", "consumer"), FORMATS.values(), ids=FORMATS)
-def test_names_the_format_a_string_input_wants(function, consumer, tmp_path):
-    assert consumers_of(export(function, tmp_path / "m")) == {"inputs": consumer}
+@pytest.mark.parametrize(("function", "expected"), FORMATS.values(), ids=FORMATS)
+def test_the_format_of_a_string_input_is_found(
+    function: Any, expected: StringFormat, tmp_path: pathlib.Path
+) -> None:
+    assert formats_of(export(function, tmp_path / "m")) == {"inputs": expected}
 
 
-def test_a_vocabulary_reads_plain_text(tmp_path):
+def test_a_vocabulary_reads_plain_text(tmp_path: pathlib.Path) -> None:
     layer = text_vectorization()
-    assert consumers_of(export(lambda x: {"y": layer(x)}, tmp_path / "m", layer=layer)) == {
+    assert formats_of(export(lambda x: {"y": layer(x)}, tmp_path / "m", layer=layer)) == {
         "inputs": PlainText()
     }
 
 
-def test_keras_export_of_a_model_with_a_lookup_reads_plain_text(tmp_path):
+def test_keras_export_of_a_model_with_a_lookup_reads_plain_text(tmp_path: pathlib.Path) -> None:
     layer = keras.layers.StringLookup(vocabulary=["a", "b"])
     inputs = keras.Input((1,), dtype="string", name="word")
     model = keras.Model(inputs, keras.layers.Embedding(4, 2)(layer(inputs)))
     model.export(str(tmp_path / "m"), verbose=False)
-    assert consumers_of(tmp_path / "m") == {"word": PlainText()}
+    assert formats_of(tmp_path / "m") == {"word": PlainText()}
 
 
-def test_numeric_inputs_have_no_consumer(tmp_path):
+def test_numeric_inputs_have_no_format(tmp_path: pathlib.Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.export(str(tmp_path / "m"), verbose=False)
-    assert consumers_of(tmp_path / "m") == {}
+    assert formats_of(tmp_path / "m") == {}
 
 
-def test_keys_made_at_run_time_are_not_guessed(tmp_path):
+def test_keys_made_at_run_time_are_not_guessed(tmp_path: pathlib.Path) -> None:
     key = tf.Variable(["dense"])
 
-    def serve(x):
+    def serve(x: Any) -> Any:
         return {
             "y": tf.raw_ops.ParseExampleV2(
                 serialized=x,
@@ -432,12 +428,12 @@ def test_keys_made_at_run_time_are_not_guessed(tmp_path):
             ).dense_values[0]
         }
 
-    unknown = Unknown("ParseExampleV2 reads it with feature keys that are no constants")
-    assert consumers_of(export(serve, tmp_path / "m", key=key)) == {"inputs": unknown}
+    unknown = Unknown("ParseExampleV2 reads it, but its feature keys are not constants")
+    assert formats_of(export(serve, tmp_path / "m", key=key)) == {"inputs": unknown}
 
 
-def two_parsers(first, second):
-    def serve(x):
+def two_parsers(first: Any, second: Any) -> Any:
+    def serve(x: Any) -> Any:
         return {
             "y": tf.io.parse_example(x, first)["dense"],
             "z": parsed_sum(tf.io.parse_example(x, second))["y"],
@@ -446,27 +442,29 @@ def two_parsers(first, second):
     return serve
 
 
-def test_the_specs_of_two_parsers_are_merged_and_the_stricter_one_rules(tmp_path):
+def test_the_specs_of_two_parsers_are_merged_and_the_stricter_one_wins(
+    tmp_path: pathlib.Path,
+) -> None:
     optional = {"dense": tf.io.FixedLenFeature([2], tf.float32, default_value=[1.0, 2.0])}
     path = export(two_parsers(optional, FEATURES), tmp_path / "m")
-    assert consumers_of(path) == {"inputs": ExampleParser(SPEC)}
+    assert formats_of(path) == {"inputs": ExampleParser(SPEC)}
 
 
-def test_two_parsers_that_disagree_are_refused(tmp_path):
+def test_the_format_of_two_parsers_that_disagree_is_unknown(tmp_path: pathlib.Path) -> None:
     other = {"dense": tf.io.FixedLenFeature([1], tf.float32)}
     unknown = Unknown("two parsers read feature 'dense' of it in different ways")
-    assert consumers_of(export(two_parsers(other, FEATURES), tmp_path / "m")) == {"inputs": unknown}
+    assert formats_of(export(two_parsers(other, FEATURES), tmp_path / "m")) == {"inputs": unknown}
 
 
-def test_readers_that_want_different_formats_are_refused(tmp_path):
-    def serve(x):
+def test_the_format_of_readers_that_disagree_is_unknown(tmp_path: pathlib.Path) -> None:
+    def serve(x: Any) -> Any:
         return {"y": tf.io.parse_example(x, FEATURES)["dense"], "z": tf.io.decode_raw(x, tf.uint8)}
 
-    unknown = Unknown("DecodeRaw and ParseExampleV2 read it, which want different formats")
-    assert consumers_of(export(serve, tmp_path / "m")) == {"inputs": unknown}
+    unknown = Unknown("DecodeRaw and ParseExampleV2 read it, and expect different formats")
+    assert formats_of(export(serve, tmp_path / "m")) == {"inputs": unknown}
 
 
-def test_only_readers_that_the_signature_runs_count(tmp_path):
+def test_only_readers_that_the_signature_runs_count(tmp_path: pathlib.Path) -> None:
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.string, [None], "x")
@@ -482,19 +480,19 @@ def test_only_readers_that_the_signature_runs_count(tmp_path):
         }
         builder.add_meta_graph_and_variables(session, ["serve"], signatures)
         builder.save()
-    assert consumers_of(tmp_path / "m", "parse") == {"x": ExampleParser(ONE)}
-    assert consumers_of(tmp_path / "m", "length") == {"x": PlainText()}
-    assert consumers_of(tmp_path / "m", "fed_below") == {
+    assert formats_of(tmp_path / "m", "parse") == {"x": ExampleParser(ONE)}
+    assert formats_of(tmp_path / "m", "length") == {"x": PlainText()}
+    assert formats_of(tmp_path / "m", "fed_below") == {
         "x": Unknown("no op reads it on the way to the outputs")
     }
 
 
-def test_sparse_and_partitioned_features_show_their_raw_keys(tmp_path):
+def test_sparse_and_partitioned_features_show_their_raw_keys(tmp_path: pathlib.Path) -> None:
     features = {
         "s": tf.io.SparseFeature("index", "value", tf.float32, 10),
         "r": tf.io.RaggedFeature(tf.int64, "values", [tf.io.RaggedFeature.RowLengths("lengths")]),
     }
-    found = consumers_of(
+    found = formats_of(
         export(lambda x: parsed_sum(tf.io.parse_example(x, features)), tmp_path / "m")
     )
     assert found == {
@@ -509,36 +507,50 @@ def test_sparse_and_partitioned_features_show_their_raw_keys(tmp_path):
     }
 
 
-@pytest.mark.parametrize(
-    ("consumer", "text"),
-    [
-        (ExampleParser(SPEC), "tf.Example with 5 features"),
-        (ExampleParser(ONE), "tf.Example with 1 feature"),
-        (SequenceExampleParser(), "tf.SequenceExample"),
-        (Base64(ImageDecoder(("png", "jpeg"))), "base64 of encoded image (png, jpeg)"),
-        (TensorParser("int64"), "serialized tensor of int64"),
-        (RawDecoder("uint8"), "raw bytes of uint8"),
-        (CsvDecoder(("int32", "string")), "CSV with 2 columns"),
-        (PlainText(), "plain text"),
-        (Compressed("ZLIB"), "compressed bytes (ZLIB)"),
-        (Unknown("no op reads it"), "unknown: no op reads it"),
-    ],
-)
-def test_describes_consumers_in_a_few_words(consumer, text):
-    assert describe_string_format(consumer) == text
+# Readers in hostile graphs that are damaged, but end in no error -> the reason given for them.
+DAMAGED = {
+    "DecodeCSV with a delimiter that is not UTF-8": (
+        "DecodeCSV reads it, but its keys or attributes are not UTF-8"
+    ),
+    "DecodeRaw of an unknown dtype": (
+        "DecodeRaw reads it, but this TensorFlow does not know its DataType 77"
+    ),
+    "more types than feature keys": (
+        "ParseExampleV2 reads it, but its numbers of keys, types, shapes and defaults differ"
+    ),
+    "feature keys that are not UTF-8": (
+        "ParseExampleV2 reads it, but its keys or attributes are not UTF-8"
+    ),
+    "feature keys that are numbers": (
+        "ParseExampleV2 reads it, but its feature keys are not strings"
+    ),
+    "a parser of two inputs": "ParseExampleV2 reads it, but it lacks inputs",
+    "DecodePng of a negative number of channels": (
+        f"DecodePng reads it, but it has {-(2**40)} channels, expected one of (0, 1, 3, 4)"
+    ),
+}
 
 
-@pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
-def test_the_taxi_model_shows_the_features_its_examples_have():
-    meta_graph = read_meta_graph(SAVEDMODELS / "chicago_taxi_estimator" / "1")
+@pytest.mark.parametrize(("name", "reason"), DAMAGED.items(), ids=DAMAGED)
+def test_the_format_of_a_damaged_reader_is_unknown_with_its_reason(
+    name: str, reason: str, tmp_path: pathlib.Path
+) -> None:
+    HOSTILE[name](tmp_path / "1")
+    meta_graph = read_meta_graph(tmp_path / "1")
+    (signature,) = read_signatures(meta_graph)
+    assert find_string_formats(meta_graph, signature)["x"] == Unknown(reason)
+
+
+def test_the_taxi_model_shows_the_features_its_examples_have(saved_models: pathlib.Path) -> None:
+    meta_graph = read_meta_graph(saved_models / "chicago_taxi_estimator" / "1")
     graph = ModelGraph(meta_graph)
     found = [
         find_string_formats(graph, signature_of(meta_graph, key))
         for key in ("classification", "regression", "predict", "serving_default")
     ]
-    consumer = found[0]["inputs"]
-    assert found[2]["examples"] == found[1]["inputs"] == found[3]["inputs"] == consumer
-    raw = gzip.decompress((SAVEDMODELS / "chicago_taxi_examples.tfrecord.gz").read_bytes())
+    parser: Any = found[0]["inputs"]
+    assert found[2]["examples"] == found[1]["inputs"] == found[3]["inputs"] == parser
+    raw = gzip.decompress((saved_models / "chicago_taxi_examples.tfrecord.gz").read_bytes())
     first = tf.train.Example.FromString(raw[12 : 12 + int(np.frombuffer(raw[:8], "<u8")[0])])
     lists = {"int64_list": "int64", "float_list": "float32", "bytes_list": "string"}
     kinds = {
@@ -546,18 +558,17 @@ def test_the_taxi_model_shows_the_features_its_examples_have():
         for key, value in first.features.feature.items()
         if value.ByteSize()
     }
-    assert set(consumer.spec) <= set(first.features.feature)
-    assert {key: FeatureSpec("sparse", kinds[key]) for key in consumer.spec if key in kinds} == {
-        key: spec for key, spec in consumer.spec.items() if key in kinds
+    assert set(parser.spec) <= set(first.features.feature)
+    assert {key: spec for key, spec in parser.spec.items() if key in kinds} == {
+        key: FeatureSpec("sparse", kinds[key]) for key in parser.spec if key in kinds
     }
 
 
-@pytest.mark.skipif(not SAVEDMODELS.exists(), reason="real SavedModels are absent")
 @pytest.mark.parametrize("key", ["classify_x_to_y", "regress_x_to_y", "regress_x_to_y2"])
-def test_half_plus_two_reads_two_floats_from_examples(key):
-    spec = {"x": FeatureSpec("dense", "float32", (1,)), "x2": FeatureSpec("dense", "float32", (1,))}
-    found = consumers_of(SAVEDMODELS / "half_plus_two_tf1" / "1", key)
-    assert {name: set(consumer.spec) for name, consumer in found.items()} == {"inputs": {"x", "x2"}}
-    assert {k: (s.kind, s.dtype, s.shape) for k, s in found["inputs"].spec.items()} == {
-        k: (s.kind, s.dtype, s.shape) for k, s in spec.items()
-    }
+def test_half_plus_two_reads_two_floats_from_examples(key: str, saved_models: pathlib.Path) -> None:
+    found: Any = formats_of(saved_models / "half_plus_two_tf1" / "1", key)
+    assert list(found) == ["inputs"]
+    assert {
+        feature: (spec.kind, spec.dtype, spec.shape)
+        for feature, spec in found["inputs"].spec.items()
+    } == {"x": ("dense", "float32", (1,)), "x2": ("dense", "float32", (1,))}

@@ -1,4 +1,4 @@
-"""Training with a `BatchTap` is training without it, and what the tap keeps is what the model was trained on."""
+"""A `BatchTap` does not change training and keeps rows that the model was trained on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import gc
 import itertools
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
 import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,36 +25,43 @@ import tensorflow as tf
 from keras_warmup.data.batch import Batch
 from keras_warmup.data.sampling import nbytes
 from keras_warmup.training import capture
-from keras_warmup.training.capture import BatchTap, captured_batches, remember, restore
+from keras_warmup.training.capture import BatchTap, StandIn, captured_batches, remember, restore
 
-SIZES = dict(num_batches=8, rows=3, seed=0, max_bytes=10**6)
+# What a case gives: a model, and the arguments of its `fit`.
+FitArguments = tuple[Any, dict[str, Any]]
+Case = Callable[[], FitArguments]
+
+SIZES: dict[str, Any] = dict(num_batches=8, rows=3, seed=0, max_bytes=10**6)
 
 
-class CaptureFace(keras.callbacks.Callback):
-    """As thin as the callbacks of the package."""
+class TapCallback(keras.callbacks.Callback):
+    """A callback with a tap, as those of the package."""
 
-    def __init__(self, **sizes):
+    def __init__(self, **sizes: Any) -> None:
         super().__init__()
         self.tap = BatchTap(**{**SIZES, **sizes})
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Any = None) -> None:
         self.tap.begin(self._model)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: Any, logs: Any = None) -> None:
         self.tap.before_step(self._model)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
         self.tap.end(self._model)
 
 
 class Counting:
-    """Counts the calls of `train_step`: its traces, unless it runs eagerly."""
+    """Counts the calls of `train_step`: its traces, unless it runs eagerly.
+
+    A mixin, since Keras changes the bases of a model class of which a functional model is made.
+    """
 
     traces = 0
 
-    def train_step(self, data):
+    def train_step(self, data: Any) -> Any:
         self.traces += 1
-        return super().train_step(data)
+        return super().train_step(data)  # type: ignore[misc]
 
 
 class CountingModel(Counting, keras.Model):
@@ -58,103 +69,105 @@ class CountingModel(Counting, keras.Model):
 
 
 class OneHead(Counting, keras.Model):
-    """A model that reduces its input to numbers with a function and puts a dense layer on them."""
+    """A dense layer on the numbers to which a function reduces the input."""
 
-    def __init__(self, numbers):
+    def __init__(self, numbers: Any) -> None:
         super().__init__()
         self.numbers = numbers
         self.head = keras.layers.Dense(1)
 
-    def call(self, x):
+    def call(self, x: Any) -> Any:
         return self.head(self.numbers(x))
 
 
-def make_dense(features=4):
+def make_dense(features: int = 4) -> CountingModel:
     inputs = keras.Input((features,))
     hidden = keras.layers.Dropout(0.5)(keras.layers.Dense(8, activation="relu")(inputs))
     return CountingModel(inputs, keras.layers.Dense(1, activation="sigmoid")(hidden))
 
 
-def make_two_inputs():
+def make_two_inputs() -> CountingModel:
     inputs = {"b": keras.Input((2,), name="zz"), "a": keras.Input((3,), name="aa")}
     return CountingModel(
         inputs, keras.layers.Dense(1)(keras.layers.Concatenate()([inputs["b"], inputs["a"]]))
     )
 
 
-def rows_of(count=60, features=4):
+def rows_of(
+    count: int = 60, features: int = 4
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     x = np.random.default_rng(7).random((count, features), dtype=np.float32)
     return x, (x.sum(1, keepdims=True) > features / 2).astype(np.float32)
 
 
-def pairs_of(count=10):
+def pairs_of(count: int = 10) -> list[tuple[Any, Any]]:
     x, y = rows_of(count * 6)
     return [(x[i * 6 : i * 6 + 6], y[i * 6 : i * 6 + 6]) for i in range(count)]
 
 
 class Pairs(keras.utils.PyDataset):
-    def __len__(self):
+    def __len__(self) -> int:
         return 10
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return pairs_of()[index]
 
 
-def dataset_of(x, y):
+def dataset_of(x: Any, y: Any) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices((x, y)).shuffle(60).batch(7)
 
 
-def numpy_case():
+def numpy_case() -> FitArguments:
     x, y = rows_of()
     return make_dense(), dict(x=x, y=y, batch_size=7)
 
 
-def dict_case():
+def dict_case() -> FitArguments:
     x, y = rows_of()
     return make_two_inputs(), dict(x={"b": x[:, :2], "a": x[:, 1:]}, y=y, batch_size=7)
 
 
-def list_case():
+def list_case() -> FitArguments:
     x, y = rows_of()
     inputs = [keras.Input((2,)), keras.Input((3,))]
     model = CountingModel(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()(inputs)))
     return model, dict(x=[x[:, :2], x[:, 1:]], y=y, batch_size=7)
 
 
-def sample_weight_case():
+def sample_weight_case() -> FitArguments:
     model, kwargs = numpy_case()
     return model, dict(**kwargs, sample_weight=np.linspace(0.5, 2, 60, dtype=np.float32))
 
 
-def class_weight_case():
+def class_weight_case() -> FitArguments:
     model, kwargs = numpy_case()
     return model, dict(**kwargs, class_weight={0: 0.3, 1: 2.0})
 
 
-def unknown_cardinality_case():
+def unknown_cardinality_case() -> FitArguments:
     return make_dense(), dict(x=dataset_of(*rows_of()).filter(lambda x, y: True))
 
 
-def infinite_case():
+def infinite_case() -> FitArguments:
     return make_dense(), dict(x=dataset_of(*rows_of()).repeat(), steps_per_epoch=5)
 
 
-def generator_case():
+def generator_case() -> FitArguments:
     return make_dense(), dict(x=(pair for _ in range(9) for pair in pairs_of()), steps_per_epoch=10)
 
 
-def py_dataset_case():
+def py_dataset_case() -> FitArguments:
     return make_dense(), dict(x=Pairs())
 
 
-def pandas_case():
+def pandas_case() -> FitArguments:
     x, y = rows_of()
     return make_dense(), dict(
         x=pd.DataFrame(x, columns=list("abcd")), y=pd.Series(y[:, 0]), batch_size=7
     )
 
 
-def ragged_case():
+def ragged_case() -> FitArguments:
     _, y = rows_of()
     x = tf.ragged.constant([[i / 60] * (1 + i % 3) for i in range(60)], dtype=tf.float32)
     model = OneHead(
@@ -165,22 +178,22 @@ def ragged_case():
     return model, dict(x=tf.data.Dataset.from_tensor_slices((x, y)).batch(7))
 
 
-def sparse_case():
+def sparse_case() -> FitArguments:
     x, y = rows_of()
     inputs = keras.Input((4,), sparse=True)
     model = CountingModel(inputs, keras.layers.Dense(1)(inputs))
     return model, dict(x=tf.sparse.from_dense(np.where(x > 0.5, x, 0)), y=y, batch_size=7)
 
 
-def string_case():
+def string_case() -> FitArguments:
     _, y = rows_of()
     x = np.array([[b"w" * (i % 5)] for i in range(60)], object)
     model = OneHead(lambda x: tf.cast(tf.strings.length(x), tf.float32))
     return model, dict(x=tf.data.Dataset.from_tensor_slices((x.astype("S5"), y)).batch(7))
 
 
-def variable_length_case():
-    def batches():
+def variable_length_case() -> FitArguments:
+    def batches() -> Iterator[Any]:
         for index, (x, y) in enumerate(pairs_of()):
             yield np.repeat(x[:, None], 1 + index % 3, axis=1), y
 
@@ -192,22 +205,24 @@ def variable_length_case():
     return model, dict(x=tf.data.Dataset.from_generator(batches, output_signature=signature))
 
 
-def missing_input_case():
+def missing_input_case() -> FitArguments:
+    if tuple(map(int, keras.__version__.split(".")[:2])) < (3, 12):
+        pytest.skip("Keras before 3.12 cannot train on elements with a missing input")
     x, y = rows_of()
     inputs = {"a": keras.Input((4,), name="a"), "b": keras.Input((4,), name="b", optional=True)}
 
     class Maybe(keras.layers.Layer):
-        def call(self, a, b=None):
+        def call(self, a: Any, b: Any = None) -> Any:
             return a if b is None else a + b
 
-        def compute_output_shape(self, a_shape, b_shape=None):
+        def compute_output_shape(self, a_shape: Any, b_shape: Any = None) -> Any:
             return a_shape
 
     model = CountingModel(inputs, keras.layers.Dense(1)(Maybe()(inputs["a"], inputs["b"])))
     return model, dict(x=(({"a": x[:6], "b": None}, y[:6]) for _ in range(40)), steps_per_epoch=10)
 
 
-def bfloat16_case():
+def bfloat16_case() -> FitArguments:
     x, y = rows_of()
     model = OneHead(lambda x: tf.cast(x, tf.float32))
     return model, dict(x=tf.data.Dataset.from_tensor_slices((tf.cast(x, tf.bfloat16), y)).batch(7))
@@ -233,7 +248,7 @@ CASES = [
 ]
 
 
-def function_traces(model):
+def function_traces(model: Any) -> int:
     """Traces of every tf.function that the model's train_function reaches."""
     seen, counts, queue = set(), 0, [model.train_function]
     while queue:
@@ -253,8 +268,18 @@ def function_traces(model):
     return counts
 
 
-def fit(case, callbacks, *, compile_options=None, epochs=2, fits=1, **more):
+def fit(
+    case: Any,
+    callbacks: Any,
+    *,
+    compile_options: Any = None,
+    epochs: int = 2,
+    fits: int = 1,
+    **more: Any,
+) -> tuple[Any, dict[str, Any]]:
     """Trains a new model and returns all of training that can be seen."""
+    # In older releases of Keras, set_random_seed does not reset the global seed generator.
+    keras.utils.clear_session()
     keras.utils.set_random_seed(3)
     model, kwargs = case()
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
@@ -286,27 +311,27 @@ def fit(case, callbacks, *, compile_options=None, epochs=2, fits=1, **more):
 
 
 @functools.cache
-def fit_without_tap(case, steps_per_execution=1):
+def fit_without_tap(case: Any, steps_per_execution: int = 1) -> dict[str, Any]:
     return fit(case, [], compile_options=dict(steps_per_execution=steps_per_execution))[1]
 
 
-def assert_same_training(case, face, **options):
-    model, with_tap = fit(case, [face], **options)
+def assert_same_training(case: Any, callback: Any, **options: Any) -> Any:
+    model, with_tap = fit(case, [callback], **options)
     _, without = fit(case, [], **options)
     assert with_tap == without
-    assert face.tap.problem is None
-    assert type(vars(model)["train_function"]) is not capture._StandIn
+    assert callback.tap.problem is None
+    assert type(vars(model)["train_function"]) is not StandIn
     return model
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.removesuffix("_case"))
-def test_training_is_bit_identical_with_a_tap(case):
-    face = CaptureFace()
-    _, with_tap = fit(case, [face])
+def test_training_is_bit_identical_with_a_tap(case: Any) -> None:
+    callback = TapCallback()
+    _, with_tap = fit(case, [callback])
     assert with_tap == fit_without_tap(case)
-    assert face.tap.problem is None
-    assert face.tap.taps >= 2
-    assert face.tap.batches()
+    assert callback.tap.problem is None
+    assert callback.tap.taps >= 2
+    assert callback.tap.batches()
 
 
 @pytest.mark.parametrize(
@@ -322,12 +347,12 @@ def test_training_is_bit_identical_with_a_tap(case):
     ],
     ids=lambda case: case.__name__.removesuffix("_case"),
 )
-def test_training_is_bit_identical_with_several_steps_per_execution(case):
-    face = CaptureFace()
+def test_training_is_bit_identical_with_several_steps_per_execution(case: Any) -> None:
+    callback = TapCallback()
     # No case has a multiple of 4 batches: the last execution of an epoch is partial.
-    assert_same_training(case, face, compile_options=dict(steps_per_execution=4))
-    assert face.tap.taps >= 2
-    assert face.tap.batches()
+    assert_same_training(case, callback, compile_options=dict(steps_per_execution=4))
+    assert callback.tap.taps >= 2
+    assert callback.tap.batches()
 
 
 @pytest.mark.parametrize(
@@ -349,13 +374,13 @@ def test_training_is_bit_identical_with_several_steps_per_execution(case):
         "steps_per_epoch",
     ],
 )
-def test_training_is_bit_identical_in_other_ways_to_fit(options):
-    assert_same_training(numpy_case, CaptureFace(), **options)
+def test_training_is_bit_identical_in_other_ways_to_fit(options: Any) -> None:
+    assert_same_training(numpy_case, TapCallback(), **options)
 
 
-def test_training_is_bit_identical_with_a_custom_train_step():
+def test_training_is_bit_identical_with_a_custom_train_step() -> None:
     class Custom(CountingModel):
-        def train_step(self, data):
+        def train_step(self, data: Any) -> Any:
             self.traces += 1
             x, y = data
             with tf.GradientTape() as tape:
@@ -367,21 +392,23 @@ def test_training_is_bit_identical_with_a_custom_train_step():
             )
             return {"loss": loss}
 
-    def custom_case():
+    def custom_case() -> FitArguments:
         inputs = keras.Input((4,))
         model = Custom(inputs, keras.layers.Dense(1)(keras.layers.Dropout(0.5)(inputs)))
         return model, dict(x=dataset_of(*rows_of()))
 
-    assert_same_training(custom_case, CaptureFace(), compile_options=dict(metrics=None))
+    assert_same_training(custom_case, TapCallback(), compile_options=dict(metrics=None))
 
 
-def test_jit_compiled_training_is_bit_identical_with_no_extra_xla_compilation(tmp_path):
-    # XLA writes one dump for each module it compiles: counted in a fresh process, where nothing else compiles.
+def test_jit_compiled_training_is_bit_identical_with_no_extra_xla_compilation(
+    tmp_path: pathlib.Path,
+) -> None:
+    # XLA writes one dump for each module it compiles, counted in a process that compiles nothing
+    # else.
     script = """
         import glob, json, sys
         import keras, numpy as np
-        sys.path.insert(0, "tests")
-        from test_capture import CaptureFace, make_dense, rows_of
+        from tests.training.test_capture import TapCallback, make_dense, rows_of
 
         def modules():
             return len(glob.glob(sys.argv[1] + "/*before_optimizations*"))
@@ -396,7 +423,7 @@ def test_jit_compiled_training_is_bit_identical_with_no_extra_xla_compilation(tm
 
         for steps in (1, 3):
             print(json.dumps(train([], steps)))
-            print(json.dumps(train([CaptureFace()], steps)))
+            print(json.dumps(train([TapCallback()], steps)))
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
@@ -416,10 +443,10 @@ def test_jit_compiled_training_is_bit_identical_with_no_extra_xla_compilation(tm
 # What is kept.
 
 
-def counted_case(count=40):
+def counted_case(count: int = 40) -> Case:
     """Batches of 5 rows; row r of batch i holds i + r / 10."""
 
-    def case():
+    def case() -> FitArguments:
         x = (
             np.arange(count, dtype=np.float32)[:, None, None]
             + np.arange(5, dtype=np.float32)[:, None] / 10
@@ -430,14 +457,14 @@ def counted_case(count=40):
     return case
 
 
-def steps_kept(face):
-    return [int(batch.x[0, 0]) for batch in face.tap.batches()]
+def steps_kept(callback: Any) -> list[int]:
+    return [int(batch.x[0, 0]) for batch in callback.tap.batches()]
 
 
-def test_kept_rows_are_contiguous_rows_that_were_trained_on():
-    face = CaptureFace()
-    fit(counted_case(), [face], epochs=1)
-    for batch in face.tap.batches():
+def test_kept_rows_are_contiguous_rows_that_were_trained_on() -> None:
+    callback = TapCallback()
+    fit(counted_case(), [callback], epochs=1)
+    for batch in callback.tap.batches():
         assert (batch.size, batch.source, batch.x.shape, batch.x.dtype) == (
             3,
             "captured",
@@ -448,27 +475,27 @@ def test_kept_rows_are_contiguous_rows_that_were_trained_on():
         assert batch.x.base is None or batch.x.base.nbytes == batch.x.nbytes
 
 
-def test_the_sample_is_sorted_by_step_and_repeats_with_the_seed():
-    faces = [CaptureFace(seed=5), CaptureFace(seed=5), CaptureFace(seed=6)]
-    for face in faces:
-        fit(counted_case(), [face], epochs=2)
-    assert steps_kept(faces[0]) == steps_kept(faces[1]) != steps_kept(faces[2])
-    assert len(faces[0].tap.batches()) == capture.FIXED_SHAPE_BATCHES
-    assert faces[0].tap.taps < 30
+def test_the_sample_is_sorted_by_step_and_repeats_with_the_seed() -> None:
+    callbacks = [TapCallback(seed=5), TapCallback(seed=5), TapCallback(seed=6)]
+    for callback in callbacks:
+        fit(counted_case(), [callback], epochs=2)
+    assert steps_kept(callbacks[0]) == steps_kept(callbacks[1]) != steps_kept(callbacks[2])
+    assert len(callbacks[0].tap.batches()) == capture.FIXED_SHAPE_BATCHES
+    assert callbacks[0].tap.taps < 30
 
 
-def test_rare_shapes_are_kept_besides_the_even_sample():
-    def case():
+def test_rare_shapes_are_kept_besides_the_even_sample() -> None:
+    def case() -> FitArguments:
         model, kwargs = variable_length_case()
         return model, dict(x=kwargs["x"].repeat(3))
 
-    face = CaptureFace(num_batches=2)
-    fit(case, [face], epochs=1)
-    shapes = [batch.x.shape for batch in face.tap.batches()]
+    callback = TapCallback(num_batches=2)
+    fit(case, [callback], epochs=1)
+    shapes = [batch.x.shape for batch in callback.tap.batches()]
     assert 2 <= len(shapes) <= 4
     assert set(shapes[2:]).isdisjoint(shapes[:2])
-    assert {((length, 4),) for _, length, _ in shapes} <= set(face.tap.seen_shapes())
-    assert sum(face.tap.seen_shapes().values()) == face.tap.taps
+    assert {((length, 4),) for _, length, _ in shapes} <= set(callback.tap.seen_shapes())
+    assert sum(callback.tap.seen_shapes().values()) == callback.tap.taps
 
 
 @pytest.mark.parametrize(
@@ -488,11 +515,11 @@ def test_rare_shapes_are_kept_besides_the_even_sample():
     ],
     ids=["dict", "list", "sample_weight", "ragged", "sparse", "string", "missing", "bfloat16"],
 )
-def test_only_x_is_kept_in_its_structure(case, check):
-    face = CaptureFace()
-    fit(case, [face], epochs=1)
-    assert face.tap.batches()
-    assert all(check(batch.x) for batch in face.tap.batches())
+def test_only_x_is_kept_in_its_structure(case: Any, check: Any) -> None:
+    callback = TapCallback()
+    fit(case, [callback], epochs=1)
+    assert callback.tap.batches()
+    assert all(check(batch.x) for batch in callback.tap.batches())
 
 
 @pytest.mark.parametrize(
@@ -500,108 +527,114 @@ def test_only_x_is_kept_in_its_structure(case, check):
     [(4 * 4 * 2 * 2, [(2, 4)] * 2), (40, [(1, 4)] * 2), (3, [(1, 4)])],
     ids=["fewer_rows", "fewer_batches", "one_row"],
 )
-def test_max_bytes_bounds_all_that_is_kept(max_bytes, expected):
-    face = CaptureFace(max_bytes=max_bytes)
-    fit(numpy_case, [face])
-    assert [batch.x.shape for batch in face.tap.batches()] == expected
+def test_max_bytes_bounds_all_that_is_kept(max_bytes: int, expected: Any) -> None:
+    callback = TapCallback(max_bytes=max_bytes)
+    fit(numpy_case, [callback])
+    assert [batch.x.shape for batch in callback.tap.batches()] == expected
 
 
-def test_max_bytes_counts_strings():
-    face = CaptureFace(max_bytes=30)
-    _, with_tap = fit(string_case, [face])
+def test_max_bytes_counts_strings() -> None:
+    callback = TapCallback(max_bytes=30)
+    _, with_tap = fit(string_case, [callback])
     assert with_tap == fit_without_tap(string_case)
-    assert sum(nbytes(batch) for batch in face.tap.batches()) <= 30
+    assert sum(nbytes(batch) for batch in callback.tap.batches()) <= 30
 
 
-def test_a_new_fit_replaces_what_an_earlier_one_gave():
-    face = CaptureFace()
-    fit(counted_case(30), [face], epochs=1)
-    first = steps_kept(face)
-    fit(counted_case(2), [face], epochs=1)
+def test_a_new_fit_replaces_the_batches_of_an_earlier_one() -> None:
+    callback = TapCallback()
+    fit(counted_case(30), [callback], epochs=1)
+    first = steps_kept(callback)
+    fit(counted_case(2), [callback], epochs=1)
     assert max(first) > 1
-    assert steps_kept(face) == [0, 1]
+    assert steps_kept(callback) == [0, 1]
 
 
-def test_batches_are_remembered_as_long_as_the_model_lives():
+def test_batches_are_remembered_as_long_as_the_model_lives() -> None:
     model, other = make_dense(), make_dense()
+    rows = np.ones((3, 4))
+    kept = weakref.ref(rows)
     remember(model, [Batch(np.zeros((2, 4)), 2, "captured")])
-    remember(model, [Batch(np.ones((3, 4)), 3, "captured")])
+    remember(model, [Batch(rows, 3, "captured")])
+    del rows
     assert [batch.size for batch in captured_batches(model)] == [3]
     assert captured_batches(other) == []
-    before = len(capture._captured)
     del model
     keras.backend.clear_session()
     gc.collect()
-    assert len(capture._captured) == before - 1
+    assert kept() is None
 
 
-# What must never happen to training.
+# What training is protected from.
 
 
 class Raising(keras.callbacks.Callback):
-    def __init__(self, hook, error, step=2):
+    def __init__(self, hook: str, error: Any, step: int = 2) -> None:
         super().__init__()
         self.error, self.step = error, step
         setattr(self, hook, self.strike)
 
-    def strike(self, step, logs=None):
+    def strike(self, step: Any, logs: Any = None) -> None:
         if step == self.step:
             raise self.error
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("hook", ["on_train_batch_begin", "on_train_batch_end"])
-def test_train_function_is_the_original_after_an_exception_in_a_callback_before_ours(hook, error):
+def test_train_function_is_the_original_after_an_exception_in_an_earlier_callback(
+    hook: str, error: Any
+) -> None:
     model, kwargs = numpy_case()
     model.compile("sgd", "mse", jit_compile=False)
     model.make_train_function()
     original = vars(model)["train_function"]
     with pytest.raises(error):
-        model.fit(**kwargs, verbose=0, callbacks=[Raising(hook, error), CaptureFace()])
+        model.fit(**kwargs, verbose=0, callbacks=[Raising(hook, error), TapCallback()])
     assert vars(model)["train_function"] is original
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_train_function_is_the_original_after_an_exception_in_on_train_batch_end_behind_ours(error):
+def test_train_function_is_the_original_after_an_exception_in_a_later_on_train_batch_end(
+    error: Any,
+) -> None:
     model, kwargs = numpy_case()
     model.compile("sgd", "mse", jit_compile=False)
     model.make_train_function()
     original = vars(model)["train_function"]
     with pytest.raises(error):
         model.fit(
-            **kwargs, verbose=0, callbacks=[CaptureFace(), Raising("on_train_batch_end", error)]
+            **kwargs, verbose=0, callbacks=[TapCallback(), Raising("on_train_batch_end", error)]
         )
     assert vars(model)["train_function"] is original
 
 
 @pytest.mark.parametrize("use", ["fit_with_it", "fit_without_it", "train_on_batch", "end"])
-def test_a_stand_in_left_by_a_callback_behind_ours_goes_at_the_next_use(use):
+def test_a_stand_in_left_by_a_later_callback_is_removed_at_the_next_use(use: str) -> None:
     model, kwargs = numpy_case()
     model.compile("sgd", "mse", jit_compile=False)
     model.make_train_function()
     original = vars(model)["train_function"]
-    face = CaptureFace()
+    callback = TapCallback()
     with pytest.raises(KeyboardInterrupt):
         model.fit(
             **kwargs,
             verbose=0,
-            callbacks=[face, Raising("on_train_batch_begin", KeyboardInterrupt)],
+            callbacks=[callback, Raising("on_train_batch_begin", KeyboardInterrupt)],
         )
     assert vars(model)["train_function"] is not original
     if use == "train_on_batch":
         model.train_on_batch(kwargs["x"][:7], kwargs["y"][:7])
     elif use == "end":
-        face.tap.end(model)
+        callback.tap.end(model)
     else:
-        model.fit(**kwargs, verbose=0, callbacks=[face] if use == "fit_with_it" else [])
+        model.fit(**kwargs, verbose=0, callbacks=[callback] if use == "fit_with_it" else [])
     assert vars(model)["train_function"] is original
-    assert face.tap.problem is None
+    assert callback.tap.problem is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_train_function_is_the_original_after_an_exception_in_train_step(error):
+def test_train_function_is_the_original_after_an_exception_in_train_step(error: Any) -> None:
     class Broken(keras.Model):
-        def train_step(self, data):
+        def train_step(self, data: Any) -> Any:
             raise error
 
     inputs = keras.Input((4,))
@@ -610,14 +643,14 @@ def test_train_function_is_the_original_after_an_exception_in_train_step(error):
     model.make_train_function()
     original = vars(model)["train_function"]
     with pytest.raises(error):
-        model.fit(*rows_of(), verbose=0, callbacks=[CaptureFace()])
+        model.fit(*rows_of(), verbose=0, callbacks=[TapCallback()])
     assert vars(model)["train_function"] is original
 
 
-def failing_case(good):
+def failing_case(good: int) -> Case:
     """A pipeline of batches of 5 rows whose element `good` (counted from 0) cannot be computed."""
 
-    def case():
+    def case() -> FitArguments:
         model, kwargs = counted_case(12)()
         checked = kwargs["x"].map(
             lambda x, y: (tf.debugging.check_numerics(x / (x[0, 0] - good), "bad"), y)
@@ -629,9 +662,9 @@ def failing_case(good):
 
 @pytest.mark.parametrize(("steps_per_execution", "good"), [(1, 0), (1, 2), (3, 3), (3, 4), (3, 5)])
 def test_errors_of_the_users_pipeline_reach_the_user_after_the_same_steps(
-    steps_per_execution, good
-):
-    def train(callbacks):
+    steps_per_execution: int, good: int
+) -> None:
+    def train(callbacks: Any) -> Any:
         keras.utils.set_random_seed(3)
         model, kwargs = failing_case(good)()
         model.compile("sgd", "mse", jit_compile=False, steps_per_execution=steps_per_execution)
@@ -642,15 +675,15 @@ def test_errors_of_the_users_pipeline_reach_the_user_after_the_same_steps(
         assert vars(model)["train_function"] is original
         return int(model.optimizer.iterations), [weight.tobytes() for weight in model.get_weights()]
 
-    steps, weights = train([CaptureFace()])
+    steps, weights = train([TapCallback()])
     assert steps == good
     if steps_per_execution == 1:
-        # TensorFlow runs a read beside whatever does not depend on it, in no fixed order: without a tap the failing
-        # step may count, and of several steps in one execution earlier ones may be lost.
+        # TensorFlow runs a read in parallel with ops that do not depend on it: without a tap the
+        # failing step may count, and earlier steps of one execution may be lost.
         assert weights == train([])[1]
 
 
-def warnings_of(recorded):
+def warnings_of(recorded: Any) -> list[str]:
     return [
         str(warning.message)
         for warning in recorded
@@ -660,41 +693,45 @@ def warnings_of(recorded):
 
 @pytest.mark.parametrize("steps_per_execution", [1, 3])
 @pytest.mark.parametrize(
-    ("broken", "problem"),
+    ("target", "broken", "problem"),
     [
-        ("read_leaf", "RuntimeError while copying rows of an element"),
-        ("count_rows", "RuntimeError while copying rows of an element"),
-        ("_dataset_iterator", "RuntimeError while handing an element back"),
+        (capture, "read_leaf", "RuntimeError while copying rows of an element"),
+        (capture, "count_rows", "RuntimeError while copying rows of an element"),
+        (tf.data.experimental, "to_variant", "RuntimeError while passing an element on"),
     ],
 )
-def test_errors_of_ours_warn_once_and_leave_training_unchanged(
-    monkeypatch, broken, problem, steps_per_execution
-):
+def test_errors_of_the_tap_warn_once_and_leave_training_unchanged(
+    monkeypatch: pytest.MonkeyPatch,
+    target: Any,
+    broken: str,
+    problem: str,
+    steps_per_execution: int,
+) -> None:
     without = fit_without_tap(numpy_case, steps_per_execution)
     calls = []
 
-    def fail(*args, **kwargs):
+    def fail(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         raise RuntimeError("holds 0.123, which is training data")
 
-    monkeypatch.setattr(capture, broken, fail)
-    face = CaptureFace()
+    monkeypatch.setattr(target, broken, fail)
+    callback = TapCallback()
     with warnings.catch_warnings(record=True) as recorded:
         warnings.simplefilter("always")
         _, with_tap = fit(
-            numpy_case, [face], compile_options=dict(steps_per_execution=steps_per_execution)
+            numpy_case, [callback], compile_options=dict(steps_per_execution=steps_per_execution)
         )
     assert with_tap == without
     assert len(calls) == 1
-    assert face.tap.problem == problem
+    assert callback.tap.problem == problem
     assert warnings_of(recorded) == [
-        f"Sampling of training batches stopped: {problem}. Training goes on unchanged. "
+        f"Sampling of training batches stopped: {problem}. Training continues unchanged. "
         "Pass data= for warmup records of real rows."
     ]
 
 
-def test_an_interrupt_while_copying_is_not_swallowed(monkeypatch):
-    def interrupt(*args):
+def test_an_interrupt_while_copying_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*args: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(capture, "read_leaf", interrupt)
@@ -703,44 +740,47 @@ def test_an_interrupt_while_copying_is_not_swallowed(monkeypatch):
     model.make_train_function()
     original = vars(model)["train_function"]
     with pytest.raises(KeyboardInterrupt):
-        model.fit(**kwargs, verbose=0, callbacks=[CaptureFace()])
+        model.fit(**kwargs, verbose=0, callbacks=[TapCallback()])
     assert vars(model)["train_function"] is original
 
 
-def test_warnings_made_errors_rise_only_after_the_step_is_trained(monkeypatch):
+def test_warnings_made_errors_rise_only_after_the_step_is_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(capture, "read_leaf", lambda *args: 1 / 0)
     model, kwargs = numpy_case()
     model.compile("sgd", "mse", jit_compile=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         with pytest.raises(UserWarning, match="Sampling of training batches stopped"):
-            model.fit(**kwargs, verbose=0, callbacks=[CaptureFace()])
+            model.fit(**kwargs, verbose=0, callbacks=[TapCallback()])
     assert int(model.optimizer.iterations) == 1
 
 
-def test_elements_of_four_parts_are_left_alone():
+def test_elements_of_four_parts_are_left_alone() -> None:
     class Four(CountingModel):
-        def train_step(self, data):
+        def train_step(self, data: Any) -> Any:
             return super().train_step(data[:2])
 
-    def case():
+    def case() -> FitArguments:
         x, y = rows_of()
         inputs = keras.Input((4,))
         model = Four(inputs, keras.layers.Dense(1)(inputs))
         return model, dict(x=tf.data.Dataset.from_tensor_slices((x, y, y, y)).batch(7))
 
-    face = CaptureFace()
+    callback = TapCallback()
     with pytest.warns(UserWarning, match="Sampling of training batches stopped"):
-        _, with_tap = fit(case, [face])
+        _, with_tap = fit(case, [callback])
     assert with_tap == fit(case, [])[1]
-    assert face.tap.problem == (
-        "Cannot read a training element: expected x, (x,), (x, y) or (x, y, sample_weight), got a tuple of 4 parts"
+    assert callback.tap.problem == (
+        "Cannot read a training element: expected x, (x,), (x, y) or (x, y, sample_weight), got a "
+        "tuple of 4 parts"
     )
-    assert face.tap.batches() == []
+    assert callback.tap.batches() == []
 
 
-def test_distributed_training_is_left_alone():
-    face = CaptureFace()
+def test_distributed_training_is_left_alone() -> None:
+    callback = TapCallback()
     with (
         tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
         warnings.catch_warnings(record=True) as recorded,
@@ -748,45 +788,45 @@ def test_distributed_training_is_left_alone():
         warnings.simplefilter("always")
         model, kwargs = numpy_case()
         model.compile("sgd", "mse", jit_compile=False)
-        model.fit(**kwargs, verbose=0, callbacks=[face])
-    assert face.tap.problem == "fit reads from DistributedIterator, which cannot be looked into"
+        model.fit(**kwargs, verbose=0, callbacks=[callback])
+    assert callback.tap.problem == "fit reads from DistributedIterator, which cannot be sampled"
     assert len(warnings_of(recorded)) == 1
-    assert face.tap.batches() == []
+    assert callback.tap.batches() == []
 
 
-def test_two_taps_see_the_same_batches():
-    faces = [CaptureFace(), CaptureFace()]
-    _, with_taps = fit(counted_case(), faces)
+def test_two_taps_see_the_same_batches() -> None:
+    callbacks = [TapCallback(), TapCallback()]
+    _, with_taps = fit(counted_case(), callbacks)
     assert with_taps == fit(counted_case(), [])[1]
-    assert steps_kept(faces[0]) == steps_kept(faces[1]) != []
+    assert steps_kept(callbacks[0]) == steps_kept(callbacks[1]) != []
 
 
-def test_nothing_is_in_the_way_at_steps_the_sample_does_not_need():
+def test_the_model_has_its_own_function_at_steps_that_are_not_sampled() -> None:
     class Watch(keras.callbacks.Callback):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
-            self.stood_in = []
+            self.stood_in: list[bool] = []
 
-        def on_train_batch_begin(self, batch, logs=None):
-            self.stood_in.append(isinstance(vars(self._model)["train_function"], capture._StandIn))
+        def on_train_batch_begin(self, batch: Any, logs: Any = None) -> None:
+            self.stood_in.append(isinstance(vars(self._model)["train_function"], StandIn))
 
-    face, watch = CaptureFace(), Watch()
-    fit(counted_case(120), [face, watch], epochs=1)
-    assert sum(watch.stood_in) == face.tap.taps < len(watch.stood_in) == 120
+    callback, watch = TapCallback(), Watch()
+    fit(counted_case(120), [callback, watch], epochs=1)
+    assert sum(watch.stood_in) == callback.tap.taps < len(watch.stood_in) == 120
 
 
-# Other backends call train_function in their own ways.
+# Other backends call train_function with other arguments.
 
 
 class Backend:
-    """Stands for a model of another backend: `fit` calls its `train_function` as that backend's trainer does."""
+    """A model of another backend, whose trainer calls `train_function` in its own way."""
 
-    def __init__(self, train_function, steps_per_execution=1):
+    def __init__(self, train_function: Any, steps_per_execution: int = 1) -> None:
         self.train_function = train_function
         self.steps_per_execution = steps_per_execution
 
 
-def run_steps(model, tap, calls):
+def run_steps(model: Any, tap: Any, calls: Any) -> list[Any]:
     tap.begin(model)
     original = vars(model)["train_function"]
     results = []
@@ -798,8 +838,8 @@ def run_steps(model, tap, calls):
     return results
 
 
-def test_jax_gets_the_same_elements_from_a_python_iterator():
-    def train(state, iterator):
+def test_jax_gets_the_same_elements_from_a_python_iterator() -> None:
+    def train(state: Any, iterator: Any) -> Any:
         return [float(next(iterator)[0][0, 0]) for _ in range(2)], state
 
     source = iter([(np.full((4, 3), i), np.zeros(4)) for i in range(10)])
@@ -809,7 +849,7 @@ def test_jax_gets_the_same_elements_from_a_python_iterator():
     assert [batch.x.shape for batch in tap.batches()] == [(3, 3)] * 5
 
 
-def test_any_step_of_the_fit_and_any_element_of_an_execution_may_be_kept():
+def test_any_step_of_the_fit_and_any_element_of_an_execution_may_be_kept() -> None:
     kept = set()
     for seed in range(40):
         tap = BatchTap(num_batches=4, rows=1, seed=seed, max_bytes=10**6)
@@ -834,14 +874,14 @@ def test_any_step_of_the_fit_and_any_element_of_an_execution_may_be_kept():
     )
 
 
-def test_jax_sees_the_error_of_its_iterator_where_it_was():
-    def elements():
+def test_jax_sees_the_error_of_its_iterator_where_it_was() -> None:
+    def elements() -> Iterator[Any]:
         yield np.zeros((4, 3)), np.zeros(4)
         raise OSError("disk")
 
     trained = []
 
-    def train(state, iterator):
+    def train(state: Any, iterator: Any) -> Any:
         for element in iterator:
             trained.append(element)
 
@@ -851,14 +891,14 @@ def test_jax_sees_the_error_of_its_iterator_where_it_was():
     assert len(trained) == 1
 
 
-def test_jax_ends_where_its_iterator_ends():
+def test_jax_ends_where_its_iterator_ends() -> None:
     model = Backend(lambda state, iterator: next(iterator))
     with pytest.raises(StopIteration):
         run_steps(model, BatchTap(**SIZES), [("state", iter(()))])
-    assert not isinstance(vars(model)["train_function"], capture._StandIn)
+    assert not isinstance(vars(model)["train_function"], StandIn)
 
 
-def test_torch_batches_are_only_looked_at():
+def test_torch_batches_are_only_looked_at() -> None:
     element = (np.arange(12.0).reshape(4, 3), np.zeros(4))
     seen = []
     tap = BatchTap(**SIZES)
@@ -870,15 +910,15 @@ def test_torch_batches_are_only_looked_at():
 
 
 @pytest.mark.parametrize("source", ["an object", 3, None], ids=["str", "int", "none"])
-def test_an_unknown_source_is_left_alone(source):
+def test_an_unknown_source_is_left_alone(source: Any) -> None:
     tap = BatchTap(**SIZES)
     model = Backend(lambda given: given)
     with pytest.warns(UserWarning, match="Sampling of training batches stopped"):
         assert run_steps(model, tap, [(source,)] * 2) == [source, source]
-    assert tap.problem == f"fit reads from {type(source).__name__}, which cannot be looked into"
+    assert tap.problem == f"fit reads from {type(source).__name__}, which cannot be sampled"
 
 
-def test_a_model_without_a_train_function_of_its_own_is_left_alone():
+def test_a_model_without_a_train_function_of_its_own_is_left_alone() -> None:
     class Bare:
         pass
 
@@ -892,7 +932,7 @@ def test_a_model_without_a_train_function_of_its_own_is_left_alone():
     assert vars(model) == {}
 
 
-def test_a_train_function_made_anew_is_not_replaced():
+def test_a_new_train_function_is_not_overwritten() -> None:
     model = Backend(lambda data: "old")
     tap = BatchTap(**SIZES)
     tap.begin(model)

@@ -1,4 +1,7 @@
-"""Whether a version directory is complete, judged by its bytes and without this package's publishing."""
+"""Judges whether a version directory is complete, from its bytes alone.
+
+It uses nothing of this package's publishing.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,17 @@ VARIABLES = ("variables/variables.index", "variables/variables.data-00000-of-000
 
 
 class IncompleteError(Exception):
-    """A version is not whole: a server would load half of it, or fail."""
+    """A version is incomplete: a server would load a part of it, or fail."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-    """What a complete version holds.
+    """The content of a complete version.
 
     Attributes:
         weights: generation of the weights.
         records: generation of the rows in the warmup file; `None` without one.
-        has_fingerprint: whether `fingerprint.pb` is there. (It matches then.)
+        has_fingerprint: whether `fingerprint.pb` exists; it matches then.
     """
 
     weights: int
@@ -38,6 +41,7 @@ class Version:
 
     @property
     def state(self) -> tuple[int, int | None]:
+        """Generations of the weights and of the records."""
         return self.weights, self.records
 
 
@@ -68,15 +72,15 @@ def read_version(path: str | os.PathLike[str]) -> Version:
 def _weights_of(path: pathlib.Path) -> int:
     try:
         reader = tf.train.load_checkpoint(str(path / "variables" / "variables"))
-        # All of them: the object graph stands behind the weights in the file.
+        # All tensors: the object graph comes after the weights in the file.
         tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    # A short file is an IndexError, a wrong checksum a DataLossError.
+    # A short file raises IndexError, a wrong checksum DataLossError.
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         raise IncompleteError(f"the variables cannot be read: {error}") from error
     weights = [tensor for tensor in tensors.values() if np.shape(tensor) in ((4, 3), (3,))]
     generations = {float(value) for tensor in weights for value in np.ravel(tensor)}
     if len(generations) != 1:
-        raise IncompleteError(f"the variables are of the generations {sorted(generations)}")
+        raise IncompleteError(f"the variables hold the generations {sorted(generations)}")
     return int(generations.pop())
 
 
@@ -99,7 +103,7 @@ def _records_of(path: pathlib.Path) -> int | None:
 
 
 def _has_fingerprint(path: pathlib.Path) -> bool:
-    """Whether there is a fingerprint; it must be the one that TensorFlow makes for these files."""
+    """Returns whether there is a fingerprint, which must be TensorFlow's for these files."""
     if not (path / "fingerprint.pb").exists():
         return False
     with tempfile.TemporaryDirectory() as copy:
@@ -113,5 +117,5 @@ def _has_fingerprint(path: pathlib.Path) -> bool:
     # Each fingerprint has a random id of its own.
     found.uuid = expected.uuid = ""
     if found != expected:
-        raise IncompleteError("fingerprint.pb is not that of saved_model.pb")
+        raise IncompleteError("fingerprint.pb does not belong to saved_model.pb")
     return True

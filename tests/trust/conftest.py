@@ -14,7 +14,7 @@ from tests.trust.shim import build_shim
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """The process that forks the children under attack."""
+    """Process that forks the children under attack."""
     scratch = tmp_path_factory.mktemp("forkserver")
     library = build_shim(scratch)
     if isinstance(library, str):
@@ -26,5 +26,5 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture
 def trials(fork_server: ForkServer, tmp_path: pathlib.Path) -> Trials:
-    """Fresh directories, and children to disturb in them."""
+    """Fresh directories, and children that run scenarios in them."""
     return Trials(fork_server, tmp_path)

@@ -1,4 +1,7 @@
-"""Hundreds of exports in one `fit`, beside as many of plain `model.export`: memory, handles, threads and time stay flat."""
+"""Compares hundreds of exports in one `fit` with as many plain `model.export`s.
+
+Memory, handles, threads and time must not grow more.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _TIMEOUT_S = 3000.0
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """One measure of a process: medians over its first and its last exports."""
+    """A measurement of a process: medians over its first and its last exports."""
 
     first: float
     last: float
@@ -69,12 +72,13 @@ def export_for_long(trials: Trials, epochs: int = 500) -> Figures:
 
 _LABELS = {"plain": "model.export", "warm": "WarmupExport"}
 
-# Not flatter than plain model.export, within what two runs of it differ by.
+# Measurement -> whether (model.export, WarmupExport) is good: it grows no more than plain
+# model.export, within the difference of two runs of that.
 _ALLOWED: dict[str, Callable[[Growth, Growth], bool]] = {
     "MB": lambda plain, warm: warm.last - warm.first <= 1.5 * (plain.last - plain.first) + 20,
     "handles": lambda plain, warm: warm.last - warm.first <= max(plain.last - plain.first, 0),
     "threads": lambda plain, warm: warm.last - warm.first <= max(plain.last - plain.first, 0),
-    # Of the processor: seconds by the clock also tell what else the machine does.
+    # CPU seconds, since wall time depends on what else the machine does.
     "CPU s each": lambda plain, warm: (
         warm.last / warm.first <= max(plain.last / plain.first, 1) * 1.25
     ),
@@ -92,7 +96,10 @@ def _growth_of(samples: list[list[float]]) -> dict[str, Growth]:
 
 
 def _sample(cpu_s: float, seconds: float) -> list[float]:
-    """This process now, in the order of `_ALLOWED`: resident MB, open handles, threads, and what its last export took."""
+    """Measures this process, in the order of `_ALLOWED`.
+
+    The measurements are resident MB, open handles, threads, and both times of its last export.
+    """
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     return [
         pages * os.sysconf("SC_PAGE_SIZE") / 1e6,
@@ -104,7 +111,7 @@ def _sample(cpu_s: float, seconds: float) -> list[float]:
 
 
 class _Start(keras.callbacks.Callback):
-    """Notes when the exports of an epoch begin."""
+    """Records when the exports of an epoch begin."""
 
     began = cpu_began = 0.0
 
@@ -129,7 +136,7 @@ class _Sample(keras.callbacks.Callback):
 
 
 class _PlainExport(keras.callbacks.Callback):
-    """What a user would write with `model.export` alone."""
+    """Exports with `model.export` alone, as a user would write it."""
 
     def __init__(self, base: str) -> None:
         super().__init__()
@@ -154,12 +161,12 @@ def _fit(export: keras.callbacks.Callback, epochs: int) -> list[list[float]]:
 
 
 def fit_plain(base: str, epochs: int) -> list[list[float]]:
-    """Trains with plain `model.export` at each epoch: in a child."""
+    """Trains with plain `model.export` at each epoch; runs in a child."""
     return _fit(_PlainExport(base), epochs)
 
 
 def fit_warm(base: str, epochs: int) -> list[list[float]]:
-    """Trains with `WarmupExport` at each epoch: in a child."""
+    """Trains with `WarmupExport` at each epoch; runs in a child."""
     export = kw.WarmupExport(
         f"{base}/{{version}}", save_freq="epoch", max_to_keep=_KEPT, warmup=WARMUP, verbose=0
     )

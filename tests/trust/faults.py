@@ -1,4 +1,7 @@
-"""Kills, interrupts, failing file operations and full disks, at every file operation of a scenario or at many of them."""
+"""Kills, interrupts, failing file operations and full disks.
+
+An attack disturbs a scenario at every one of its file operations, or at many of them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from tests.trust.scenarios import SCENARIOS, versions_of
 
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EMFILE, errno.EROFS)
 ALL = tuple(SCENARIOS)
-# On these version 1 is replaced: without an exchange of directories there is a gap.
+# These replace version 1; where directories cannot be exchanged, it is missing for a moment.
 REPLACING = ("overwrite", "save")
 
 
@@ -86,13 +89,16 @@ class Trials:
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` numbers of 1 to `total`, evenly apart; all of them if they are no more."""
+    """Returns at most `count` numbers of 1 to `total`, evenly spaced."""
     count = min(count, total)
     return [1 + int((index + 0.5) * total / count) for index in range(count)]
 
 
 def share_out(totals: dict[str, int], count: int) -> list[tuple[str, int]]:
-    """Spreads `count` points over scenarios of `totals` operations: the small ones get all of theirs first."""
+    """Spreads `count` points over scenarios of `totals` operations, the shortest first.
+
+    A scenario with fewer operations than its share gets all of them; the rest goes to longer ones.
+    """
     points: list[tuple[str, int]] = []
     names = sorted(totals, key=totals.__getitem__)
     for index, name in enumerate(names):
@@ -112,11 +118,11 @@ def kill_everywhere(
     """Kills an export before file operations that change something; then the next export runs.
 
     Args:
-        trials: where.
+        trials: makes the directories and children.
         count: kills, over all scenarios.
         names: the scenarios.
         deny_exchange: whether `renameat2` refuses its flags.
-        twice: whether the export that is killed finds, and sweeps, what an earlier kill left.
+        twice: whether the killed export finds, and sweeps, the remains of an earlier kill.
     """
     figures = Figures(
         "kills"
@@ -138,14 +144,14 @@ def kill_everywhere(
                 name, root, arm=shim.Arm.at(number, shim.KILL, deny_exchange=deny_exchange)
             )
             if outcome.ended != "killed":
-                # Threads do not always do the same number of operations.
+                # The number of operations varies a little, since threads do some of them.
                 figures.measure("not reached")
                 shutil.rmtree(root)
                 continue
             figures.trials += 1
             has_gap = deny_exchange and name in REPLACING
             faults = judge_disturbed(SCENARIOS[name], root / "m", gap_allowed=has_gap)
-            # The points come in their order: what was published at an earlier one must be there at a later one.
+            # Points come in order: what is published at one must be there at all later ones.
             listed = max(versions_of(root / "m"), default=0)
             if listed < newest[name] and not has_gap:
                 faults.append(
@@ -165,7 +171,10 @@ def kill_everywhere(
 
 
 def _first_kill(trials: Trials, name: str, deny_exchange: bool) -> shim.Arm:
-    """Where to kill the first of two exports: half-way, or when the old version was just moved aside."""
+    """Chooses where to kill the first of two exports.
+
+    It is killed half-way, or right after the old version was moved aside.
+    """
     root = trials.fresh(name)
     log = trials.scratch / "operations.log"
     trials.run(name, root, arm=shim.Arm(deny_exchange=deny_exchange), log=log)
@@ -183,7 +192,7 @@ def _first_kill(trials: Trials, name: str, deny_exchange: bool) -> shim.Arm:
 
 
 def _judge_restored(trials: Trials, name: str, root: pathlib.Path) -> list[Fault]:
-    """Judges the export to another version after a kill in the gap: it brings the old version back."""
+    """Judges the export to another version after a kill in the gap; it restores the old version."""
     following = trials.run("new", root, generation=3)
     faults = judge_next("new", root, following)
     try:
@@ -214,7 +223,7 @@ def interrupt_everywhere(trials: Trials, count: int, names: Sequence[str] = ALL)
             if story["error"] == "":
                 figures.measure("swallowed")
             elif story["error"] != "KeyboardInterrupt":
-                # pybind11 makes a RuntimeError of a signal that comes while TensorFlow raises an error of its own.
+                # pybind11 raises RuntimeError if a signal arrives while TensorFlow raises an error.
                 figures.measure("surfaced as another error")
             if story["left_at_once"]:
                 figures.measure("cleaned up by the next export only")
@@ -228,10 +237,11 @@ class Failure:
 
     Attributes:
         attack: name in the table.
-        classes: the operations.
-        errnos: taken in turn.
-        lasting: whether all that follow fail as well, clean-up too.
-        has_reason: whether the error has to hold the reason. TensorFlow drops that of a failing `stat` or `access`.
+        classes: classes of the operations that fail.
+        errnos: error numbers, used in turn.
+        lasting: whether all later operations fail as well, clean-up included.
+        has_reason: whether the error must hold the reason. TensorFlow drops the reason of a failing
+            `stat` or `access`.
     """
 
     attack: str
@@ -252,7 +262,7 @@ FAILURES = (
 def fail_everywhere(
     trials: Trials, count: int, failure: Failure, names: Sequence[str] = ALL
 ) -> Figures:
-    """Lets file operations fail, one for each trial; the same process then exports again."""
+    """Makes one file operation fail in each trial; the same process then exports again."""
     figures = Figures(failure.attack)
     with timed(figures):
         totals = {name: trials.count(name, classes=failure.classes) for name in names}
@@ -275,10 +285,12 @@ def fail_everywhere(
 
 
 def fill_disks(trials: Trials, count: int, names: Sequence[str] = ALL) -> Figures | str:
-    """Exports to disks with ever more free space, from none to enough; then space is made and the export runs again.
+    """Exports to disks with increasing free space, from none to enough.
+
+    After each export, space is freed and the same process exports again.
 
     Returns:
-        The figures, or a sentence that says why there is no small disk.
+        The figures, or the reason why no small disk can be made here.
     """
     figures = Figures("full disks")
     disk = trials.scratch / "disk"
@@ -307,7 +319,7 @@ def fill_disks(trials: Trials, count: int, names: Sequence[str] = ALL) -> Figure
 
 
 def _space_for(trials: Trials, name: str, disk: pathlib.Path) -> int:
-    """Bytes of a disk that a scenario needs at most."""
+    """Finds how many free bytes a scenario needs."""
     low, high = 0, 4 * 1024 * 1024
     while high - low > 4096:
         middle = (low + high) // 8192 * 4096
@@ -341,11 +353,12 @@ def _fill_and_run(
 
 
 def _leave_free(disk: pathlib.Path, free: int) -> pathlib.Path:
-    """Fills a file system but for `free` bytes."""
+    """Fills a file system up to `free` bytes."""
     ballast = disk / "ballast"
     with open(ballast, "wb") as file:
-        room = os.statvfs(disk)
-        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - free)
+        statistics = os.statvfs(disk)
+        available = statistics.f_bavail * statistics.f_frsize
+        os.posix_fallocate(file.fileno(), 0, available - free)
     return ballast
 
 
@@ -358,7 +371,11 @@ def _story(
     where: str,
     ballast: pathlib.Path | None = None,
 ) -> dict[str, Any] | None:
-    """Runs a disturbed export and the next one in one child; `None` if the operation was not reached or the child died."""
+    """Runs a disturbed export and the next one in one child.
+
+    Returns:
+        What `disturb` returned; `None` if the operation was not reached, or the child died.
+    """
     arguments = {
         "name": name,
         "root": str(root),
@@ -385,11 +402,12 @@ def _story(
 def disturb(
     name: str, root: str, arm: dict[str, Any] | None, ballast: str | None
 ) -> dict[str, Any]:
-    """Runs a scenario armed, looks at what is there, and exports again: in a child.
+    """Runs a scenario under attack, judges the result, and exports again; runs in a child.
 
     Returns:
-        `error`: name of the class raised, or empty; `message`; `known`: whether it is a `WarmupError`; `warned`: texts of
-        warnings; `operations`: counted ones; `left_at_once`: left-overs before the next export; `faults`: of both runs.
+        `error`: name of the class raised, or empty; `message`: its text; `known`: whether it is a
+        `WarmupError`; `warned`: texts of warnings; `operations`: how many were counted;
+        `left_at_once`: left-overs before the next export; `faults`: those of both runs.
     """
     base = f"{root}/m"
     error: BaseException | None = None
@@ -402,7 +420,7 @@ def disturb(
             warned = scenarios.run(name, base)["warned"]
         finally:
             operations = shim.disarm()
-    # Whatever is raised is what the attack is to find out.
+    # The attack is to find out what is raised.
     except BaseException as raised:
         error = raised
     faults = judge_disturbed(SCENARIOS[name], base)
@@ -429,13 +447,16 @@ def disturb(
 
 
 def _judge_error(root: pathlib.Path, story: dict[str, Any], reason: str) -> list[Fault]:
-    """Judges what a failed operation came to: a `WarmupError` with reason and path, a warning in `fit`, or no harm."""
+    """Judges the effect of a failed operation.
+
+    Allowed are a `WarmupError` with reason and path, a warning in `fit`, or no effect.
+    """
     text = story["message"]
     if story["error"]:
         if not story["known"]:
             return [("raw_errors", f"{story['error']}: {text[:300]}")]
     else:
-        # A training goes on: what failed stands in a warning. So does a left-over that cannot be removed.
+        # Training goes on with a warning. A left-over that cannot be removed is a warning too.
         text = "\n".join(story["warned"])
         if not text:
             return [tuple(fault) for fault in story["done_faults"]]
@@ -445,7 +466,7 @@ def _judge_error(root: pathlib.Path, story: dict[str, Any], reason: str) -> list
 
 
 def judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]:
-    """Judges the export after the disturbed one: it succeeds, and nothing is left over."""
+    """Judges the export after the disturbed one: it must succeed and leave nothing over."""
     if following.ended != "returned":
         return [
             (
@@ -462,7 +483,7 @@ def judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]
 
 
 def tally(figures: Figures, where: str, faults: Sequence[Fault], root: pathlib.Path) -> None:
-    """Counts each kind of fault once for each trial; removes the directory of a good one."""
+    """Counts each kind of fault once for each trial; removes the directory of a good trial."""
     for kind in dict.fromkeys(fault for fault, _ in faults):
         figures.add(
             kind, f"{where}: " + "; ".join(words for fault, words in faults if fault == kind)

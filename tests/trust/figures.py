@@ -1,4 +1,4 @@
-"""What an attack counts, and how a row of the documentation's tables says it."""
+"""Counts of the attacks, and their rows in the tables of the documentation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ class Figures:
 
     Attributes:
         attack: what was done, in a few words.
-        trials: how often.
+        trials: number of trials.
         half_written: versions that a server would have listed incomplete, or mixed of two exports.
         missing: listings without a version that had to be there.
         leftovers: trials that left a file behind after the next export.
-        raw_errors: errors that are no `WarmupError`.
+        raw_errors: errors that are not a `WarmupError`.
         unexplained: errors without the reason ("No space left on device") or without a path.
-        failed: exports that failed, or did less than they said, where nothing stood in their way.
-        measured: other figures, by name; none of them is a fault.
+        failed: undisturbed exports that failed, or did less than they reported.
+        measured: other figures, by name, which are not faults.
         examples: the first faults, in words.
-        seconds: what the attack took.
+        seconds: duration of the attack.
     """
 
     attack: str
@@ -47,12 +47,12 @@ class Figures:
             self.examples.append(f"{fault}: {example}")
 
     def measure(self, name: str, amount: float = 1) -> None:
-        """Adds to a figure that is no fault."""
+        """Adds to a figure that is not a fault."""
         self.measured[name] = float(self.measured.get(name, 0)) + amount
 
     @property
     def faults(self) -> dict[str, int]:
-        """The counts that have to be 0, as columns of the table."""
+        """Counts that have to be 0, by column of the table."""
         return {
             "half-written": self.half_written,
             "missing": self.missing,
@@ -64,7 +64,7 @@ class Figures:
 
     @property
     def row(self) -> dict[str, str]:
-        """The row of the table, by column."""
+        """Row of the table, by column."""
         return {
             "attack": self.attack,
             "trials": str(self.trials),
@@ -80,13 +80,13 @@ class HostileFigures:
 
     Attributes:
         attack: what was done, in a few words.
-        trials: how many files.
-        crashes: tracebacks that are no `WarmupError`, and ends of the process that called.
+        trials: number of files.
+        crashes: tracebacks that are not a `WarmupError`, and calling processes that ended.
         hangs: files that took longer than the bound.
         exhausted: files that took more memory than the bound.
-        slowest_s: seconds of the slowest.
-        largest_mib: memory of the largest.
-        measured: other figures, by name; none of them is a fault.
+        slowest_s: time of the slowest file, seconds.
+        largest_mib: memory of the largest file, MiB.
+        measured: other figures, by name, which are not faults.
         examples: the first faults, in words.
     """
 
@@ -102,12 +102,12 @@ class HostileFigures:
 
     @property
     def faults(self) -> dict[str, int]:
-        """The counts that have to be 0, as columns of the table."""
+        """Counts that have to be 0, by column of the table."""
         return {"crashes": self.crashes, "hangs": self.hangs, "exhausted": self.exhausted}
 
     @property
     def row(self) -> dict[str, str]:
-        """The row of the table, by column."""
+        """Row of the table, by column."""
         return {
             "files": self.attack,
             "trials": str(self.trials),
@@ -127,7 +127,7 @@ def _text_of(measured: Mapping[str, float | str]) -> str:
 
 @contextlib.contextmanager
 def timed(figures: Figures) -> Iterator[None]:
-    """Writes the seconds of a block into figures."""
+    """Measures the seconds of a block and stores them in the figures."""
     start = time.perf_counter()
     yield
     figures.seconds = time.perf_counter() - start

@@ -1,8 +1,8 @@
-"""A process that has imported everything once, with the shim preloaded, and forks a child for each trial.
+"""A process that imports everything once, with the shim preloaded, and forks a child per trial.
 
-Importing TensorFlow costs seconds and forking milliseconds. The server runs no op and opens no Session before it forks, so
-its children start with a whole TensorFlow. Run as `python -m tests.trust.forkserver` by `ForkServer`, which speaks to it in
-lines of JSON.
+Importing TensorFlow takes seconds, forking milliseconds. The server runs no op and opens no Session
+before it forks, so that TensorFlow works in its children. `ForkServer` runs it as
+`python -m tests.trust.forkserver` and exchanges lines of JSON with it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ TIMEOUT_S = 120.0
 
 
 class TrialError(Exception):
-    """A trial hangs, or its child failed in a way that is no outcome of the attack."""
+    """A trial hangs, or its child failed in a way that the attack does not expect."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a child ended.
+    """The end of a child.
 
     Attributes:
         ended: `returned`, `raised`, `killed`, `stopped` or `died` (any other exit code or signal).
-        value: what its function returned.
-        error: name of the class of what it raised.
-        message: its text.
-        known: whether it is a `WarmupError`.
+        value: return value of its function.
+        error: class name of the exception it raised.
+        message: text of that exception.
+        known: whether the exception is a `WarmupError`.
         operations: file operations that the shim counted.
         log: path of the child's output.
     """
@@ -66,7 +66,7 @@ class Child:
         """Waits until the child ends or stops.
 
         Raises:
-            TrialError: it does neither within `timeout` seconds; it is killed then.
+            TrialError: it does neither within `timeout` seconds, and was killed.
         """
         deadline = time.monotonic() + timeout
         while (outcome := self.poll()) is None:
@@ -79,8 +79,8 @@ class Child:
         return outcome
 
     def poll(self) -> Outcome | None:
-        """Returns how the child ended, or that it stopped; `None` while it runs."""
-        status = self._server._ask({"do": "poll", "pid": self.pid})
+        """Returns how the child ended or stopped; `None` while it runs."""
+        status = self._server.ask({"do": "poll", "pid": self.pid})
         if status is None:
             return None
         log = f"{self._result}.log"
@@ -93,20 +93,27 @@ class Child:
         return Outcome("died", message=f"wait status {status}", log=log)
 
     def resume(self) -> None:
-        """Lets a stopped child go on."""
+        """Continues a stopped child."""
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """Kills the child and waits for its end."""
         os.kill(self.pid, signal.SIGKILL)
         while (
-            status := self._server._ask({"do": "poll", "pid": self.pid})
+            status := self._server.ask({"do": "poll", "pid": self.pid})
         ) is None or os.WIFSTOPPED(status):
             time.sleep(0.002)
 
 
 class ForkServer:
-    """Starts the server; forks children that call functions named `module:function` with keyword arguments of JSON."""
+    """Starts the server and forks children from it.
+
+    A child calls a function named `module:function` with keyword arguments that JSON can hold.
+
+    Args:
+        library: the compiled shim.
+        scratch: an empty directory, for results and logs.
+    """
 
     def __init__(self, library: pathlib.Path, scratch: pathlib.Path) -> None:
         self._scratch = scratch
@@ -117,7 +124,7 @@ class ForkServer:
             "LD_PRELOAD": str(library),
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),
             "TF_CPP_MIN_LOG_LEVEL": "3",
-            # A forked child has only the thread that forked: the fewer there were before, the better.
+            # A forked child has only the thread that forked, so the server needs few threads.
             "TF_NUM_INTRAOP_THREADS": "1",
             "TF_NUM_INTEROP_THREADS": "1",
             "OMP_NUM_THREADS": "1",
@@ -144,11 +151,11 @@ class ForkServer:
         """Forks a child that calls a function.
 
         Args:
-            function: `module:function`, importable below `tests/`.
+            function: `module:function`.
             arguments: its keyword arguments.
-            arm: what happens to its file operations. Defaults to `None`: nothing.
-            root: the directory below which they count.
-            log: where to log them.
+            arm: how to disturb its file operations. Defaults to `None`: not at all.
+            root: the directory below which operations count.
+            log: file to log the operations to.
         """
         self._number += 1
         result = self._scratch / f"child-{self._number}"
@@ -161,7 +168,7 @@ class ForkServer:
             "log": None if log is None else os.fspath(log),
             "result": str(result),
         }
-        return Child(self, self._ask(request), result)
+        return Child(self, self.ask(request), result)
 
     def run(
         self, function: str, arguments: Mapping[str, Any] | None = None, **options: Any
@@ -176,7 +183,12 @@ class ForkServer:
         self._process.wait()
         self._process.stdout.close()  # type: ignore[union-attr]
 
-    def _ask(self, request: Mapping[str, Any]) -> Any:
+    def ask(self, request: Mapping[str, Any]) -> Any:
+        """Sends a request to the server and returns its answer.
+
+        Raises:
+            TrialError: the server does not answer, or ended.
+        """
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         stdin.write(json.dumps(request).encode() + b"\n")
@@ -192,16 +204,15 @@ class ForkServer:
 def _serve() -> None:
     """Answers requests until the input ends."""
     answers = os.fdopen(os.dup(1), "wb")
-    # What children print must not be read as an answer.
+    # The output of children must not be read as an answer.
     os.dup2(2, 1)
     _import_all()
     for line in sys.stdin.buffer:
         request = json.loads(line)
         if request["do"] == "start":
-            pid = os.fork()
-            if pid == 0:
+            answer: int | None = os.fork()
+            if answer == 0:
                 _run_child(request)
-            answer = pid
         else:
             pid, status = os.waitpid(request["pid"], os.WNOHANG | os.WUNTRACED)
             answer = status if pid else None
@@ -210,7 +221,8 @@ def _serve() -> None:
 
 
 def _import_all() -> None:
-    from keras_warmup import callbacks, export, replay  # noqa: F401
+    from keras_warmup import callbacks, export  # noqa: F401
+    from keras_warmup.serving import replay  # noqa: F401
     from tests.trust import endurance, faults, links, races  # noqa: F401
 
 
@@ -230,7 +242,7 @@ def _run_child(request: Mapping[str, Any]) -> None:
             shim.arm(shim.Arm(**request["arm"]), request["root"], request["log"])
         try:
             outcome = Outcome("returned", function(**request["arguments"]))
-        # The caller judges it: a child reports whatever was raised.
+        # The caller judges it: a child reports every exception.
         except BaseException as error:
             traceback.print_exc()
             outcome = Outcome(
@@ -257,7 +269,8 @@ def _run_child(request: Mapping[str, Any]) -> None:
 def _find(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     __import__(module)
-    return getattr(sys.modules[module], function)  # type: ignore[no-any-return]
+    found: Callable[..., Any] = getattr(sys.modules[module], function)
+    return found
 
 
 if __name__ == "__main__":

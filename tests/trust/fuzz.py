@@ -1,4 +1,4 @@
-"""Seeded mutations of good SavedModels and warmup files: of their bytes, and of what the bytes mean."""
+"""Seeded mutations of good SavedModels and warmup files: of their bytes, and of their content."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _TEXTS = (
     "\ue000",
     "n" * 10_000,
 )
-# Ops that each walk has a case for; whichever node becomes one lacks the attributes and inputs for it.
+# Ops with a case in some walk; a node that becomes one lacks the attributes and inputs for it.
 _OPS = (
     *(
         "Identity",
@@ -113,7 +113,7 @@ _OPS = (
 
 
 def mutate_model(content: bytes, seed: int) -> bytes:
-    """A `saved_model.pb` that differs from a good one in 1 to 8 places."""
+    """Makes a `saved_model.pb` that differs from a good one in 1 to 8 places."""
     chance = random.Random(seed)
     if chance.random() < 0.3:
         return _mutate_bytes(content, chance)
@@ -125,7 +125,7 @@ def mutate_model(content: bytes, seed: int) -> bytes:
 
 
 def mutate_records(logs: Sequence[bytes], seed: int) -> bytes:
-    """A warmup file that differs from a good one in its frames, or in what the records hold."""
+    """Makes a warmup file that differs from a good one in its frames or in its records."""
     chance = random.Random(seed)
     records = list(logs)
     if chance.random() < 0.6:
@@ -149,7 +149,7 @@ def _mutate_bytes(content: bytes, chance: random.Random) -> bytes:
         match chance.choice(("flip", "set", "insert", "remove", "repeat", "cut")):
             case "flip" if at < len(mutant):
                 mutant[at] ^= 1 << chance.randrange(8)
-            case "set" if at < len(mutant):  # lengths, often: they stand before everything
+            case "set" if at < len(mutant):  # often a length, which precedes all data
                 mutant[at] = chance.choice((0x00, 0x01, 0x7F, 0x80, 0xFF))
             case "insert":
                 mutant[at:at] = chance.randbytes(length)
@@ -163,7 +163,7 @@ def _mutate_bytes(content: bytes, chance: random.Random) -> bytes:
 
 
 def _mutate_message(message: Any, chance: random.Random) -> None:
-    """Changes one field, somewhere in a message or in those inside it."""
+    """Changes one field of a message or of a message inside it."""
     while True:
         fields = message.ListFields()
         if not fields:
@@ -224,7 +224,7 @@ def _mutate_entries(
 
 
 def _scalar(field: FieldDescriptor, value: Any, chance: random.Random) -> Any:
-    """Another value of the type of a field, often one that no tool writes."""
+    """Chooses another value of the type of a field, often one that no tool writes."""
     match field.cpp_type:
         case FieldDescriptor.CPPTYPE_STRING if field.type == FieldDescriptor.TYPE_BYTES:
             return chance.choice((b"", b"\xff\xfe", value * 2, chance.randbytes(20), b"\x00"))
@@ -243,7 +243,7 @@ def _scalar(field: FieldDescriptor, value: Any, chance: random.Random) -> Any:
 
 
 def _mutate_graph(saved_model: SavedModel, chance: random.Random) -> None:
-    """Rewires nodes and calls, which random fields seldom hit in a way that still makes sense."""
+    """Rewires nodes and calls; random changes of fields rarely do so in a valid way."""
     if not saved_model.meta_graphs:
         return
     graph_def = saved_model.meta_graphs[0].graph_def
@@ -280,7 +280,7 @@ def _mutate_graph(saved_model: SavedModel, chance: random.Random) -> None:
                 )
 
 
-# What the children of `measured.run_measured` call.
+# The functions that children of `measured.run_measured` call.
 
 
 def look_at_mutants(base: str, seeds: Sequence[int]) -> int:
@@ -297,7 +297,7 @@ def look_at_mutants(base: str, seeds: Sequence[int]) -> int:
 
 
 def look_at_mutants_of_records(base: str, seeds: Sequence[int]) -> int:
-    """Reads mutants of a warmup file in each way there is; returns how many were refused."""
+    """Reads mutants of a warmup file with every reader; returns how many were refused."""
     logs = [item for _, item in scan_records(base) if not isinstance(item, RecordProblem)]
     with tempfile.TemporaryDirectory() as scratch:
         path = pathlib.Path(scratch, "records")
@@ -322,7 +322,7 @@ def _is_refused(look: Callable[[int], None], seed: int) -> bool:
 
 
 def cases_of(function: str, bases: Sequence[pathlib.Path], count: int) -> list[Case]:
-    """`count` mutants of the bases in turn, ten to a child process; the seed tells the mutant."""
+    """Makes cases for `count` mutants of the bases in turn, ten in each child process."""
     return [
         Case(
             f"{base.parent.parent.name}, seeds {start} to {start + 9}",

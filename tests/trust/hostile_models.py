@@ -1,8 +1,8 @@
-"""SavedModels and warmup files made by hand to hang, crash or exhaust what reads them.
+"""SavedModels and warmup files made by hand to hang, crash or exhaust their readers.
 
-`HOSTILE` maps a name to a builder that writes the SavedModel into a directory, which it makes. Each one is a small
-change of a tiny good model, so that loading and replaying get as far as the change. Nothing here acts on anything
-outside of the directory; where a case reads a file of another place, that file is absent or harmless.
+`HOSTILE` maps a name to a builder, which makes a directory and writes the SavedModel into it. Each
+is a small change of a tiny good model, so that loading and replaying reach the change. Nothing here
+acts on anything outside of the directory; a file elsewhere that a case reads is absent or harmless.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STRING, FLOAT, INT64, INT32 = (
 
 
 def hostile(builder: Builder) -> Builder:
-    """Registers a builder under the name of its function, underscores as spaces."""
+    """Registers a builder under its function's name, with spaces for underscores."""
     HOSTILE[builder.__name__.replace("_", " ")] = builder
     return builder
 
@@ -54,11 +54,11 @@ def hostile_graph(
     return register
 
 
-# What the cases are made of.
+# Parts of the cases.
 
 
 def attr(value: Any) -> Any:
-    """An AttrValue; a `str` is a function's name, a tuple a shape."""
+    """Makes an AttrValue; a `str` is the name of a function, a tuple a shape."""
     made = AttrValue()
     match value:
         case AttrValue():
@@ -129,7 +129,7 @@ def add_call(
 
 
 def constant(shape: Iterable[int], dtype: int = FLOAT, **values: Any) -> TensorProto:
-    """A TensorProto that may claim more elements than it has values."""
+    """Makes a TensorProto whose shape may have more elements than it has values."""
     made = TensorProto(dtype=dtype, **values)
     for size in shape:
         made.tensor_shape.dim.add(size=size)
@@ -149,7 +149,7 @@ def _varint(value: int) -> bytes:
 
 
 def tiny(dtype: tf.DType = tf.float32) -> SavedModel:
-    """A good model: `serving_default` of one input `x`, fed to a node `y` of the main graph."""
+    """Makes a good model: `serving_default` with one input `x`, read by a node `y`."""
     saved_model = SavedModel(saved_model_schema_version=1)
     meta_graph = saved_model.meta_graphs.add()
     meta_graph.meta_info_def.tags.append("serve")
@@ -167,12 +167,12 @@ def tiny(dtype: tf.DType = tf.float32) -> SavedModel:
 
 
 def node_named(nodes: Any, name: str) -> Any:
-    """The node of a name."""
+    """Returns the node of a name."""
     return next(node for node in nodes if node.name == name)
 
 
 def replace_output(meta_graph: MetaGraphDef, op: str, inputs: Iterable[str], **attrs: Any) -> Any:
-    """Puts another op in the place of `y`."""
+    """Replaces the node `y` by another op; returns the node."""
     node = node_named(meta_graph.graph_def.node, "y")
     node.Clear()
     node.name, node.op = "y", op
@@ -183,13 +183,13 @@ def replace_output(meta_graph: MetaGraphDef, op: str, inputs: Iterable[str], **a
 
 
 def write(directory: pathlib.Path, saved_model: SavedModel) -> None:
-    """Writes `saved_model.pb` into a directory that is made where it is not there."""
+    """Writes `saved_model.pb` into a directory, which is made if it does not exist."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "saved_model.pb").write_bytes(saved_model.SerializeToString())
 
 
 def write_warmup(directory: pathlib.Path, content: bytes) -> pathlib.Path:
-    """Writes a warmup file beside the tiny model."""
+    """Writes the tiny model and a warmup file; returns the path of the file."""
     write(directory, tiny())
     path = directory / WARMUP_PATH
     path.parent.mkdir()
@@ -198,7 +198,7 @@ def write_warmup(directory: pathlib.Path, content: bytes) -> pathlib.Path:
 
 
 def frame(data: bytes) -> bytes:
-    """A TFRecord frame with checksums that fit."""
+    """Makes a TFRecord frame with correct checksums."""
     header = struct.pack("<Q", len(data))
     return b"".join(
         [
@@ -211,7 +211,7 @@ def frame(data: bytes) -> bytes:
 
 
 def predict_log(**tensors: TensorProto) -> PredictionLog:
-    """A Predict record of `serving_default`."""
+    """Makes a Predict record of `serving_default`."""
     log = PredictionLog()
     request = log.predict_log.request
     request.model_spec.name = "m"
@@ -222,7 +222,12 @@ def predict_log(**tensors: TensorProto) -> PredictionLog:
 
 
 def parsing_model(**changes: Any) -> SavedModel:
-    """A model whose input is read by ParseExampleV2 with one dense feature `a` and one sparse feature `b`."""
+    """Makes a model that parses its input with a dense feature `a` and a sparse feature `b`.
+
+    Args:
+        **changes: constants of the graph (`TensorProto`), attributes of the ParseExampleV2 node, or
+            its `op` and `inputs`, in place of the good ones.
+    """
     saved_model = tiny(tf.string)
     meta_graph = saved_model.meta_graphs[0]
     nodes = meta_graph.graph_def.node
@@ -295,7 +300,7 @@ def _(meta_graph: MetaGraphDef) -> None:
 def _chain(
     meta_graph: MetaGraphDef, depth: int, calls: int, dtype: tf.DType, last: str = ""
 ) -> None:
-    """`f0` calls `f1` some times over, and so on."""
+    """Adds functions of which each calls the next one `calls` times."""
     for level in range(depth):
         nodes = add_function(meta_graph, f"f{level}", f"c{calls - 1}:output:0", dtype)
         tensor = "x"
@@ -554,7 +559,7 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 
 def many_nodes(count: int) -> bytes:
-    """A serialized GraphDef of nodes that do nothing; made of bytes, since adding nodes one by one takes its time."""
+    """Makes a serialized GraphDef of NoOps, from bytes, since adding nodes one by one is slow."""
     return b"".join(
         _field(1, _field(1, b"n%d" % index) + _field(2, b"NoOp")) for index in range(count)
     )
@@ -575,7 +580,7 @@ HOSTILE["2 000 000 nodes"] = _many_nodes(2_000_000)
 
 
 def _burning(count: int) -> Builder:
-    """Many nodes, so a large budget, and a chain of calls that spends it."""
+    """Returns a builder with many nodes, hence a large budget, and a chain that exhausts it."""
 
     def build(directory: pathlib.Path) -> None:
         saved_model = tiny(tf.string)
@@ -590,7 +595,7 @@ HOSTILE["490 000 nodes beside 60 levels of functions twice"] = _burning(490_000)
 
 
 def _read_by_many(count: int) -> Builder:
-    """Many signatures that each reach a long row of nodes on a way of their own."""
+    """Returns a builder with many signatures that end at different nodes of one long chain."""
 
     def build(directory: pathlib.Path) -> None:
         saved_model = tiny()
@@ -754,7 +759,7 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 
 def _in_500_signatures(name: str, op: str, attrs: bytes) -> None:
-    """A node of a million entries, which each of many signatures reaches on its own way."""
+    """Registers a node of a million entries that each of many signatures reaches separately."""
 
     def build(directory: pathlib.Path) -> None:
         saved_model = tiny(tf.string)
@@ -882,7 +887,7 @@ def a_default_behind_5000_reshapes(directory: pathlib.Path) -> None:
     write(directory, saved_model)
 
 
-# What crashes or fills the memory of the process that imports or runs the graph.
+# Graphs that crash, or fill the memory of, the process that imports or runs them.
 
 
 def _filled(name: str, *sizes: int) -> None:
@@ -1004,7 +1009,7 @@ def _(meta_graph: MetaGraphDef) -> None:
 
 
 def _unsafe(name: str, op: str, **attrs: Any) -> None:
-    """An op of a string, or of several, in the signature."""
+    """Registers an op of one or more strings in the signature."""
 
     @hostile_graph(name)
     def _(meta_graph: MetaGraphDef) -> None:
@@ -1103,7 +1108,7 @@ HOSTILE["composite outputs nested 5000 deep"] = lambda directory: _raw(directory
 
 
 def _nested(depth: int) -> bytes:
-    """Lengths inside lengths: a proto that no parser that recurses should follow."""
+    """Makes a proto of nested lengths that a recursive parser must not follow."""
     content = b""
     for _ in range(depth):
         content = _field(2, content)
@@ -1216,7 +1221,7 @@ def saved_model_is_a_socket(directory: pathlib.Path) -> None:
     directory.mkdir(parents=True)
     here = os.getcwd()
     try:
-        os.chdir(directory)  # the address of a socket is short
+        os.chdir(directory)  # the address of a socket has a short maximum length
         with socket.socket(socket.AF_UNIX) as server:
             server.bind("saved_model.pb")
     finally:
@@ -1250,7 +1255,8 @@ def saved_model_has_3_GiB(directory: pathlib.Path) -> None:
 @hostile
 def saved_model_pbtxt_nests_5000_deep(directory: pathlib.Path) -> None:
     opened = "tuple_value { values { " * 5000
-    text = f"meta_graphs {{ object_graph_def {{ concrete_functions {{ value {{ canonicalized_input_signature {{ {opened}"
+    function = f"concrete_functions {{ value {{ canonicalized_input_signature {{ {opened}"
+    text = f"meta_graphs {{ object_graph_def {{ {function}"
     _raw(directory, text.encode(), "saved_model.pbtxt")
 
 
@@ -1283,7 +1289,7 @@ def the_directory_is_a_fifo(directory: pathlib.Path) -> None:
 
 
 def _restoring(directory: pathlib.Path) -> pathlib.Path:
-    """A model that restores a variable; its `variables` are left to the caller."""
+    """Writes a model that restores a variable; the caller fills the directory returned."""
     saved_model = tiny()
     meta_graph = saved_model.meta_graphs[0]
     nodes = meta_graph.graph_def.node
@@ -1345,8 +1351,15 @@ def an_asset_is_a_fifo(directory: pathlib.Path) -> None:
 # Warmup files.
 
 
+def _warmup_builder(content: Callable[[], bytes]) -> Builder:
+    def build(directory: pathlib.Path) -> None:
+        write_warmup(directory, content())
+
+    return build
+
+
 def _warmup(name: str, content: Callable[[], bytes]) -> None:
-    HOSTILE[f"warmup: {name}"] = lambda directory: (write_warmup(directory, content()), None)[1]
+    HOSTILE[f"warmup: {name}"] = _warmup_builder(content)
 
 
 def _tensor_record(**tensors: TensorProto) -> bytes:

@@ -1,4 +1,4 @@
-"""Judges what stands under a base path after a disturbed run: whole versions, the right ones, and nothing else."""
+"""Judges a base path after a disturbed run: it must hold the right versions, whole, and no more."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pathlib
 from tests.trust.completeness import IncompleteError, Version, read_version
 from tests.trust.scenarios import Scenario, files_of, versions_of
 
-# Every entry that a version of `scenarios` may hold, directories too.
+# Every file and directory that a version of `scenarios` may hold.
 ENTRIES = frozenset(
     {
         "assets",
@@ -28,16 +28,22 @@ Fault = tuple[str, str]
 def judge_disturbed(
     scenario: Scenario, base: str | os.PathLike[str], *, gap_allowed: bool = False
 ) -> list[Fault]:
-    """Judges what a server finds after a run that was cut short, as (fault, words).
+    """Judges what a server finds after a disturbed run.
 
     Args:
         scenario: what ran.
         base: the base path.
-        gap_allowed: whether version 1 may be missing for a moment: where directories cannot be exchanged.
+        gap_allowed: whether version 1 may be missing for a moment, since directories cannot be
+            exchanged.
+
+    Returns:
+        (fault, words) for each fault.
     """
     faults: list[Fault] = []
     versions = versions_of(base)
-    allowed_sets = scenario.versions | ({frozenset()} if gap_allowed else frozenset())
+    allowed_sets: frozenset[frozenset[int]] = scenario.versions
+    if gap_allowed:
+        allowed_sets |= {frozenset()}
     if frozenset(versions) not in allowed_sets:
         faults.append(("missing", f"versions {versions} are listed"))
     for version in versions:
@@ -50,7 +56,10 @@ def judge_disturbed(
 
 
 def judge_done(base: str | os.PathLike[str], state: tuple[int, int]) -> list[Fault]:
-    """Judges a base path after a run that ended well: the newest version holds `state`, and all are whole."""
+    """Judges a base path after an undisturbed run.
+
+    All versions must be whole, and the newest one must hold `state`.
+    """
     faults: list[Fault] = []
     versions = versions_of(base)
     read = {version: _read(base, version, faults) for version in versions}
@@ -59,14 +68,15 @@ def judge_done(base: str | os.PathLike[str], state: tuple[int, int]) -> list[Fau
         faults.append(
             (
                 "failed",
-                f"the newest of the versions {versions} is {newest}, expected the generations {state}",
+                f"the newest of the versions {versions} is {newest}, expected the generations "
+                f"{state}",
             )
         )
     return faults
 
 
 def leftovers_of(root: str | os.PathLike[str], base: str | os.PathLike[str]) -> list[str]:
-    """Lists all entries below `root` that are no part of a version under `base`, nor its parents."""
+    """Lists the entries below `root` that belong to no version under `base`, except its parents."""
     prefix = str(pathlib.Path(base).relative_to(root))
     parents = {str(parent) for parent in pathlib.PurePath(prefix, "x").parents}
     left = []

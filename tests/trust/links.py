@@ -1,4 +1,4 @@
-"""Links that lead out of what is removed: what they name must survive."""
+"""Links that lead out of removed directories: their targets must survive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.trust.scenarios import WARMUP, build_model, build_rows, files_of
 
 
 def follow_links(trials: Trials) -> Figures:
-    """Replaces, fails, sweeps and removes versions that hold links; the files outside must survive."""
+    """Replaces, fails, sweeps and removes versions with links; files outside must survive."""
     figures = Figures("links that lead outside")
     with timed(figures):
         for name, case in CASES.items():
@@ -67,7 +67,7 @@ def _plant(root: str, version: str) -> None:
 
 
 def _replace_link(root: str) -> None:
-    """The old version holds links, and is replaced."""
+    """Replaces an old version that holds links."""
     _plant(root, "1")
     kw.export_with_warmup(
         build_model(2), f"{root}/m/1", data=build_rows(2), warmup=WARMUP, overwrite=True
@@ -75,13 +75,13 @@ def _replace_link(root: str) -> None:
 
 
 def _save_over_link(root: str) -> None:
-    """The old version holds links, and `save` replaces it."""
+    """Replaces an old version that holds links, with `save`."""
     _plant(root, "1")
     kw.save(build_model(2), f"{root}/m/1", data=build_rows(2), warmup=WARMUP)
 
 
 def _fail_with_link(root: str) -> str:
-    """An `export_fn` makes links, then fails."""
+    """Exports with an `export_fn` that makes links and then fails."""
 
     def export(model: keras.Model, directory: str) -> None:
         model.export(directory, verbose=False)
@@ -98,7 +98,7 @@ def _fail_with_link(root: str) -> str:
 
 
 def _replace_linked_version(root: str) -> str:
-    """The version is a link to a model elsewhere, which holds links, and is replaced."""
+    """Replaces a version that is a link to a model elsewhere, which holds links itself."""
     _plant(root, "1")
     os.makedirs(f"{root}/archive")
     os.rename(f"{root}/m/1", f"{root}/archive/1")
@@ -131,7 +131,7 @@ def _fit(filepath: str, function: Callable[[int], None]) -> None:
 
 
 def _remove_linked_version(root: str) -> str:
-    """Someone moves a published version away and leaves a link; then `max_to_keep` removes it."""
+    """Moves a published version away and leaves a link, which `max_to_keep` then removes."""
     archived = pathlib.Path(root, "archive", "2")
     archived.parent.mkdir()
 
@@ -149,12 +149,12 @@ def _remove_linked_version(root: str) -> str:
 
 
 def _remove_version_with_link(root: str) -> None:
-    """A published version gets links; then `max_to_keep` removes it."""
+    """Puts links into a published version, which `max_to_keep` then removes."""
     _fit(f"{root}/m/{{version}}", lambda epoch: _plant(root, "2") if epoch == 1 else None)
 
 
 def _kill_half_way(trials: Trials, root: pathlib.Path) -> None:
-    """Leaves behind what a killed export leaves, with links in it, and older than a day."""
+    """Kills an export, and makes its remains hold links and look older than a day."""
     trials.run("new", root, arm=shim.Arm.at(45, shim.KILL))
     left = next(path for path in (root / "m").rglob("variables") if ".kw-" in str(path))
     (left / "vocab").symlink_to(root / "shared")
@@ -163,14 +163,14 @@ def _kill_half_way(trials: Trials, root: pathlib.Path) -> None:
 
 
 def _leave_link_to_sweep(root: str) -> None:
-    """The left-over of a killed export holds links, and the next export sweeps it."""
+    """Exports where the remains of a killed export hold links; the export sweeps them."""
     kw.export_with_warmup(
         build_model(3), f"{root}/m/{{version}}", data=build_rows(3), warmup=WARMUP
     )
 
 
 def _change_directory(root: str) -> str:
-    """`fit` publishes to a relative path, and the working directory changes under it."""
+    """Publishes to a relative path in `fit`, while the working directory changes."""
     other = pathlib.Path(root, "elsewhere", "m")
     shutil.copytree(f"{root}/m/1", other / "1")
     shutil.copytree(f"{root}/m/1", other / "2")
@@ -183,7 +183,7 @@ def _change_directory(root: str) -> str:
 
 
 def _unless_generation(path: str, generation: int) -> str:
-    """Returns what is wrong with a version that must hold a generation, or nothing."""
+    """Returns what is wrong with a version that must hold a generation, or an empty string."""
     try:
         found = read_version(path).state
     except IncompleteError as error:

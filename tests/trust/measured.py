@@ -1,7 +1,7 @@
-"""Runs functions, such as all that reads a SavedModel, in child processes, and measures each.
+"""Runs functions, such as the readers of a SavedModel, in child processes and measures each.
 
-A child is forked for each case from a process that has imported TensorFlow and done nothing else, so that a crash or a
-hang ends one case, and the memory that a case takes is the growth of its own peak.
+Each child is forked from a process that has imported TensorFlow and done nothing else, so that a
+crash or a hang ends only one case, and the memory of a case is the growth of its own peak.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.trust.figures import HostileFigures
 
 MAX_SECONDS = 10
 MAX_MIB = 1024
-# A case that does not end is killed; generous, since other processes may hold the processors meanwhile.
+# When to kill a case that does not end. Generous, since the machine may be busy.
 _KILLED_AFTER = 6 * MAX_SECONDS
 
 
@@ -36,9 +36,9 @@ class Case:
     """One call to measure.
 
     Attributes:
-        name: in reports.
-        arguments: of the function, as JSON takes them.
-        function: `module:name`. It may return how many WarmupErrors it met, if it looks at several files.
+        name: name in reports.
+        arguments: arguments of the function that JSON can hold.
+        function: `module:name`. It may return a number of WarmupErrors, if it reads several files.
     """
 
     name: str
@@ -48,15 +48,15 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
+    """The outcome of one case.
 
     Attributes:
-        name: of the case.
-        error: type and message of the WarmupError; empty where there was none.
-        problem: traceback of any other exception, or how the process ended; empty where there was none.
-        refused: how many WarmupErrors there were.
-        seconds: that it took by the clock, so that one that waits for something counts as a hang.
-        mib: growth of the peak of resident memory above the import of TensorFlow.
+        name: name of the case.
+        error: type and message of the WarmupError; empty without one.
+        problem: traceback of another exception, or how the process ended; empty without one.
+        refused: number of WarmupErrors.
+        seconds: wall time, so that a case that waits for something counts as a hang.
+        mib: growth of the peak of resident memory since the import of TensorFlow, MiB.
     """
 
     name: str
@@ -68,11 +68,12 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether the case ended in time, in bounds, and well or with a WarmupError."""
+        """Whether the case ended within both bounds, with success or a WarmupError."""
         return not self.problem and self.seconds < MAX_SECONDS and self.mib < MAX_MIB
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {self.problem or self.error or 'well'}"
+        outcome = self.problem or self.error or "well"
+        return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {outcome}"
 
 
 def run_measured(cases: Sequence[Case]) -> list[Outcome]:
@@ -86,7 +87,7 @@ def run_measured(cases: Sequence[Case]) -> list[Outcome]:
         ),
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    # Not from here: this process has threads, and memory of its own.
+    # In a new process: this one has threads, and memory of its own.
     ran = subprocess.run(
         [sys.executable, "-m", "tests.trust.measured"],
         input=jobs,
@@ -115,7 +116,7 @@ def figures_of(attack: str, count: int, outcomes: Sequence[Outcome]) -> HostileF
 
 
 def look_at(path: str) -> None:
-    """All that reads a SavedModel without running it, and prints what it read."""
+    """Calls all readers of a SavedModel, which do not run it, and prints their results."""
     import rich.console
 
     import keras_warmup as kw
@@ -164,9 +165,8 @@ def _run_forked(case: Case) -> Outcome:
     child = os.fork()
     if child == 0:
         os.close(reading)
-        signal.alarm(
-            _KILLED_AFTER
-        )  # its default action ends the process, whatever the process does
+        # The default action of SIGALRM ends the process, whatever it does.
+        signal.alarm(_KILLED_AFTER)
         before, started = _peak_mib(), time.perf_counter()
         result = _run_child(case)
         result |= {"seconds": time.perf_counter() - started, "mib": max(0, _peak_mib() - before)}
@@ -175,24 +175,25 @@ def _run_forked(case: Case) -> Outcome:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        told = pipe.read()
+        answer = pipe.read()
     _, status = os.waitpid(child, 0)
-    if not told:
+    if not answer:
         return Outcome(
             case.name, "", f"the process ended with status {status}", 0, float(_KILLED_AFTER), 0
         )
-    return Outcome(case.name, **json.loads(told))
+    return Outcome(case.name, **json.loads(answer))
 
 
 def main() -> None:
-    """Reads cases from standard input, writes an outcome a line."""
+    """Reads cases from standard input and writes one outcome a line."""
     import tensorflow as tf
 
     import keras_warmup.inspection
     import keras_warmup.savedmodel.twins  # noqa: F401
 
-    hasattr(tf.raw_ops, "Identity")  # loads them
-    gc.freeze()  # else the first collection in each child copies all that was imported
+    hasattr(tf.raw_ops, "Identity")  # imports the raw ops
+    # Otherwise the first collection in each child would copy the memory of all imports.
+    gc.freeze()
     for fields in json.load(sys.stdin):
         outcome = _run_forked(Case(**fields))
         print(json.dumps(dataclasses.asdict(outcome)), flush=True)

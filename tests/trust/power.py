@@ -1,4 +1,4 @@
-"""Power cuts: images of a disk as it would be found, and the order of fsync and rename that makes them good."""
+"""Power cuts: disk images as found after a cut, and the order of fsync and rename they show."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tests.trust.scenarios import SCENARIOS, versions_of
 from tests.trust.shim import Operation
 
 _SIZE = 48 * 1024 * 1024
-# ext4 commits its journal that often here (5 s by default), so that names arrive on the disk before unsynced data do.
+# Interval of ext4's journal commits, seconds (5 by default): names reach the disk before data that
+# was not synced.
 _COMMIT_S = 1
 
 
@@ -28,7 +29,10 @@ class NoDiskError(Exception):
 
 
 class Disk:
-    """An ext4 file system in a file. What its kernel pages have not written yet is not in the file: a power cut loses it."""
+    """An ext4 file system in a file.
+
+    What the kernel has not written yet is not in the file, and so is lost in a power cut.
+    """
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.mounted = directory / "disk"
@@ -39,7 +43,7 @@ class Disk:
         """Makes and mounts the file system.
 
         Raises:
-            NoDiskError: it cannot be done here.
+            NoDiskError: this is not possible here.
         """
         with open(self._image, "wb") as file:
             file.truncate(_SIZE)
@@ -50,13 +54,13 @@ class Disk:
 
     @contextlib.contextmanager
     def cut(self) -> Iterator[pathlib.Path]:
-        """Mounts the disk as it is found after a power cut now; the journal is replayed."""
+        """Mounts the disk as found after a power cut at this moment; replays its journal."""
         image, found = self._image.with_suffix(".cut"), self.mounted.with_name("found")
         found.mkdir(exist_ok=True)
         while True:
             before = self._writes()
             shutil.copyfile(self._image, image)
-            # A copy made while the kernel wrote would be one of no moment.
+            # A copy made while the kernel writes is of no single moment.
             if before == self._writes():
                 break
         try:
@@ -68,17 +72,14 @@ class Disk:
             image.unlink()
 
     def sync(self) -> None:
-        """Writes everything to the disk."""
+        """Flushes everything to the disk."""
         subprocess.run(["sync", "-f", str(self.mounted)], check=True)
 
     def _writes(self) -> tuple[str, ...]:
-        """Counters of the loop device: requests written, and in flight."""
+        """Reads the counters of the loop device: requests written, and requests in flight."""
         device = os.stat(self.mounted).st_dev
-        fields = (
-            pathlib.Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-            .read_text()
-            .split()
-        )
+        statistics_of = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat"
+        fields = pathlib.Path(statistics_of).read_text().split()
         return fields[4], fields[8]
 
 
@@ -104,7 +105,7 @@ def cut_power(trials: Trials, count: int, delays_s: Sequence[float] = (0.0, 6.0)
     """Cuts the power in the middle of exports, and after they returned.
 
     Args:
-        trials: where.
+        trials: makes the directories and children.
         count: cuts in the middle, over all scenarios.
         delays_s: seconds after the return of a call.
 
@@ -143,7 +144,7 @@ def cut_power(trials: Trials, count: int, delays_s: Sequence[float] = (0.0, 6.0)
             if child.wait().ended != "stopped":
                 figures.measure("not reached")
                 continue
-            # Long enough for the journal, not for the data.
+            # Long enough for the journal, too short for the data.
             time.sleep(_COMMIT_S + 0.5)
             _judge_cut(
                 disk, trials, name, root, f"{name} before operation {number}", figures, done=False
@@ -180,7 +181,7 @@ def _judge_cut(
 
 
 def _check_premise(disk: Disk) -> None:
-    """Checks that a cut loses what was not synced, and only that."""
+    """Checks that a cut loses unsynced data, and only that."""
     for name, synced in (("synced", True), ("unsynced", False)):
         with open(disk.mounted / name, "wb") as file:
             file.write(b"x" * 10_000)
@@ -192,12 +193,13 @@ def _check_premise(disk: Disk) -> None:
         lost = not (found / "unsynced").exists() or (found / "unsynced").stat().st_size == 0
     if not kept or not lost:
         raise RuntimeError(
-            f"the image is not that of a power cut: synced kept {kept}, unsynced lost {lost}"
+            "the image is not that of a power cut: synced file kept: "
+            f"{kept}, unsynced file lost: {lost}"
         )
 
 
 def check_order(trials: Trials, runs: int = 1) -> Figures:
-    """Records the file operations of each scenario and checks them against the rule of `broken_rules`."""
+    """Records the file operations of each scenario and checks them with `broken_rules`."""
     figures = Figures("order of fsync and rename")
     with timed(figures):
         for name in ALL:
@@ -225,7 +227,7 @@ def check_order(trials: Trials, runs: int = 1) -> Figures:
 _SYNCS = ("fsync", "fdatasync", "syncfs")
 _RENAMES = ("rename", "renameat", "renameat2")
 _REMOVALS = ("unlink", "unlinkat", "rmdir", "remove")
-# What may make a new name.
+# Operations that may create a name.
 _MAKES = (
     "fopen",
     "fopen64",
@@ -254,20 +256,20 @@ _WRITES = (
 def broken_rules(
     operations: Sequence[Operation], base: str, versions: Sequence[int]
 ) -> list[tuple[str, str]]:
-    """Checks recorded operations against the rule that makes publishing survive a power cut.
+    """Checks recorded operations against the rules that make publishing survive a power cut.
 
-    - What a rename shows under a numeric name, or puts into a version, was fsynced after its last write: each file and
-      each directory.
+    - A rename to a numeric name, or into a version, comes after the fsync of each file and each
+      directory that it makes visible.
     - The directory that holds the new name is fsynced afterwards, before the call returns.
     - What a server could see before is removed only after that.
 
     Args:
-        operations: in their order.
+        operations: recorded operations, in their order.
         base: the base path.
-        versions: those that were there before.
+        versions: versions that existed before.
 
     Returns:
-        (fault, words) for each breach.
+        (fault, words) for each broken rule.
     """
     faults: list[tuple[str, str]] = []
     dirty: set[str] = set()
@@ -277,7 +279,7 @@ def broken_rules(
     shown = {f"{base}/{version}" for version in versions}
 
     def is_visible(path: str) -> bool:
-        """Whether a server reads this name: a version, or an entry of one; drafts in a version are no part of it."""
+        """Returns whether a server reads this name: a version or an entry of one, but no draft."""
         version, _, entry = path.removeprefix(f"{base}/").partition("/")
         return (
             path.startswith(f"{base}/") and version.isdecimal() and (not entry or entry in ENTRIES)

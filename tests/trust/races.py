@@ -1,4 +1,4 @@
-"""Many processes that publish to one base path, and a reader that polls it as a model server does."""
+"""Races: processes that publish to one base path, and a reader that polls it as a server does."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RENAME_EXCHANGE = 2
 
 
 def exchange_works(directory: str | os.PathLike[str]) -> bool:
-    """Whether two directories can be exchanged there in one step."""
+    """Returns whether two directories can be exchanged there in one step."""
     library = ctypes.CDLL(None, use_errno=True)
     if not hasattr(library, "renameat2"):
         return False
@@ -36,7 +36,10 @@ def exchange_works(directory: str | os.PathLike[str]) -> bool:
 
 
 def race_exports(trials: Trials, processes: int = 8, exports: int = 40) -> Figures:
-    """Lets processes export to `{version}` of one base path; every version listed must be whole from the first look."""
+    """Runs processes that export to `{version}` of one base path.
+
+    Each version must be whole when it is first listed.
+    """
     figures = Figures(f"exports to one base path, {processes} processes")
     root = trials.scratch / "exports"
     base = root / "m"
@@ -72,7 +75,7 @@ def race_exports(trials: Trials, processes: int = 8, exports: int = 40) -> Figur
 
 
 def export_often(base: str, first: int, exports: int) -> None:
-    """Exports models of the generations `first`, `first + 1`, ...: in a child."""
+    """Exports models of the generations `first`, `first + 1`, ...; runs in a child."""
     for generation in range(first, first + exports):
         kw.export_with_warmup(
             build_model(generation),
@@ -83,7 +86,10 @@ def export_often(base: str, first: int, exports: int) -> None:
 
 
 def race_saves(trials: Trials, processes: int = 6, rounds: int = 20) -> Figures:
-    """Lets processes save to one path; it must be listed at all times, and hold one whole model in the end."""
+    """Runs processes that save to one path.
+
+    The path must be listed at all times, and hold one whole model in the end.
+    """
     figures = Figures(f"saves to one path, {processes} processes")
     root = trials.fresh("save")
     base = root / "m"
@@ -119,7 +125,7 @@ def race_saves(trials: Trials, processes: int = 6, rounds: int = 20) -> Figures:
 
 
 def save_often(base: str, first: int, rounds: int) -> None:
-    """Saves models of the generations `first`, `first + 1`, ...: in a child."""
+    """Saves models of the generations `first`, `first + 1`, ...; runs in a child."""
     for generation in range(first, first + rounds):
         kw.save(build_model(generation), f"{base}/1", data=build_rows(generation), warmup=WARMUP)
 
@@ -127,9 +133,10 @@ def save_often(base: str, first: int, rounds: int) -> None:
 def overtake(
     trials: Trials, count: int, names: Sequence[str] = ("new", "overwrite", "save")
 ) -> Figures:
-    """Stops an export in the middle, lets another one overtake it, and lets it go on: both must succeed.
+    """Stops an export in the middle, runs another one, and continues the first; both must succeed.
 
-    What the stopped one has built looks days old by then, and must not be swept: its owner lives.
+    The files of the stopped export look days old by then, but its process lives, so they must not
+    be swept.
     """
     figures = Figures("a stopped export, overtaken by another")
     with timed(figures):
@@ -165,7 +172,7 @@ def overtake(
 
 
 def _judge_both(name: str, root: pathlib.Path) -> list[Fault]:
-    """Judges what two exports leave: both versions, or one whole version of either."""
+    """Judges the result of two exports: both versions, or one whole version of either."""
     base = root / "m"
     faults: list[Fault] = []
     states = []
@@ -195,7 +202,7 @@ def make_old(root: pathlib.Path) -> None:
 
 
 def _watch(children: Sequence[Child], look: Callable[[], None], figures: Figures) -> None:
-    """Looks until all children have ended."""
+    """Calls `look` until all children have ended."""
     running = list(children)
     while running:
         for _ in range(20):

@@ -1,6 +1,7 @@
-"""A pytest plugin: the option `--trust-report`, and the tables that it writes.
+"""A pytest plugin with the option `--trust-report`, which writes the tables of the attacks.
 
-Figures travel as properties of the tests' reports, since under pytest-xdist an attack runs in another process than this.
+Figures are passed as properties of the tests' reports, since pytest-xdist runs the attacks in other
+processes.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from tests.trust.figures import Figures, HostileFigures
 
 BEGIN = "<!-- figures: written by pytest -m trust --trust-report -->"
 END = "<!-- end of figures -->"
-# One table for each type.
+# Each type has a table of its own.
 _TYPES = {type_.__name__: type_ for type_ in (Figures, HostileFigures)}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the option `--trust-report`."""
     parser.addoption(
         "--trust-report",
         metavar="FILE",
-        help="write the figures of the attacks that ran into FILE, between its markers (docs/trust.md)",
+        help="write the figures of the attacks into FILE, between its markers (docs/trust.md)",
     )
 
 
@@ -35,7 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def report_figures(
     record_property: Callable[[str, object], None],
 ) -> Callable[[Figures | HostileFigures], None]:
-    """Puts the figures of an attack into the report, and fails the test if one of its faults is not 0."""
+    """Function that reports the figures of an attack, and fails the test if it counted a fault."""
 
     def report(figures: Figures | HostileFigures) -> None:
         record_property(type(figures).__name__, dataclasses.asdict(figures))
@@ -73,7 +75,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         write_tables(pathlib.Path(path), [machine(), *tables])
 
 
-def render_table(rows: Sequence[Figures] | Sequence[HostileFigures]) -> str:
+def render_table(rows: Sequence[Figures | HostileFigures]) -> str:
     """Renders figures of one type as a Markdown table, ordered by the name of the attack."""
     cells = [one.row for one in sorted(rows, key=lambda one: one.attack)]
     head = list(cells[0])
@@ -82,7 +84,7 @@ def render_table(rows: Sequence[Figures] | Sequence[HostileFigures]) -> str:
 
 
 def machine() -> str:
-    """Names what the figures depend on: cores, kernel, file system, TensorFlow."""
+    """Describes what the figures depend on: cores, kernel, file system, TensorFlow."""
     import tensorflow as tf
 
     return (
@@ -103,7 +105,7 @@ def file_system_of(path: str) -> str:
 
 
 def write_tables(path: pathlib.Path, paragraphs: Sequence[str]) -> None:
-    """Replaces what stands between the markers of a file."""
+    """Replaces the text between the markers of a file."""
     content = path.read_text()
     before, found, rest = content.partition(BEGIN)
     _, closed, after = rest.partition(END)

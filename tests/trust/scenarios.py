@@ -1,7 +1,7 @@
-"""What is attacked: six ways to publish, each a function that a forked child runs in a fresh directory.
+"""Six ways to publish, which are attacked; a forked child runs each in a fresh directory.
 
-Every model is a dense layer whose weights, and every warmup record a batch whose rows, spell a number, its *generation*. So a
-version that mixes two exports shows in what it holds.
+Every model is a dense layer whose weights, and every warmup record a batch whose rows, encode a
+number, the *generation*. So the content of a version shows whether it mixes two exports.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ class Scenario:
 
     Attributes:
         name: `new`, `overwrite`, `save`, `add`, `add_with_twins` or `fit`.
-        allowed: version -> the generations, (of the weights, of the records), it may hold when the run was disturbed.
-        versions: the sets of versions that may be listed then.
-        done: what the newest version holds after a run that was not disturbed.
+        allowed: version -> the generations (of weights, of records) that it may hold after a
+            disturbed run.
+        versions: the sets of versions that may be listed after a disturbed run.
+        done: the generations that the newest version holds after an undisturbed run.
     """
 
     name: str
@@ -52,8 +53,9 @@ def _scenario(
     )
 
 
-# Version 1 of generation 1 is there before; the run makes generation 2. `add` keeps the weights; before `add_with_twins`
-# there is no warmup file. `fit` publishes 2, 3 and 4, and keeps the last of them.
+# Version 1 of generation 1 exists before the run, which makes generation 2. `add` keeps the
+# weights; before `add_with_twins` there is no warmup file. `fit` publishes 2, 3 and 4, and keeps
+# the last.
 SCENARIOS = {
     scenario.name: scenario
     for scenario in [
@@ -65,7 +67,8 @@ SCENARIOS = {
         _scenario(
             "fit",
             (4, 2),
-            # An epoch whose export failed leaves its number to the next; a version that cannot be removed stays.
+            # The next epoch takes the number of a failed export; a version that cannot be removed
+            # stays.
             {1: {(1, 1)}, 2: {(2, 2), (3, 2), (4, 2)}, 3: {(3, 2), (4, 2)}, 4: {(4, 2)}},
             *({1, *own} for own in ([], [2], [2, 3], [3], [3, 4], [4], [2, 4], [2, 3, 4])),
         ),
@@ -74,7 +77,7 @@ SCENARIOS = {
 
 
 def build_model(generation: int) -> keras.Model:
-    """A model whose weights are all `generation`."""
+    """Builds a model whose weights are all `generation`."""
     model = keras.Sequential([keras.Input((4,), name="x"), keras.layers.Dense(3, name="dense")])
     _set_generation(model, generation)
     return model
@@ -85,12 +88,12 @@ def _set_generation(model: keras.Model, generation: int) -> None:
 
 
 def build_rows(generation: int) -> np.ndarray:
-    """Rows that start at `generation` and stay below the next one."""
+    """Makes rows of values from `generation` up to, but not including, the next one."""
     return (generation + np.arange(32, dtype="float32").reshape(8, 4) / 64).astype("float32")
 
 
 def prepare(name: str, base: str) -> None:
-    """Makes what is there before the scenario runs."""
+    """Makes the version that exists before the scenario runs."""
     if name == "add_with_twins":
         build_model(1).export(f"{base}/1", verbose=False)
     else:
@@ -140,11 +143,11 @@ def _run_add_with_twins(base: str, generation: int) -> None:
 
 
 class FitEndedError(Exception):
-    """A failed export ended a training that had begun."""
+    """A failed export ended a training after it had begun."""
 
 
 class _SpellEpoch(keras.callbacks.Callback):
-    """Gives the model of each epoch weights of its own."""
+    """Sets the weights to another generation at each epoch."""
 
     epochs = 0
 
@@ -172,7 +175,7 @@ def _run_fit(base: str, generation: int) -> None:
             callbacks=[spell, export],
         )
     except Exception as error:
-        # Before the first step the path may be refused; later no export may end a training.
+        # Before the first step the path may be refused; after it, no export may end a training.
         if spell.epochs:
             raise FitEndedError(
                 f"after {spell.epochs} epochs: {type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Builds the shim (`shim.c`) and speaks to it from inside a process that has it preloaded."""
+"""Builds the shim (`shim.c`) and controls it from a process that has it preloaded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import sys
 
 SOURCE = pathlib.Path(__file__).with_name("shim.c")
 
-# Classes of operations, as shim.c numbers them.
+# Classes of operations, with the numbers of shim.c.
 CHANGE, READ, LOOK = 1, 2, 4
-# What happens at an operation.
+# Actions at an operation.
 COUNT, KILL, INTERRUPT, FAIL, STOP = range(5)
 LASTING = sys.maxsize
 
@@ -23,7 +23,7 @@ def build_shim(directory: pathlib.Path) -> pathlib.Path | str:
     """Compiles the shim.
 
     Returns:
-        The library, or a sentence that says why there is none.
+        The library, or the reason why there is none.
     """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if not sys.platform.startswith("linux"):
@@ -52,15 +52,15 @@ def build_shim(directory: pathlib.Path) -> pathlib.Path | str:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """What happens to the file operations below a directory.
+    """How the shim disturbs the file operations below a directory.
 
     Attributes:
         action: `COUNT`, `KILL`, `INTERRUPT`, `FAIL` or `STOP`.
-        first: number of the first operation it happens to, from 1.
+        first: number of the first operation to act at, from 1.
         last: number of the last one; `LASTING` for all that follow.
-        classes: which operations count, a sum of `CHANGE`, `READ` and `LOOK`.
+        classes: classes of operations that count, a sum of `CHANGE`, `READ` and `LOOK`.
         error: the errno of `FAIL`.
-        deny_exchange: whether `renameat2` refuses flags, as on file systems without them.
+        deny_exchange: whether `renameat2` refuses flags, as file systems without them do.
     """
 
     action: int = COUNT
@@ -72,12 +72,18 @@ class Arm:
 
     @classmethod
     def at(cls, number: int, action: int, **options: int) -> Arm:
-        """Acts at one operation."""
+        """Makes an `Arm` that acts at one operation."""
         return cls(action, number, number, **options)  # type: ignore[arg-type]
 
 
 def arm(arm: Arm, root: str, log: str | None) -> None:
-    """Arms the shim of this process; `log` is a file outside `root`."""
+    """Arms the shim of this process.
+
+    Args:
+        arm: how to disturb operations.
+        root: real path of the directory below which operations count.
+        log: file outside `root` to log the operations to; `None` for no log.
+    """
     library = ctypes.CDLL(None)
     library.trust_arm.argtypes = [
         ctypes.c_char_p,
@@ -104,7 +110,15 @@ def disarm() -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """One line of the shim's log."""
+    """One line of the shim's log.
+
+    Attributes:
+        name: the C function; `exchange` for a `renameat2` that exchanges.
+        path: the path it acts on.
+        other: the second path, of a rename for instance; empty without one.
+        error: its errno; 0 on success.
+        ms: its duration, milliseconds.
+    """
 
     name: str
     path: str
@@ -114,7 +128,7 @@ class Operation:
 
 
 def read_log(path: str | os.PathLike[str]) -> list[Operation]:
-    """Reads the operations that a process logged."""
+    """Reads a log of the shim."""
     operations = []
     with open(path, encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -1,9 +1,10 @@
-"""No mutant of a SavedModel or a warmup file hangs, crashes or exhausts what reads it."""
+"""No mutant of a SavedModel or a warmup file hangs, crashes or exhausts its readers."""
 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 import keras_warmup as kw
 from keras_warmup.records.warmup_file import WARMUP_PATH
+from tests.trust.figures import HostileFigures
 from tests.trust.fuzz import cases_of
 from tests.trust.measured import Case, Outcome, figures_of, run_measured
 
@@ -42,14 +44,14 @@ def _loop_and_branch(rows: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"y": numbers}
 
 
-def _save_function(function, path: pathlib.Path) -> None:
+def _save_function(function: Callable[..., Any], path: pathlib.Path) -> None:
     module = tf.Module()
     module.serve = tf.function(function, input_signature=[tf.TensorSpec([None], tf.string, "rows")])
     tf.saved_model.save(module, str(path), signatures=module.serve)
 
 
 @pytest.fixture(scope="module")
-def exports(tmp_path_factory) -> list[pathlib.Path]:
+def exports(tmp_path_factory: pytest.TempPathFactory) -> list[pathlib.Path]:
     """SavedModels of different kinds."""
     base = tmp_path_factory.mktemp("fuzz")
     dense = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -81,15 +83,17 @@ def _record_cases(exports: list[pathlib.Path], count: int) -> list[Case]:
     return cases_of("look_at_mutants_of_records", [exports[0] / WARMUP_PATH], count)
 
 
-def test_some_mutants_of_models_and_records_end_well(exports):
+def test_some_mutants_of_models_and_records_end_well(exports: list[pathlib.Path]) -> None:
     outcomes = _survive([*_model_cases(exports, 60), *_record_cases(exports, 60)])
     refused = sum(one.refused for one in outcomes)
-    assert 10 < refused < 110  # mutations that break nothing, or everything, would test little
+    assert 10 < refused < 110  # mutations that break nothing, or everything, test little
 
 
 @pytest.mark.trust
 @pytest.mark.parametrize("what", ["saved_model.pb", "warmup"])
-def test_thousands_of_mutants_end_well(exports, what, report_figures):
+def test_thousands_of_mutants_end_well(
+    exports: list[pathlib.Path], what: str, report_figures: Callable[[HostileFigures], None]
+) -> None:
     count = 3500 if what == "saved_model.pb" else 3000
     cases = (
         _model_cases(exports, count) if what == "saved_model.pb" else _record_cases(exports, count)

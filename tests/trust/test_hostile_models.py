@@ -1,15 +1,20 @@
-"""No hostile file hangs, crashes or exhausts `inspect` or the listing of records: each ends well, or with a WarmupError."""
+"""No hostile file hangs, crashes or exhausts `inspect` or the listing of records.
+
+Both succeed or raise a WarmupError.
+"""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import pytest
 
+from tests.trust.figures import HostileFigures
 from tests.trust.hostile_models import HOSTILE
 from tests.trust.measured import Case, Outcome, figures_of, run_measured
 
-# Of each kind of attack one that is quick to build; the others are marked `trust`.
+# One of each kind of attack that is quick to build; the others are marked `trust`.
 QUICK = (
     "a function that calls itself",
     "60 levels of functions of strings that call the next one twice",
@@ -37,19 +42,23 @@ def _run(tmp_path: pathlib.Path, names: list[str]) -> list[Outcome]:
     )
 
 
-def test_the_corpus_is_as_large_as_promised():
+def test_the_corpus_is_as_large_as_promised() -> None:
     assert len(HOSTILE) >= 70
     assert set(QUICK) <= set(HOSTILE)
 
 
-def test_quick_hostile_files_end_well(tmp_path, report_figures):
+def test_quick_hostile_files_end_well(
+    tmp_path: pathlib.Path, report_figures: Callable[[HostileFigures], None]
+) -> None:
     report_figures(
         figures_of("some hostile files, inspect", len(QUICK), _run(tmp_path, list(QUICK)))
     )
 
 
 @pytest.mark.trust
-def test_all_hostile_files_end_well(tmp_path, report_figures):
+def test_all_hostile_files_end_well(
+    tmp_path: pathlib.Path, report_figures: Callable[[HostileFigures], None]
+) -> None:
     report_figures(
         figures_of("hostile files, inspect", len(HOSTILE), _run(tmp_path, list(HOSTILE)))
     )

@@ -1,4 +1,7 @@
-"""No hostile file crashes, hangs or exhausts who verifies it: TensorFlow runs it in a worker process with limits."""
+"""No hostile file crashes, hangs or exhausts the process that calls `verify`.
+
+TensorFlow runs the file in a worker process with limits.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,14 @@ pytestmark = pytest.mark.skipif(
 
 MAX_SECONDS = 10
 MAX_MIB = 1024
-# Reading the largest of them takes 3 s; the load of a model that hangs TensorFlow ends after this.
+# Reading the largest file takes 3 s; loading one that hangs TensorFlow is ended after this.
 _TIMEOUT_S = 6
 
 Build = Callable[[pathlib.Path], None]
+Report = Callable[[HostileFigures], None]
 
-# Some that TensorFlow itself hangs or dies on, and one of each other kind; the others are marked `trust`.
+# Some that hang or crash TensorFlow itself, and one of each other kind; the others are marked
+# `trust`.
 QUICK = (
     "Abort in the init op",
     "a function that calls itself",
@@ -51,15 +56,15 @@ QUICK = (
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
+    """The outcome of one case.
 
     Attributes:
-        name: of the case.
-        said: the WarmupError, or the first failure of the report; empty where all is well.
-        problem: traceback of another exception.
-        ended: whether the worker had to be ended, or died.
-        seconds: that it took, without the start of a worker.
-        mib: growth of the worker's peak of resident memory above what it had after its start.
+        name: name of the case.
+        said: the WarmupError, or the first failure of the report; empty on success.
+        problem: traceback of another exception; empty without one.
+        ended: whether the worker died or had to be ended.
+        seconds: duration, without the start of a worker.
+        mib: growth of the worker's peak of resident memory since its start, MiB.
     """
 
     name: str
@@ -71,19 +76,20 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Whether it ended in time, in bounds, and with a report or a WarmupError."""
+        """Whether it ended within both bounds, with a report or a WarmupError."""
         return not self.problem and self.seconds < MAX_SECONDS and self.mib < MAX_MIB
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {self.problem or self.said or 'well'}"
+        outcome = self.problem or self.said or "well"
+        return f"{self.name}: {self.seconds:.1f} s, {self.mib} MiB, {outcome}"
 
 
 class _Peak:
-    """Watches the peak of a process's resident memory, also of one that dies meanwhile."""
+    """Watches the peak of a process's resident memory, even if the process dies meanwhile."""
 
     def __init__(self, pid: int) -> None:
         self._path = f"/proc/{pid}/status"
-        pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts anew
+        pathlib.Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets the peak
         self._before = self._peak_kib = self._read()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -130,7 +136,7 @@ def _verify(name: str, export_dir: pathlib.Path) -> Outcome:
             )
         except WarmupError as error:
             said = f"{type(error).__name__}: {error}"[:500]
-        except Exception:  # what must not be
+        except Exception:  # must not happen
             problem = traceback.format_exc()
         else:
             said = (report.failures or ("",))[0][:500]
@@ -162,7 +168,9 @@ def _verify_all(
 
 
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_quick_hostile_files_are_verified_well(tmp_path, report_figures):
+def test_quick_hostile_files_are_verified_well(
+    tmp_path: pathlib.Path, report_figures: Report
+) -> None:
     report_figures(
         _verify_all(
             "some hostile files, verify", tmp_path, [(name, HOSTILE[name]) for name in QUICK]
@@ -172,7 +180,9 @@ def test_quick_hostile_files_are_verified_well(tmp_path, report_figures):
 
 @pytest.mark.trust
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_all_hostile_files_are_verified_well(tmp_path, report_figures):
+def test_all_hostile_files_are_verified_well(
+    tmp_path: pathlib.Path, report_figures: Report
+) -> None:
     report_figures(_verify_all("hostile files, verify", tmp_path, list(HOSTILE.items())))
 
 
@@ -188,7 +198,11 @@ def _mutant(base: pathlib.Path, seed: int) -> Build:
 
 @pytest.mark.trust
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_mutants_are_verified_well(exports, tmp_path, report_figures):  # noqa: F811
+def test_mutants_are_verified_well(
+    exports: list[pathlib.Path],  # noqa: F811
+    tmp_path: pathlib.Path,
+    report_figures: Report,
+) -> None:
     cases = [
         (f"{base.parent.name}, seed {seed}", _mutant(base, seed))
         for seed, base in zip(range(300), itertools.cycle(exports))

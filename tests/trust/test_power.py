@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
+from tests.trust.faults import Trials
+from tests.trust.figures import Figures
 from tests.trust.power import NoDiskError, broken_rules, check_order, cut_power
 from tests.trust.shim import Operation
 
+Report = Callable[[Figures], None]
 
-def test_everything_is_synced_before_it_is_shown(trials, report_figures):
+
+def test_everything_is_synced_before_it_is_shown(trials: Trials, report_figures: Report) -> None:
     report_figures(check_order(trials))
 
 
 @pytest.mark.trust
-def test_the_milliseconds_of_fsync_are_measured(trials, report_figures):
+def test_the_milliseconds_of_fsync_are_measured(trials: Trials, report_figures: Report) -> None:
     report_figures(check_order(trials, runs=10))
 
 
 @pytest.mark.trust
-def test_a_power_cut_leaves_the_old_version_or_a_complete_one(trials, report_figures):
+def test_a_power_cut_leaves_the_old_version_or_a_complete_one(
+    trials: Trials, report_figures: Report
+) -> None:
     try:
         figures = cut_power(trials, 110)
     except NoDiskError as error:
@@ -41,14 +49,15 @@ WHOLE = [
 ]
 
 
-def without(*indices):
+def without(*indices: int) -> list[tuple[str, str, str]]:
+    """Returns the operations of a whole export, some left out."""
     return [one for index, one in enumerate(WHOLE) if index not in indices]
 
 
 @pytest.mark.parametrize(
     ("operations", "expected"),
     [
-        pytest.param(WHOLE, [], id="the_rule_kept"),
+        pytest.param(WHOLE, [], id="all_synced"),
         pytest.param(
             without(4),
             [("half_written", "/b/1 is shown before fsync of /b/.w/saved_model.pb")],
@@ -71,6 +80,8 @@ def without(*indices):
         ),
     ],
 )
-def test_the_rule_finds_what_is_not_synced(operations, expected):
+def test_the_rule_finds_what_is_not_synced(
+    operations: Sequence[tuple[str, str, str]], expected: list[tuple[str, str]]
+) -> None:
     recorded = [Operation(name, path, other, 0, 0.0) for name, path, other in operations]
     assert broken_rules(recorded, BASE, [1]) == expected
