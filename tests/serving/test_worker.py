@@ -209,8 +209,7 @@ def test_a_record_that_takes_too_much_memory_is_a_failure(export_dir: str, good_
     (failure,) = report.failures
     assert failure.startswith(
         "record 0: predict record for signature 'fill' would keep TensorFlow Serving from loading "
-        "the model: RESOURCE_EXHAUSTED: OOM when allocating tensor with shape[1024,1024,1024] and "
-        "type float"
+        "the model: RESOURCE_EXHAUSTED: OOM when allocating tensor"
     )
     assert verify(good_dir, isolated=True).ok
 
