@@ -15,7 +15,7 @@ from typing import Protocol
 from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import ReplayError
 from keras_warmup.records.warmup_file import write_records
-from keras_warmup.serving.worker import child_environment, describe_exit
+from keras_warmup.serving.child_process import child_environment, describe_exit
 
 # Fewer figures than this have no spread to compare a gain with.
 MIN_FIGURES = 3

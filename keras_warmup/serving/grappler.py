@@ -1,14 +1,17 @@
-"""Grappler, TensorFlow's graph optimizer, and which functions of a SavedModel it is left out of.
+"""Leaves Grappler, TensorFlow's graph optimizer, out of functions whose run time does not matter.
 
-It takes most of the time of the first run of a set of tensors, and of restoring the variables, which runs a function too:
-80 to 90 % of either, for a Keras export. Where only the results of a run are wanted, it can be left out.
+Grappler takes most of the time of the first run of a set of tensors, and of restoring the
+variables, which runs a function too: 80 to 90 % of either, for a Keras export. It is not needed
+where only the results of a run are.
 
-A Session inlines the functions that its main graph calls, and optimizes the whole. With its optimizer off, the kernel of each call
-optimizes the function that it calls, as the node's `config_proto` says (`partitioned_function_ops.cc`): the same passes, but they
-do not see what stands around the call. So it is left out only where there is nothing to see: every other signature is one call,
-fed by its placeholders and by variables or tables, calls its functions in no other way, and computes in no half precision, which
-shows the order of operations. Constants around a call, such as a captured array, would be folded into its function: SavedModels
-that have such are left as they were.
+A Session inlines the functions that its main graph calls, and optimizes the whole graph. With its
+optimizer off, the kernel of each call optimizes the function that it calls, as the node's
+`config_proto` says (`partitioned_function_ops.cc`). It runs the same passes, but does not see the
+nodes around the call. So Grappler is left out only where these nodes make no difference: every
+other signature is one call that reads only placeholders, variables and tables, calls functions in
+no other way, and computes nothing in half precision, where the order of operations shows. A
+SavedModel with constants around a call, such as a captured array, is left as it is: a Session would
+fold them into the function.
 """
 
 from __future__ import annotations
@@ -31,18 +34,18 @@ _HALVES = frozenset({tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum})
 def leave_unoptimized(
     meta_graph: Any, signature_keys: Collection[str], config: tf.compat.v1.ConfigProto
 ) -> None:
-    """Leaves Grappler out of the main graph, and of every function that only some signatures, or none, call.
+    """Leaves Grappler out of the main graph and of functions that no other signature calls.
 
-    Functions that no signature calls are those that restore and save the variables. Nothing is changed where the other
-    signatures would not be optimized as in a server then.
+    Functions that no signature calls restore and save the variables. Nothing is changed where the
+    other signatures would then not be optimized as in a server.
 
     Args:
-        meta_graph: the MetaGraphDef that will be imported; the calls in its graph are changed, nothing else.
-        signature_keys: the signatures whose results are wanted, not their time; functions that others call as well stay.
-        config: of the Session; its optimizer is switched off.
+        meta_graph: the MetaGraphDef to import; only the calls in its graph are changed.
+        signature_keys: the signatures of which only the results are needed.
+        config: the configuration of the Session; its optimizer is switched off.
     """
     graph = ModelGraph(meta_graph)
-    # A composite tensor has no name of its own: such a signature is no call.
+    # A composite tensor has no name, so a signature with one is not taken for a call.
     outputs = {
         key: {source_of(info.name) for info in definition.outputs.values()}
         for key, definition in meta_graph.signature_def.items()
@@ -54,11 +57,13 @@ def leave_unoptimized(
         if not key.startswith(RESERVED_PREFIX)
         for name in names
     }
-    if not all(_sees_no_more(graph, graph.main.nodes.get(name)) for name in served):
+    if not all(_has_only_resource_inputs(graph, graph.main.nodes.get(name)) for name in served):
         return
     reached = list(_reached(graph, set().union(*outputs.values())))
     nodes = [body.nodes[name] for body, name in reached]
-    if not all(_is_optimized_by_its_caller(graph, node) and not _is_half(node) for node in nodes):
+    if not all(
+        _is_optimized_by_its_caller(graph, node) and not _computes_in_half(node) for node in nodes
+    ):
         return
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     kept = {(body.name, name) for body, name in reached}
@@ -71,14 +76,14 @@ def leave_unoptimized(
         for node in nodes:
             if (body_name, node.name) not in kept:
                 if _is_call(node):
-                    _leave_out(node)
+                    _disable_optimizer(node)
             elif node.name in served and not body_name:
-                # As a server's Session does it, whatever `tf.config.optimizer` was told when the function was traced.
+                # The default of a server, in place of the `tf.config.optimizer` of the exporter.
                 node.attr["config_proto"].s = b""
 
 
 def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[GraphBody, str]]:
-    """All nodes that run for some nodes of the main graph."""
+    """Yields all nodes that run for some nodes of the main graph."""
     functions: set[str] = set()
     bodies = [(graph.main, list(names))]
     while bodies:
@@ -96,7 +101,7 @@ def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[GraphBod
 
 
 def _is_call(node: Any) -> bool:
-    """Whether a node is a call with a `config_proto`; the `config` of old ones excludes it."""
+    """Returns whether a node is a call that reads its `config_proto`, not the older `config`."""
     return (
         node is not None
         and node.op in _CALLS
@@ -104,8 +109,8 @@ def _is_call(node: Any) -> bool:
     )
 
 
-def _sees_no_more(graph: ModelGraph, node: Any) -> bool:
-    """Whether a node is a call around which there is nothing that could be folded into its function."""
+def _has_only_resource_inputs(graph: ModelGraph, node: Any) -> bool:
+    """Returns whether a node is a call that reads only placeholders, variables and tables."""
     if not _is_call(node):
         return False
     sources = [graph.main.nodes.get(name) for name in graph.main.sources(node.name)]
@@ -114,23 +119,23 @@ def _sees_no_more(graph: ModelGraph, node: Any) -> bool:
     )
 
 
-def _is_half(node: Any) -> bool:
+def _computes_in_half(node: Any) -> bool:
     return any(
         not _HALVES.isdisjoint((value.type, *value.list.type)) for value in node.attr.values()
     )
 
 
 def _is_optimized_by_its_caller(graph: ModelGraph, node: Any) -> bool:
-    """Whether the functions a node runs are optimized along with the one it stands in, or by its own kernel."""
+    """Returns whether functions that a node runs are optimized with its own, or by its kernel."""
     lowered = "_lower_using_switch_merge" in node.attr and node.attr["_lower_using_switch_merge"].b
     return lowered or _is_call(node) or not any(graph.calls(node))
 
 
-def _leave_out(node: Any) -> None:
+def _disable_optimizer(node: Any) -> None:
     config = tf.compat.v1.ConfigProto()
     try:
         config.ParseFromString(node.attr["config_proto"].s)
-    except DecodeError:  # its kernel says so, if ever it runs
+    except DecodeError:  # the kernel raises an error if the node runs
         return
     config.graph_options.rewrite_options.disable_meta_optimizer = True
     node.attr["config_proto"].s = config.SerializeToString()

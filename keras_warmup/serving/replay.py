@@ -1,8 +1,8 @@
-"""Runs warmup records as TensorFlow Serving runs them when it loads a model (`saved_model_warmup.cc`).
+"""Runs warmup records as TensorFlow Serving runs them when it loads a model.
 
-What is asked of a request is in `serving_rules.py`, how the model gets into a Session in `loading.py`; here is the way
-of a request through both, as in TensorFlow Serving 2.20's `predict_util.cc`, `classifier.cc`, `regressor.cc` and
-`multi_inference.cc`.
+Follows `saved_model_warmup.cc`, `predict_util.cc`, `classifier.cc`, `regressor.cc` and
+`multi_inference.cc` of TensorFlow Serving 2.20: `session.py` loads the model, and `rules.py` checks
+the requests and the outputs.
 """
 
 from __future__ import annotations
@@ -33,17 +33,16 @@ from keras_warmup.savedmodel.signatures import DEFAULT_SIGNATURE_KEY, SERVE_TAGS
 from keras_warmup.serving.rules import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
+    ExamplesTask,
     Outputs,
     ServerStatusError,
-    check_classification,
     check_feed_dtypes,
     check_input_names,
-    check_regression,
-    classify_tensors,
+    classify_task,
     host_array,
     output_aliases,
     refuse,
-    regress_tensors,
+    regress_task,
     to_array,
     to_examples,
 )
@@ -52,19 +51,22 @@ from keras_warmup.serving.session import (
     lacks_variables,
     left_locks,
     load_session,
-    named,
     never_free,
+    with_type,
 )
 from keras_warmup.serving.tensorflow_log import no_status_log
+
+_TASK_OF_METHOD = {CLASSIFY_METHOD: classify_task, REGRESS_METHOD: regress_task}
 
 
 @dataclasses.dataclass(frozen=True)
 class Replayed:
-    """What one record did.
+    """The outputs and the time of one replayed record.
 
     Attributes:
         ms: wall time from the parsed request to its outputs on the host, milliseconds.
-        outputs: output alias -> array; for MultiInference `signature_key/alias`. Empty for a record with no log type.
+        outputs: output alias -> array; for MultiInference `signature_key/alias` -> array. Empty for
+            a record with no log type.
     """
 
     ms: float
@@ -72,11 +74,11 @@ class Replayed:
 
 
 class ServingSession:
-    """A SavedModel in a Session of its own on the CPU; use it as a context manager, through `open_session`.
+    """A SavedModel in a Session of its own on the CPU: a context manager that `open_session` opens.
 
     Args:
         export_dir: the SavedModel.
-        meta_graph: what to load of it; changed by `unoptimized`.
+        meta_graph: the meta graph to load; `unoptimized` changes it.
         unoptimized: as in `open_session`.
 
     Attributes:
@@ -91,8 +93,9 @@ class ServingSession:
         started = time.perf_counter()
         self.export_dir = export_dir
         self.meta_graph = meta_graph
-        # DirectSession keeps one executor for each set of feeds and fetches; so do we, or nothing would ever be warm.
-        self._is_locked = False  # for good, by an exception of C++
+        self._is_locked = False  # whether an exception of C++ left locks in the Session
+        # One executor for each set of feeds and fetches, as DirectSession keeps them: without that,
+        # no request would ever be warm.
         self._executors: dict[
             tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]
         ] = {}
@@ -112,7 +115,7 @@ class ServingSession:
         self.close()
 
     def close(self) -> None:
-        """Frees the model; the session cannot replay afterwards."""
+        """Frees the model; nothing can be replayed afterwards."""
         self._executors.clear()
         if not self._is_locked:
             self._session.close()
@@ -121,16 +124,16 @@ class ServingSession:
         """Runs one record.
 
         Args:
-            log: a `PredictionLog`. `SessionRunLog` and `PredictStreamedLog` are refused as the server refuses them; a
-                log with no log type runs nothing.
+            log: a `PredictionLog`. As in the server, a `SessionRunLog` or a `PredictStreamedLog` is
+                refused, and a log with no log type runs nothing.
 
         Returns:
-            Its outputs and the time it took. The first record over a set of tensors pays what a first client would,
-            unless its signature was left unoptimized.
+            Its outputs and the time it took. The first record of a set of tensors takes as long as
+            a first request of a client, unless its signature was left unoptimized.
 
         Raises:
-            ReplayError: the server would refuse to load the model with this record; the message holds the server's, as
-                far as that quotes no values, and `status` its status.
+            ReplayError: the server would refuse to load the model with this record. The message
+                holds the server's, without values of tensors, and `status` its status.
         """
         started = time.perf_counter()
         try:
@@ -146,9 +149,10 @@ class ServingSession:
             return Replayed(
                 (time.perf_counter() - started) * 1000 if log_kind(log) != "none" else 0.0, outputs
             )
-        # Out of the except block: a chained error would be printed with all that its message quotes.
+        # Outside of the except block: a chained error would be printed with the values it quotes.
         raise ReplayError(
-            f"{_describe(log)} would keep TensorFlow Serving from loading the model: {refusal.status}: {refusal}",
+            f"{_describe(log)} would keep TensorFlow Serving from loading the model: "
+            f"{refusal.status}: {refusal}",
             status=refusal.status,
         )
 
@@ -157,9 +161,9 @@ class ServingSession:
         if kind == "predict_log":
             return self._predict(log.predict_log.request)
         if kind == "classify_log":
-            return self._classify(log.classify_log.request)
+            return self._examples(classify_task, log.classify_log.request)
         if kind == "regress_log":
-            return self._regress(log.regress_log.request)
+            return self._examples(regress_task, log.regress_log.request)
         if kind == "multi_inference_log":
             return self._multi_inference(log.multi_inference_log.request)
         if kind is None:
@@ -182,20 +186,15 @@ class ServingSession:
             list(feeds.values()), {alias: definition.outputs[alias].name for alias in aliases}
         )
 
-    def _classify(self, request: ClassificationRequest) -> Outputs:
-        definition = self._definition(request.model_spec.signature_name)
-        feed, fetches = classify_tensors(definition)
+    def _examples(
+        self,
+        task_of: Callable[[SignatureDef], ExamplesTask],
+        request: ClassificationRequest | RegressionRequest,
+    ) -> Outputs:
+        task = task_of(self._definition(request.model_spec.signature_name))
         examples = to_examples(request.input)
-        outputs = self._run([(feed, examples)], fetches)
-        check_classification(outputs, len(examples))
-        return outputs
-
-    def _regress(self, request: RegressionRequest) -> Outputs:
-        definition = self._definition(request.model_spec.signature_name)
-        feed, fetches = regress_tensors(definition)
-        examples = to_examples(request.input)
-        outputs = self._run([(feed, examples)], fetches)
-        check_regression(outputs, len(examples))
+        outputs = self._run([(task.feed, examples)], task.fetches)
+        task.check(outputs, len(examples))
         return outputs
 
     def _definition(self, signature_name: str) -> SignatureDef:
@@ -205,8 +204,8 @@ class ServingSession:
         return self.meta_graph.signature_def[key]
 
     def _multi_inference(self, request: MultiInferenceRequest) -> Outputs:
-        model_name, feed = "", ""
-        tasks: dict[str, tuple[Callable[[Outputs, int], None], dict[str, str]]] = {}
+        model_name = ""
+        tasks: dict[str, ExamplesTask] = {}
         for task in request.tasks:
             if not task.model_spec.name:
                 refuse("INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
@@ -221,33 +220,26 @@ class ServingSession:
                 refuse("INVALID_ARGUMENT", f"Duplicate evaluation of signature: {key}")
             if key not in self.meta_graph.signature_def:
                 refuse("INVALID_ARGUMENT", f"Requested signature not found in model graph: {key}")
-            definition = self.meta_graph.signature_def[key]
-            if task.method_name == CLASSIFY_METHOD:
-                task_feed, fetches = classify_tensors(definition)
-                tasks[key] = (check_classification, fetches)
-            elif task.method_name == REGRESS_METHOD:
-                task_feed, fetches = regress_tensors(definition)
-                tasks[key] = (check_regression, fetches)
-            else:
+            if task.method_name not in _TASK_OF_METHOD:
                 refuse("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
-            if feed and task_feed != feed:
-                refuse("INVALID_ARGUMENT", "Input tensor must be the same for all Signatures.")
-            feed = task_feed
+            tasks[key] = _TASK_OF_METHOD[task.method_name](self.meta_graph.signature_def[key])
         examples = to_examples(request.input)
+        # Tasks may read different input tensors: the server feeds each of them the same Examples.
         outputs = self._run(
-            [(feed, examples)],
+            [(feed, examples) for feed in {task.feed for task in tasks.values()}],
             {
                 f"{key}/{alias}": tensor
-                for key, (_, own) in tasks.items()
-                for alias, tensor in own.items()
+                for key, task in tasks.items()
+                for alias, tensor in task.fetches.items()
             },
         )
-        for key, (check, own) in tasks.items():
-            check({alias: outputs[f"{key}/{alias}"] for alias in own}, len(examples))
+        for key, task in tasks.items():
+            own = {alias: outputs[f"{key}/{alias}"] for alias in task.fetches}
+            task.check(own, len(examples))
         return outputs
 
     def _run(self, feeds: Sequence[tuple[str, np.ndarray]], fetches: Mapping[str, str]) -> Outputs:
-        # The names as they stand, repeated ones too: TensorFlow itself must refuse what it would refuse in the server.
+        # Repeated names are kept: TensorFlow refuses them here as it does in the server.
         feeds = sorted(feeds, key=lambda feed: feed[0])
         check_feed_dtypes(self._session.graph, feeds)
         feed_names = tuple(name for name, _ in feeds)
@@ -256,7 +248,7 @@ class ServingSession:
             executor = self._executors.get((feed_names, fetch_names))
             if executor is None:
                 options = CallableOptions(feed=feed_names, fetch=fetch_names)
-                # Session.run also checks the static shapes of placeholders, which the server does not.
+                # Session.run would check the static shapes of placeholders; the server does not.
                 executor = self._session._make_callable_from_options(options)
                 self._executors[feed_names, fetch_names] = executor
             fetched = dict(zip(fetch_names, executor(*(array for _, array in feeds)), strict=True))
@@ -264,9 +256,9 @@ class ServingSession:
             if left_locks(error):
                 self._is_locked = True
                 never_free(self._session)
-            said = named(error, describe_op_error(error, self.meta_graph.graph_def))
+            text = with_type(error, describe_op_error(error, self.meta_graph.graph_def))
             cure = cure_of(error, no_variables=lacks_variables(self.export_dir, self.meta_graph))
-            raise ServerStatusError(status_of(error), said + cure) from None
+            raise ServerStatusError(status_of(error), text + cure) from None
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
 
 
@@ -281,15 +273,17 @@ def open_session(
     Args:
         export_dir: version directory of a SavedModel.
         tags: exact tags of the meta graph to load.
-        unoptimized: keys of signatures whose results are wanted, not their time: TensorFlow's graph optimizer is left out of what
-            only they run, and of loading. Defaults to none: all is optimized, as in a server.
+        unoptimized: keys of signatures of which only the results are needed, not the time. Neither
+            what only they run nor loading passes through TensorFlow's graph optimizer. Defaults to
+            none: everything is optimized, as in a server.
 
     Returns:
         A context manager.
 
     Raises:
         SignatureError: there is no SavedModel, or no meta graph with these tags.
-        ReplayError: its graph cannot be imported, its variables not restored, or its init op fails.
+        ReplayError: its graph cannot be imported, its variables cannot be restored, or its init op
+            fails.
     """
     return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir, tags), unoptimized)
 

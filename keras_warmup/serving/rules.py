@@ -1,19 +1,21 @@
-"""What TensorFlow Serving asks of a request before and after the graph runs; loads and runs nothing.
+"""Checks requests before the graph runs, and its outputs afterwards, as TensorFlow Serving does.
 
-Rules and error texts follow TensorFlow Serving 2.20 (`predict_util.cc`, `classifier.cc`, `regressor.cc`, `util.cc`) and
-TensorFlow's `cc/saved_model/util.cc`, with `--enable_signature_method_name_check` off, its default.
+The rules and error messages follow TensorFlow Serving 2.20 (`predict_util.cc`, `classifier.cc`,
+`regressor.cc`, `util.cc`) and TensorFlow's `cc/saved_model/util.cc`, with
+`--enable_signature_method_name_check` off, which is its default. Nothing here runs a graph.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 import tensorflow as tf
 
-from keras_warmup._protos import Input, PredictRequest, SignatureDef, TensorProto
+from keras_warmup._protos import Input, PredictRequest, SignatureDef, TensorInfo, TensorProto
 from keras_warmup.options import DEFAULT_MAX_BYTES
 from keras_warmup.savedmodel.graph_limits import MAX_DIMENSIONS
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES
@@ -22,17 +24,17 @@ PREDICT_METHOD = METHOD_NAMES["predict"]
 CLASSIFY_METHOD = METHOD_NAMES["classify"]
 REGRESS_METHOD = METHOD_NAMES["regress"]
 
-# A tensor that a record spells out may have any size: the record holds its bytes. One whose values are repeated to fill its
-# shape may take what a whole warmup file may have by default.
+# Limits a tensor whose few values are repeated to fill its shape: the record does not hold its
+# bytes. A tensor that the record holds in full may have any size.
 MAX_EXPANDED_BYTES = DEFAULT_MAX_BYTES
-# Of a string beside its characters: 24 bytes in TensorFlow, a pointer and a `bytes` object in numpy.
+# Of a string without its characters: 24 bytes in TensorFlow, a pointer and a `bytes` in NumPy.
 _STRING_BYTES = 72
 
 Outputs = dict[str, np.ndarray]
 
 
 class ServerStatusError(Exception):
-    """A status as the server would return it."""
+    """A status that the server would return for a request."""
 
     def __init__(self, status: str, text: str) -> None:
         super().__init__(text)
@@ -40,49 +42,53 @@ class ServerStatusError(Exception):
 
 
 def refuse(status: str, text: str) -> NoReturn:
-    """Ends the request as the server would."""
+    """Raises `ServerStatusError`."""
     raise ServerStatusError(status, text)
 
 
 def render_set(names: Iterable[str]) -> str:
-    """`{a,b}`, names sorted, as the server prints them."""
+    """Renders names as the server prints a set: `{a,b}`, sorted."""
     return "{" + ",".join(sorted(names)) + "}"
 
 
 def check_input_names(definition: SignatureDef, request: PredictRequest) -> None:
-    """Sent inputs are those of the signature; absent ones have a default. The order of checks is the server's."""
+    """Refuses inputs that the signature does not have, and missing ones that have no default.
+
+    The checks are in the order of the server's.
+    """
     sent, known = set(request.inputs), set(definition.inputs)
     if len(sent) > len(known) or (len(sent) < len(known) and not definition.defaults):
         refuse(
             "INVALID_ARGUMENT",
-            f"input size does not match signature: {len(sent)}!={len(known)} len({render_set(sent)}) != "
-            f"len({render_set(known)}). Sent extra: {render_set(sent - known)}. Missing but required: "
-            f"{render_set(known - sent)}.",
+            f"input size does not match signature: {len(sent)}!={len(known)} "
+            f"len({render_set(sent)}) != len({render_set(known)}). "
+            f"Sent extra: {render_set(sent - known)}. "
+            f"Missing but required: {render_set(known - sent)}.",
         )
     for name in sorted(known - sent - set(definition.defaults)):
         refuse(
             "INVALID_ARGUMENT",
-            f"Signature input alias: {name}(feed name: {definition.inputs[name].name}) not found in request and no "
-            f"default value provided. Inputs expected to be in the request {render_set(sent)}, or default input alias "
-            f"set: {render_set(definition.defaults)}",
+            f"Signature input alias: {name}(feed name: {definition.inputs[name].name}) not found "
+            "in request and no default value provided. Inputs expected to be in the request "
+            f"{render_set(sent)}, or default input alias set: {render_set(definition.defaults)}",
         )
     if sent - known:
         refuse(
             "INVALID_ARGUMENT",
-            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(sent & known))}, request input: "
-            f"{','.join(sorted(sent))}",
+            f"Inputs contains invalid name. Used request inputs: {','.join(sorted(sent & known))}, "
+            f"request input: {','.join(sorted(sent))}",
         )
 
 
 def output_aliases(definition: SignatureDef, request: PredictRequest) -> list[str]:
-    """The outputs a Predict request fetches: those of its output_filter, or all."""
+    """Returns the outputs that a Predict request fetches: those of its output_filter, or all."""
     asked = list(request.output_filter)
     for index, alias in enumerate(asked):
         if alias not in definition.outputs:
             refuse(
                 "INVALID_ARGUMENT",
-                f"output tensor alias not found in signature: {alias} Outputs expected to be in the set "
-                f"{render_set(definition.outputs)}.",
+                f"output tensor alias not found in signature: {alias} Outputs expected to be in "
+                f"the set {render_set(definition.outputs)}.",
             )
         if alias in asked[:index]:
             refuse("INVALID_ARGUMENT", f"duplicate output tensor alias: {alias}")
@@ -90,11 +96,14 @@ def output_aliases(definition: SignatureDef, request: PredictRequest) -> list[st
 
 
 def check_feed_dtypes(graph: tf.Graph, feeds: Sequence[tuple[str, np.ndarray]]) -> None:
-    """What `Session::Run` checks before it runs anything, also for inputs the fetched outputs do not need."""
+    """Refuses feeds of a wrong dtype, as `Session::Run` does before it runs anything.
+
+    It checks all feeds, also those that the fetched outputs do not need.
+    """
     for index, (name, array) in enumerate(feeds):
         try:
             expected = graph.get_tensor_by_name(name).dtype
-        except (KeyError, ValueError):  # not in the graph: TensorFlow says so when it looks for it
+        except (KeyError, ValueError):  # not in the graph: running it raises an error
             continue
         got = _dtype(array)
         if got != expected:
@@ -106,23 +115,25 @@ def check_feed_dtypes(graph: tf.Graph, feeds: Sequence[tuple[str, np.ndarray]]) 
 
 
 def to_array(name: str, proto: TensorProto) -> np.ndarray:
-    """The tensor as the server parses it (`Tensor::FromProto`, which also fills and broadcasts short value lists)."""
+    """Parses a tensor as the server does.
+
+    `Tensor::FromProto` also repeats the last of a short list of values to fill the shape.
+    """
     _check_expansion(name, proto)
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
         with tf.init_scope(), tf.device("/CPU:0"):
             value = tf.io.parse_tensor(proto.SerializeToString(), dtype).numpy()
     except (tf.errors.OpError, TypeError, ValueError):
-        # TensorFlow's own text quotes the bytes.
+        # TensorFlow's message quotes the bytes.
         raise ServerStatusError("INVALID_ARGUMENT", f"tensor parsing error: {name}") from None
     array = host_array(value)
-    return (
-        array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array
-    )  # numpy would take qint8 for int8
+    # The array of a qint8 tensor has the dtype int8.
+    return array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array
 
 
 def _check_expansion(name: str, proto: TensorProto) -> None:
-    """Refuses a tensor that a short list of values would blow up: its shape is a claim that nothing has paid for."""
+    """Refuses a shape that is much larger than the values in the record."""
     sizes = [dim.size for dim in proto.tensor_shape.dim]
     if len(sizes) > MAX_DIMENSIONS or any(size < 0 for size in sizes):
         refuse("INVALID_ARGUMENT", f"tensor parsing error: {name}")
@@ -132,23 +143,30 @@ def _check_expansion(name: str, proto: TensorProto) -> None:
     except TypeError:
         refuse("INVALID_ARGUMENT", f"tensor parsing error: {name}")
     expanded = math.prod(sizes) * item_bytes
-    # An int64 takes one byte of the record at least; a string has _STRING_BYTES more than there.
+    # An int64 takes one byte of the record or more; a string lacks _STRING_BYTES there.
     own = 8 * proto.ByteSize() + _STRING_BYTES * len(proto.string_val)
     if expanded > max(MAX_EXPANDED_BYTES, own):
         refuse(
             "RESOURCE_EXHAUSTED",
-            f"the tensor of input {name} expands to {expanded} bytes, more than the {MAX_EXPANDED_BYTES} that a tensor may "
-            "take which the record does not spell out",
+            f"the tensor of input {name} expands to {expanded} bytes, more than the "
+            f"{MAX_EXPANDED_BYTES} allowed for a tensor whose values the record does not hold in "
+            "full",
         )
 
 
 def host_array(value: Any) -> np.ndarray:
-    """A fetched value as an array; strings as an object array of `bytes`, which keeps trailing NULs."""
+    """Converts a fetched value; strings to an object array of `bytes`, to keep trailing NULs."""
     return np.asarray(value, dtype=object if isinstance(value, bytes) else None)
 
 
 def to_examples(request_input: Input) -> np.ndarray:
-    """Serialized Examples, shape `[b]`; a shared context is put before each of them, which merges the two protos."""
+    """Serializes the Examples of a request as the server does.
+
+    A shared context is prepended to each Example: protobuf merges concatenated messages.
+
+    Returns:
+        An object array of `bytes`, shape `[examples]`.
+    """
     kind = request_input.WhichOneof("kind")
     context = b""
     if kind == "example_list_with_context":
@@ -161,21 +179,29 @@ def to_examples(request_input: Input) -> np.ndarray:
     return array
 
 
-def classify_tensors(definition: SignatureDef) -> tuple[str, dict[str, str]]:
-    """The input tensor of a Classify task and its fetches, alias -> tensor."""
+@dataclasses.dataclass(frozen=True)
+class ExamplesTask:
+    """What a Classify or a Regress request runs.
+
+    Attributes:
+        feed: name of the tensor that takes the serialized Examples.
+        fetches: output alias -> name of its tensor.
+        check: raises `ServerStatusError` where outputs do not fit a number of Examples.
+    """
+
+    feed: str
+    fetches: dict[str, str]
+    check: Callable[[Outputs, int], None]
+
+
+def classify_task(definition: SignatureDef) -> ExamplesTask:
+    """Returns the task of a Classify request; refuses a signature that cannot classify."""
     if len(definition.inputs) != 1:
         refuse("INVALID_ARGUMENT", "Expected one input Tensor.")
     if len(definition.outputs) not in (1, 2):
-        refuse(
-            "INVALID_ARGUMENT",
-            f"Expected one or two output Tensors, found {len(definition.outputs)}",
-        )
-    if "inputs" not in definition.inputs:
-        found = render_set(definition.inputs)
-        refuse(
-            "INVALID_ARGUMENT",
-            f"No classification inputs found in SignatureDef: expected 'inputs', got {found}",
-        )
+        found = len(definition.outputs)
+        refuse("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {found}")
+    feed = _single_tensor("classification", "inputs", definition.inputs)
     fetches = {
         alias: definition.outputs[alias].name
         for alias in ("classes", "scores")
@@ -184,35 +210,35 @@ def classify_tensors(definition: SignatureDef) -> tuple[str, dict[str, str]]:
     if not fetches:
         refuse(
             "INVALID_ARGUMENT",
-            'Expected classification signature outputs to contain at least one of "classes" or "scores". Signature has '
-            f"outputs: {render_set(definition.outputs)}",
+            'Expected classification signature outputs to contain at least one of "classes" or '
+            f'"scores". Signature has outputs: {render_set(definition.outputs)}',
         )
-    return definition.inputs["inputs"].name, fetches
+    return ExamplesTask(feed, fetches, _check_classification)
 
 
-def regress_tensors(definition: SignatureDef) -> tuple[str, dict[str, str]]:
-    """The input tensor of a Regress task and its fetch, alias -> tensor."""
+def regress_task(definition: SignatureDef) -> ExamplesTask:
+    """Returns the task of a Regress request; refuses a signature that cannot regress."""
     if len(definition.inputs) != 1:
         refuse("INVALID_ARGUMENT", "Expected one input Tensor.")
     if len(definition.outputs) != 1:
         refuse("INVALID_ARGUMENT", "Expected one output Tensor.")
-    if "inputs" not in definition.inputs:
-        found = render_set(definition.inputs)
-        refuse(
-            "INVALID_ARGUMENT",
-            f"No regression inputs found in SignatureDef: expected 'inputs', got {found}",
-        )
-    if "outputs" not in definition.outputs:
-        found = render_set(definition.outputs)
-        refuse(
-            "INVALID_ARGUMENT",
-            f"No regression outputs found in SignatureDef: expected 'outputs', got {found}",
-        )
-    return definition.inputs["inputs"].name, {"outputs": definition.outputs["outputs"].name}
+    feed = _single_tensor("regression", "inputs", definition.inputs)
+    fetches = {"outputs": _single_tensor("regression", "outputs", definition.outputs)}
+    return ExamplesTask(feed, fetches, _check_regression)
 
 
-def check_classification(outputs: Outputs, examples: int) -> None:
-    """`classes` and `scores` are [examples, n] of string and float32, of one width."""
+def _single_tensor(task: str, key: str, infos: Mapping[str, TensorInfo]) -> str:
+    if key not in infos:
+        found = render_set(infos)
+        refuse(
+            "INVALID_ARGUMENT",
+            f"No {task} {key} found in SignatureDef: expected {key!r}, got {found}",
+        )
+    return str(infos[key].name)
+
+
+def _check_classification(outputs: Outputs, examples: int) -> None:
+    """Requires `classes` and `scores` to be string and float32 of one shape [examples, n]."""
     for alias, dtype in (("classes", "O"), ("scores", np.float32)):
         array = outputs.get(alias)
         if array is None:
@@ -224,10 +250,8 @@ def check_classification(outputs: Outputs, examples: int) -> None:
             )
         if array.dtype != dtype:
             expected = "DT_STRING" if dtype == "O" else "DT_FLOAT"
-            refuse(
-                "INVALID_ARGUMENT",
-                f"Expected {alias} Tensor of {expected}. Got: {_data_type(array)}",
-            )
+            got = _data_type(array)
+            refuse("INVALID_ARGUMENT", f"Expected {alias} Tensor of {expected}. Got: {got}")
         if len(array) != examples:
             refuse(
                 "INVALID_ARGUMENT",
@@ -242,13 +266,14 @@ def check_classification(outputs: Outputs, examples: int) -> None:
         )
 
 
-def check_regression(outputs: Outputs, examples: int) -> None:
-    """`outputs` is float32, [examples] or [examples, 1]."""
+def _check_regression(outputs: Outputs, examples: int) -> None:
+    """Requires `outputs` to be float32 of shape [examples] or [examples, 1]."""
     array = outputs["outputs"]
     if not (array.ndim == 1 or (array.ndim == 2 and array.shape[1] == 1)):
         refuse(
             "INVALID_ARGUMENT",
-            f"Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got {_shape(array)}",
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{_shape(array)}",
         )
     if len(array) != examples:
         refuse(
@@ -268,7 +293,7 @@ def _dtype(array: np.ndarray) -> tf.DType:
 
 
 def _dtype_string(dtype: tf.DType) -> str:
-    """The dtype's name in TensorFlow's C++ messages."""
+    """Returns the dtype's name in TensorFlow's C++ messages."""
     name = str(dtype.name)
     return {"float16": "half", "float32": "float", "float64": "double"}.get(name, name)
 

@@ -1,7 +1,8 @@
-"""A SavedModel in a Session, as TensorFlow Serving loads it.
+"""Loads a SavedModel into a Session, as TensorFlow Serving does.
 
-Follows TensorFlow's `cc/saved_model/loader.cc`: import the graph, run the restore op, run the init op. A Session and
-not `tf.saved_model.load`: it is what the server has, and the only place where some exports fail.
+Follows TensorFlow's `cc/saved_model/loader.cc`: import the graph, run the restore op, run the init
+op. It is a Session, not `tf.saved_model.load`, because a server has a Session, and some exports
+fail there only.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from keras_warmup.publishing.filesystem import exists
 from keras_warmup.savedmodel.files import check_load_files, read_assets
 from keras_warmup.serving.grappler import leave_unoptimized
 
-# What TensorFlow raises for a damaged graph: errors of its own, and what its C++ and Python fail with on the way, such as
-# IndexError and UnicodeDecodeError for attributes, or MemoryError where C++ says std::bad_alloc.
+# Errors that TensorFlow raises for a damaged graph: its own, and those that its C++ and Python code
+# runs into, such as IndexError and UnicodeDecodeError for attributes, or MemoryError for
+# std::bad_alloc.
 TENSORFLOW_ERRORS = (
     tf.errors.OpError,
     ProtobufError,
@@ -36,27 +38,28 @@ TENSORFLOW_ERRORS = (
     TypeError,
     ValueError,
 )
-# Their texts tell what failed without the type.
-_TELLING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
+# Errors whose message tells what failed without their type.
+_SELF_EXPLAINING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
 def load_session(
     export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()
 ) -> Any:
-    """A Session over the imported graph, its variables restored and its init op run.
+    """Imports a graph into a Session, restores its variables and runs its init op.
 
     Args:
         export_dir: version directory of the SavedModel.
-        meta_graph: the one to load.
-        unoptimized: keys of signatures to run as they were traced (`grappler.py`), which restoring is as well then; the calls in
-            `meta_graph` are changed. Defaults to none: everything is optimized, as in a server.
+        meta_graph: the meta graph to load.
+        unoptimized: keys of signatures to run without TensorFlow's graph optimizer; the variables
+            are restored without it too. This changes `meta_graph` (see `grappler.py`). Defaults to
+            none: everything is optimized, as in a server.
 
     Returns:
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
 
     Raises:
-        SignatureError: a file that the load reads is no regular file.
+        SignatureError: a file that the load reads is not a regular file.
         ReplayError: one of the three steps fails; the message says which, and what to do.
     """
     check_load_files(export_dir, meta_graph)
@@ -69,7 +72,7 @@ def load_session(
         raise _load_error(
             f"Cannot import the graph of SavedModel {export_dir!r}",
             problem,
-            named(problem, text_of(problem)),
+            with_type(problem, text_of(problem)),
         )
     session = tf.compat.v1.Session(graph=graph, config=config)
     stage = "restore the variables"
@@ -96,38 +99,39 @@ def load_session(
         else:
             session.close()
     if problem is not None:
-        # Out of the except block: a chained error would be printed with all that its message quotes.
-        # The init op quotes vocabularies; the restore op sees nothing but the files.
+        # Outside of the except block: a chained error would be printed with the values it quotes.
+        # An init op quotes vocabularies; the restore op reads no data but the variables.
         quotes = stage == "run the init op"
-        said = (
+        text = (
             describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...")
             if quotes
             else text_of(problem)
         )
         raise _load_error(
-            f"Cannot {stage} of SavedModel {export_dir!r}", problem, named(problem, said)
+            f"Cannot {stage} of SavedModel {export_dir!r}", problem, with_type(problem, text)
         )
     return session
 
 
-def named(error: Exception, said: str) -> str:
-    """What an error says, behind its type where the text alone would not tell what failed."""
-    if isinstance(error, _TELLING_ERRORS):
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+def with_type(error: Exception, text: str) -> str:
+    """Prefixes the text of an error with its type where the text alone does not explain it."""
+    if isinstance(error, _SELF_EXPLAINING_ERRORS):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def lacks_variables(export_dir: str, meta_graph: MetaGraphDef) -> bool:
-    """Whether the graph restores variables, but the files that hold them are gone.
+    """Returns whether the graph restores variables from files that do not exist.
 
-    A server loads such a model without a word, and fails each request that reads a variable.
+    A server silently loads such a model, and fails each request that reads a variable.
     """
     index = _variables_prefix(export_dir) + ".index"
     try:
         return meta_graph.HasField("saver_def") and not exists(index)
     except OSError as error:
         raise ReplayError(
-            f"Cannot restore the variables of SavedModel {export_dir!r}: {index!r}: {reason_of(error)}."
+            f"Cannot restore the variables of SavedModel {export_dir!r}: {index!r}: "
+            f"{reason_of(error)}."
         ) from error
 
 
@@ -147,9 +151,10 @@ def _import(graph: tf.Graph, meta_graph: MetaGraphDef) -> Exception | None:
 
 
 def left_locks(error: Exception) -> bool:
-    """Whether an error may be an exception of C++ (`std::bad_alloc`), which leaves locks of the graph locked on its way.
+    """Returns whether an error may be a C++ exception that left locks of the graph locked.
 
-    TensorFlow reports what it checks by a status instead: here an `OpError`, or what Python made of one.
+    `std::bad_alloc` is one. Failures that TensorFlow checks for are statuses instead, which are an
+    `OpError` here, or an error that Python raised while it handled one.
     """
     if isinstance(error, (tf.errors.OpError, AttributeError, KeyError, TypeError, UnicodeError)):
         return False
@@ -157,21 +162,21 @@ def left_locks(error: Exception) -> bool:
 
 
 def never_free(thing: object) -> None:
-    """Keeps a graph or session for good: TensorFlow would wait for ever for the lock of one that it left locked."""
+    """Prevents a graph or session from being freed: TensorFlow would wait for its locks forever."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def _load_error(what: str, error: Exception, said: str) -> ReplayError:
+def _load_error(what: str, error: Exception, text: str) -> ReplayError:
     cure = "Export the model again, with all its files."
     if "Op type not registered" in message_of(error):
         cure = "Import the library that registers the op; the model server must be built with it."
-        said = describe_op_error(error).removesuffix(" ...")  # without advice about TensorFlow 1
+        text = describe_op_error(error).removesuffix(" ...")  # drops advice about TensorFlow 1
     status = status_of(error) if isinstance(error, tf.errors.OpError) else ""
-    return ReplayError(f"{what}: {said.rstrip(' .')}. {cure}", status=status)
+    return ReplayError(f"{what}: {text.rstrip(' .')}. {cure}", status=status)
 
 
 def _init_op(meta_graph: MetaGraphDef) -> str:
-    """Name of the op that fills tables after the restore: TensorFlow 2's, else the two places of TensorFlow 1."""
+    """Returns the name of the op that fills tables, from where TensorFlow 2 or 1 stores it."""
     if _INIT_OP_KEY in meta_graph.signature_def:
         name = str(meta_graph.signature_def[_INIT_OP_KEY].outputs[_INIT_OP_KEY].name)
         return name.split(":", maxsplit=1)[0]

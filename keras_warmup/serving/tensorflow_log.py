@@ -1,7 +1,8 @@
 """Keeps TensorFlow's C++ log from quoting tensor values while a model runs.
 
-When an op fails, TensorFlow logs its status as a warning (`local_rendezvous.cc`, `op_kernel.cc`), and that quotes what the
-op was fed: training data. The same status comes back as an error, of which `op_errors.py` shows what has no values.
+When an op fails, TensorFlow logs its status as a warning (`local_rendezvous.cc`, `op_kernel.cc`).
+The status quotes the op's inputs, which are training data. It is also raised as an error, of which
+`op_errors.py` shows the part that holds no values.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ import tensorflow as tf
 _ERROR = 2  # absl::LogSeverityAtLeast::kError
 _lock = threading.Lock()
 _running = 0
-_level_before = 0
+_previous_level = 0
 
 
 @contextlib.contextmanager
 def no_status_log() -> Iterator[None]:
-    """Logs errors only, while open; TensorFlow's log level is that of the process, so this holds for all its threads.
+    """Raises TensorFlow's log level to errors, in all threads of the process.
 
-    Nothing else that is written to stderr is touched. TensorFlow before 2.21 has a log of its own with a level that is
-    fixed at its first message: there nothing is changed, and TF_CPP_MIN_LOG_LEVEL=2 has to be set before the import.
+    Other output to stderr is not changed. Before TensorFlow 2.21 this does nothing: the log level
+    is fixed when TensorFlow logs first, so TF_CPP_MIN_LOG_LEVEL=2 must be set before the import.
     """
-    global _running, _level_before  # noqa: PLW0603
-    functions = _log_level()
+    global _running, _previous_level  # noqa: PLW0603
+    functions = log_level_functions()
     if functions is None:
         yield
         return
     level, set_level = functions
     with _lock:
         if _running == 0:
-            _level_before = level()
-            set_level(max(_level_before, _ERROR))
+            _previous_level = level()
+            set_level(max(_previous_level, _ERROR))
         _running += 1
     try:
         yield
@@ -46,13 +47,16 @@ def no_status_log() -> Iterator[None]:
         with _lock:
             _running -= 1
             if _running == 0:
-                set_level(_level_before)
+                set_level(_previous_level)
 
 
 @functools.cache
-def _log_level() -> tuple[Callable[[], int], Callable[[int], None]] | None:
-    """`absl::MinLogLevel` and `absl::SetMinLogLevel` of the running TensorFlow; `None` where it does not log by them."""
-    # Their names hold the release of Abseil, which its header tells. There is no other way from Python.
+def log_level_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """Loads `absl::MinLogLevel` and `absl::SetMinLogLevel`; `None` where TensorFlow lacks them.
+
+    Python has no access to the log level. The mangled names contain the inline namespace of the
+    Abseil release, which a header of TensorFlow tells.
+    """
     header = os.path.join(tf.sysconfig.get_include(), "absl", "base", "options.h")
     try:
         with open(header, encoding="utf-8") as file:

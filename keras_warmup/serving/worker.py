@@ -1,13 +1,13 @@
-"""Runs `verify` in a worker process, so that a crash of TensorFlow is a finding and not the end of the caller.
+"""Runs `verify` in a worker process, so that a crash of TensorFlow does not end the caller.
 
-TensorFlow checks the invariants of a graph with `CHECK`, which ends the process, and some malformed graphs make it
-segfault. The worker isolates the caller from crashes, hangs and running out of memory. It is no sandbox: the model has
-the rights of the user who runs it.
+TensorFlow checks the invariants of a graph with `CHECK`, which ends the process, and some malformed
+graphs make it segfault. The worker isolates the caller from crashes, hangs and a lack of memory. It
+is not a sandbox: the model has the rights of the user who runs it.
 
-One worker is kept for all calls of a process, since importing TensorFlow takes seconds. Caller and worker exchange JSON,
-a line a message: the caller sends a job; the worker answers with any number of `step`, `record` and `warning` messages
-and one `report` or `error`. After a `warning` it waits for a line, so that a caller who turns warnings into errors stops
-it before the model runs.
+A process keeps one worker for all its calls, since importing TensorFlow takes seconds. Caller and
+worker exchange lines of JSON: the caller sends a job; the worker answers with any number of `step`,
+`record` and `warning` messages and one `report` or `error`. After a `warning` the worker waits for
+a line, so that a caller that turns warnings into errors stops it before the model runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import json
 import mmap
 import os
 import queue
-import re
 import shutil
 import signal
 import subprocess
@@ -26,29 +25,33 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_warmup import errors
+from keras_warmup.options import is_integer
+from keras_warmup.serving.child_process import child_environment, describe_exit
 
 try:
     import resource
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
+if TYPE_CHECKING:
+    from keras_warmup.serving.verify import RecordVerdict, VerifyReport
+
 Message = dict[str, Any]
 
 DEFAULT_TIMEOUT_S = 300.0
-# Importing TensorFlow takes 5 s; a cold disk or a busy machine takes longer.
+# A week; `queue.get` takes at most a few centuries.
+_MAX_TIMEOUT_S = 7 * 24 * 3600
+# Importing TensorFlow takes 5 s, longer on a busy machine.
 _START_TIMEOUT_S = 300.0
 _STDERR_BYTES = 64 * 1024
-# A worker that keeps more than this after a job, because TensorFlow leaks or the allocator holds it, is replaced.
+# A worker that keeps more memory than this after a job is replaced: TensorFlow leaks, and the
+# allocator holds memory.
 _MAX_KEPT_BYTES = 256 * 2**20
-_PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Only the place: the rest of the line may quote values.
-_FATAL_CHECK = re.compile(rb"^F\d{4} [^\n\]]*?([\w./-]+:\d+)\] Check failed", re.MULTILINE)
-_PYTHON_ERROR = re.compile(rb"^([A-Za-z_.]+Error)\b", re.MULTILINE)
 _TENSORFLOW_LIBRARY = b"libtensorflow_framework.so"
-# What ends a process that runs the model's own code badly.
+# Signals of a crash in the code that runs the model.
 _CRASHES = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", None)}
 )
@@ -63,34 +66,104 @@ class WorkerEndedError(Exception):
     """The worker process ended, or was ended, before it had finished its job.
 
     Attributes:
-        how: such as `died (SIGSEGV)`.
-        so: what follows from that, or what to do; a sentence.
+        ending: what happened, such as `died (SIGSEGV)`.
+        advice: what follows from that, or what to do; a sentence.
     """
 
-    def __init__(self, how: str, so: str) -> None:
-        super().__init__(how)
-        self.how = how
-        self.so = so
+    def __init__(self, ending: str, advice: str) -> None:
+        super().__init__(ending)
+        self.ending = ending
+        self.advice = advice
 
 
-def run_in_worker(
-    job: Mapping[str, Any], *, timeout_s: float, on_message: Callable[[Message], None]
-) -> Message:
-    """Runs a job in the worker process of this process; starts one where there is none.
-
-    Args:
-        job: keyword arguments of `_run`.
-        timeout_s: longest time between two messages of the worker, seconds.
-        on_message: called with each `step`, `record` and `warning` message.
-
-    Returns:
-        The `report` message.
+def check_limits(timeout_s: float, memory_limit_bytes: int | None) -> None:
+    """Checks the limits of a worker.
 
     Raises:
-        WarmupError: the job raised it.
-        WorkerEndedError: the worker died, ran out of memory, or took longer than `timeout_s`. The next call starts
-            another one.
+        OptionsError: a limit is out of range, or this system cannot limit memory.
     """
+    is_number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
+    if not is_number or not 0 < timeout_s <= _MAX_TIMEOUT_S:
+        raise errors.OptionsError(
+            f"timeout_s must be a number > 0 and <= {_MAX_TIMEOUT_S}, got {timeout_s!r}."
+        )
+    if memory_limit_bytes is None:
+        return
+    if not is_integer(memory_limit_bytes, at_least=1):
+        raise errors.OptionsError(
+            f"memory_limit_bytes must be an integer >= 1 or None, got {memory_limit_bytes!r}."
+        )
+    if not os.path.exists("/proc/self/status"):
+        raise errors.OptionsError("memory_limit_bytes needs Linux: leave it out on this system.")
+
+
+def verify_in_worker(
+    export_dir: str, *, timeout_s: float, memory_limit_bytes: int | None, refuse_unsafe_ops: bool
+) -> VerifyReport:
+    """Verifies a warmup file in the worker process; starts one where there is none.
+
+    Args:
+        export_dir: version directory of a SavedModel.
+        timeout_s: maximum time between two messages of the worker, seconds.
+        memory_limit_bytes: the memory that the model may allocate, bytes; `None` for no limit.
+        refuse_unsafe_ops: whether to raise where the model has unsafe ops, instead of a warning.
+
+    Returns:
+        The report. Where the worker ended, it has the verdicts up to then and no notes.
+
+    Raises:
+        WarmupError: as in `verify_here`, or the worker cannot be started.
+    """
+    # Imports TensorFlow; the caller may start a worker before that.
+    from keras_warmup.serving.verify import RecordVerdict, VerifyReport, failures_of
+
+    step = "loading op libraries"
+    records: list[RecordVerdict] = []
+
+    def on_message(message: Message) -> None:
+        nonlocal step
+        if "step" in message:
+            step = message["step"]
+        elif "record" in message:
+            records.append(RecordVerdict(**message["record"]))
+        else:
+            errors.warn_caller(message["warning"])
+
+    job = {
+        "export_dir": export_dir,
+        "directory": _working_directory(),
+        "refuse_unsafe_ops": refuse_unsafe_ops,
+        "op_libraries": loaded_op_libraries(),
+        "memory_limit_bytes": None if memory_limit_bytes is None else int(memory_limit_bytes),
+    }
+    try:
+        report = _run_in_worker(job, timeout_s, on_message)["report"]
+    except WorkerEndedError as ended:
+        failures = (
+            *failures_of(records),
+            f"The process that ran the model {ended.ending} while {step}. {ended.advice}",
+        )
+        return VerifyReport(export_dir, False, tuple(records), failures, server_notes=())
+    return VerifyReport(
+        export_dir=report["export_dir"],
+        ok=report["ok"],
+        records=tuple(RecordVerdict(**record) for record in report["records"]),
+        failures=tuple(report["failures"]),
+        server_notes=tuple(report["server_notes"]),
+    )
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
+
+
+def _run_in_worker(
+    job: Mapping[str, Any], timeout_s: float, on_message: Callable[[Message], None]
+) -> Message:
+    """Runs a job, the keyword arguments of `_verify`, and returns the `report` message."""
     with _lock:
         worker = _current_worker()
         keep = False
@@ -99,7 +172,7 @@ def run_in_worker(
             answer = worker.run(job, timeout_s, on_message)
             keep = answer["kept_bytes"] <= _MAX_KEPT_BYTES and not _ran_out_of_memory(answer)
         finally:
-            # Also on Ctrl-C, and where `on_message` raises: what runs in the worker must not go on.
+            # Also on Ctrl-C, and where `on_message` raises: the job must not go on in the worker.
             if not keep:
                 close_worker()
     if "error" in answer:
@@ -108,7 +181,7 @@ def run_in_worker(
 
 
 def start_worker() -> None:
-    """Starts the worker process where none is running; does not wait until it is ready."""
+    """Starts the worker process where none is running, and does not wait until it is ready."""
     _current_worker()
 
 
@@ -122,7 +195,8 @@ def _current_worker() -> _Worker:
                 _worker = _Worker()
             except OSError as error:
                 raise errors.ReplayError(
-                    f"Cannot start the worker process that verify runs the model in: {error.strerror or error}. Nothing was run."
+                    "Cannot start the worker process that verify runs the model in: "
+                    f"{error.strerror or error}. Nothing was run."
                 ) from error
         return _worker
 
@@ -137,14 +211,14 @@ def close_worker() -> None:
 
 
 class _Worker:
-    """The caller's side of a worker process.
+    """A worker process, as its caller uses it.
 
     Attributes:
         process: the worker.
     """
 
     def __init__(self) -> None:
-        # An empty directory, so that no module beside the caller hides one of Python's.
+        # An empty directory, so that no module in the caller's hides one of Python's.
         self._directory = tempfile.mkdtemp(prefix="keras-warmup-")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "keras_warmup.serving.worker"],
@@ -154,11 +228,11 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            # Ctrl-C in a terminal reaches the caller alone, which ends the worker.
+            # Ctrl-C in a terminal reaches only the caller, which ends the worker.
             start_new_session=True,
         )
         self._is_ready = False
-        self._said = b""
+        self._stderr_end = b""
         self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=target, name="keras_warmup worker", daemon=True)
@@ -169,9 +243,8 @@ class _Worker:
 
     def _read_messages(self) -> None:
         rest = b""
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # closed, or a line that the worker did not write
+        # ValueError: the pipe was closed, or the model wrote a line to it.
+        with contextlib.suppress(OSError, ValueError):
             while chunk := self.process.stdout.read(64 * 1024):  # type: ignore[union-attr]
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
@@ -181,7 +254,7 @@ class _Worker:
     def _read_stderr(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             while chunk := self.process.stderr.read(4096):  # type: ignore[union-attr]
-                self._said = (self._said + chunk)[-_STDERR_BYTES:]
+                self._stderr_end = (self._stderr_end + chunk)[-_STDERR_BYTES:]
 
     def wait_until_ready(self) -> None:
         """Waits until the worker has imported TensorFlow."""
@@ -191,15 +264,16 @@ class _Worker:
             self._receive(_START_TIMEOUT_S)
         except WorkerEndedError as ended:
             raise errors.ReplayError(
-                f"The worker process {ended.how} before it was ready: nothing was run. Check that {sys.executable!r} can "
-                "import tensorflow and keras_warmup, or verify without a worker (isolated=False)."
+                f"The worker process {ended.ending} before it was ready: nothing was run. Check "
+                f"that {sys.executable!r} can import tensorflow and keras_warmup, or verify "
+                "without a worker (isolated=False)."
             ) from None
         self._is_ready = True
 
     def run(
         self, job: Mapping[str, Any], timeout_s: float, on_message: Callable[[Message], None]
     ) -> Message:
-        """Sends a job and receives messages until it is finished."""
+        """Sends a job, receives its messages, and returns the last, a `report` or `error`."""
         self._send(job)
         while True:
             message = self._receive(timeout_s)
@@ -211,7 +285,8 @@ class _Worker:
 
     def _send(self, message: Mapping[str, Any]) -> None:
         try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")  # type: ignore[union-attr]
+            line = json.dumps(message).encode() + b"\n"
+            self.process.stdin.write(line)  # type: ignore[union-attr]
         except OSError:
             raise self._ended() from None
 
@@ -236,18 +311,18 @@ class _Worker:
         try:
             code = self.process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return WorkerEndedError("closed its pipe", "A model must not do that.")
+            return WorkerEndedError("closed its pipe", "A model must not close files.")
         self._threads[1].join(timeout=5)
         crashed = -code in _CRASHES
         advice = (
-            "A server would end too."
+            "A server would crash too."
             if crashed
-            else "Verify again; if it ends so every time, so may a server."
+            else "Verify again; if it ends every time, a server may end too."
         )
-        return WorkerEndedError(describe_exit(code, self._said), advice)
+        return WorkerEndedError(describe_exit(code, self._stderr_end), advice)
 
     def close(self) -> None:
-        """Ends the process and frees what belongs to it."""
+        """Ends the process and removes its pipes and its directory."""
         self.kill()
         self.process.wait()
         for thread in self._threads:
@@ -256,7 +331,7 @@ class _Worker:
         self.remove_directory()
 
     def kill(self) -> None:
-        """Ends the process, and those it may have started in its session."""
+        """Ends the process, and processes that it may have started in its session."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if hasattr(os, "killpg"):
                 os.killpg(self.process.pid, signal.SIGKILL)
@@ -279,18 +354,18 @@ _lock = threading.RLock()
 
 
 def _forget_worker() -> None:
-    """After a fork the worker is the parent's: the child lets go of it, and starts its own when it needs one."""
+    """Drops the worker in a forked child: it belongs to the parent; the child starts its own."""
     global _worker, _lock  # noqa: PLW0603
     _lock = threading.RLock()
     worker, _worker = _worker, None
     if worker is not None:
         worker.close_pipes()
-        # It is the parent's to wait for: Popen would warn of a process that still runs.
+        # The parent waits for it; without a return code Popen would warn that it still runs.
         worker.process.returncode = 0
 
 
 def _kill_at_exit() -> None:
-    """Ends the worker without waiting for a thread that holds the lock: its job would keep the process from ending."""
+    """Ends the worker without the lock: a thread whose job runs may hold it forever."""
     worker = _worker
     if worker is not None:
         worker.kill()
@@ -302,44 +377,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_worker)
 
 
-def child_environment() -> dict[str, str]:
-    """Environment of a child process that runs this package: the caller's, TensorFlow quiet and on the CPU."""
-    path = os.pathsep.join(filter(None, [_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")]))
-    return {
-        **os.environ,
-        "PYTHONPATH": path,
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        # The Session runs on the CPU; starting a GPU would only take its memory.
-        "CUDA_VISIBLE_DEVICES": "-1",
-        # `import tensorflow` then leaves Keras 3 alone, which halves it (https://www.tensorflow.org/guide/keras).
-        "TF_USE_LEGACY_KERAS": "1",
-    }
-
-
-def describe_exit(code: int, stderr: bytes) -> str:
-    """Describes how a process ended, and which CHECK of TensorFlow failed, without values.
-
-    Args:
-        code: its return code as `subprocess` gives it.
-        stderr: what it printed last.
-    """
-    if code >= 0:
-        raised = _PYTHON_ERROR.findall(stderr)
-        return f"ended with exit code {code}" + (f" ({raised[-1].decode()})" if raised else "")
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:  # a real-time signal
-        name = f"signal {-code}"
-    checks = _FATAL_CHECK.findall(stderr)
-    if checks:
-        name += f", a CHECK of TensorFlow failed at {checks[-1].decode(errors='replace')}"
-    elif code == -signal.SIGKILL:
-        name += "; the machine may be short of memory"
-    return f"died ({name})"
-
-
 def _ran_out_of_memory(answer: Message) -> bool:
-    """Whether C++ threw `std::bad_alloc`, which is a MemoryError in Python: TensorFlow keeps its locks then, and hangs."""
+    """Returns whether a record raised MemoryError, after which TensorFlow may hang.
+
+    It stands for `std::bad_alloc`, which leaves TensorFlow's locks locked.
+    """
     return any("MemoryError" in failure for failure in answer.get("report", {}).get("failures", ()))
 
 
@@ -351,9 +393,10 @@ def _error_of(error: Mapping[str, str]) -> Exception:
 
 
 def loaded_op_libraries() -> list[str]:
-    """Lists the op libraries loaded into this process besides TensorFlow's own; empty where there is no /proc.
+    """Returns the op libraries that are loaded into this process besides TensorFlow's own.
 
     They are the files mapped into the process that link against TensorFlow's framework library.
+    Without /proc the list is empty.
     """
     tensorflow = sys.modules.get("tensorflow")
     own = os.path.dirname(getattr(tensorflow, "__file__", None) or "") if tensorflow else ""
@@ -378,15 +421,15 @@ def _links_tensorflow(path: str) -> bool:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             return content.find(_TENSORFLOW_LIBRARY) >= 0
-    except (OSError, ValueError):  # gone since, or empty
+    except (OSError, ValueError):  # removed, or empty
         return False
 
 
-# From here on: the worker's side.
+# The rest of this module runs in the worker process.
 
 
 class _Caller:
-    """The worker's way to its caller; also told how far `verify` is."""
+    """The caller of the worker process, as the worker uses it."""
 
     def __init__(self) -> None:
         # The model's ops may print to stdout and read stdin.
@@ -403,7 +446,7 @@ class _Caller:
             *lines, rest = (rest + chunk).split(b"\n")
             for line in lines:
                 self._jobs.put(json.loads(line))
-        os._exit(0)  # the caller is gone, whatever runs here
+        os._exit(0)  # the caller has ended; a job may still run here
 
     def send(self, message: Message) -> None:
         """Sends a message."""
@@ -415,16 +458,16 @@ class _Caller:
         """Waits for the next message."""
         return self._jobs.get()
 
-    def step(self, doing: str) -> None:
-        """Says what is done next."""
-        self.send({"step": doing})
+    def step(self, step: str) -> None:
+        """Sends a description of the next step."""
+        self.send({"step": step})
 
-    def judged(self, record: Any) -> None:
+    def record(self, record: RecordVerdict) -> None:
         """Sends a record's verdict."""
         self.send({"record": record.to_dict()})
 
     def warn(self, text: str) -> None:
-        """Sends a warning and waits until it was taken."""
+        """Sends a warning and waits until the caller has issued it."""
         self.send({"warning": text})
         self.receive()
 
@@ -434,10 +477,11 @@ def _serve() -> None:
     _forbid_core_dumps()
     import tensorflow as tf
 
-    # TensorFlow's thread pools start with the first Session: they belong to the worker, not to a model.
+    # TensorFlow's thread pools start with the first Session: they are part of the worker, not of a
+    # model's memory.
     with tf.compat.v1.Session(graph=tf.Graph()):
         pass
-    import keras_warmup.verification  # noqa: F401 - so that the first job does not pay for it
+    import keras_warmup.serving.verify  # noqa: F401 - so that the first job need not wait for it
 
     start_bytes = _data_bytes()
     caller.send({"ready": True})
@@ -446,7 +490,7 @@ def _serve() -> None:
         limit = job.pop("memory_limit_bytes")
         try:
             with _memory_limit(None if limit is None else start_bytes + limit):
-                answer = _run(caller, **job)
+                answer = _verify(caller, **job)
         except MemoryError:
             answer = {"out_of_memory": True}
         except errors.WarmupError as error:
@@ -456,7 +500,7 @@ def _serve() -> None:
         caller.send({**answer, "kept_bytes": _data_bytes() - start_bytes})
 
 
-def _run(
+def _verify(
     caller: _Caller,
     *,
     export_dir: str,
@@ -464,18 +508,24 @@ def _run(
     refuse_unsafe_ops: bool,
     op_libraries: list[str],
 ) -> Message:
-    """Verifies one SavedModel; `directory` is the one that relative paths start from."""
+    """Verifies one SavedModel; relative paths start from `directory`."""
     import tensorflow as tf
 
-    from keras_warmup.verification import verify_here
+    from keras_warmup.serving.verify import verify_here
 
     for path in op_libraries:
-        # A library that cannot be loaded here leaves an op that is not registered, which the load will name.
+        # Where a library cannot be loaded, loading the model names the op that is not registered.
         with contextlib.suppress(tf.errors.OpError):
             tf.load_op_library(path)
     if directory is not None:
         os.chdir(directory)
-    report = verify_here(export_dir, refuse_unsafe_ops=refuse_unsafe_ops, progress=caller)
+    report = verify_here(
+        export_dir,
+        refuse_unsafe_ops=refuse_unsafe_ops,
+        warn=caller.warn,
+        on_step=caller.step,
+        on_record=caller.record,
+    )
     return {"report": report.to_dict()}
 
 
@@ -485,7 +535,7 @@ def _forbid_core_dumps() -> None:
 
 
 def _data_bytes() -> int:
-    """Memory of this process that RLIMIT_DATA counts; 0 where there is no /proc."""
+    """Returns the memory of this process that RLIMIT_DATA counts, bytes; 0 without /proc."""
     with (
         contextlib.suppress(OSError),
         open("/proc/self/status", encoding="ascii", errors="replace") as file,
@@ -498,7 +548,7 @@ def _data_bytes() -> int:
 
 @contextlib.contextmanager
 def _memory_limit(max_bytes: int | None) -> Iterator[None]:
-    # Where there is none, `verify` has refused the limit.
+    # Without the `resource` module, `check_limits` has refused the limit.
     if max_bytes is None or resource is None:
         yield
         return

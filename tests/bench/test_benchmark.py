@@ -27,7 +27,7 @@ from keras_warmup.data.batch import Batch
 from keras_warmup.errors import BindingError, OptionsError, ReplayError, SignatureError
 from keras_warmup.records.warmup_file import read_records, warmup_path, write_records
 from keras_warmup.savedmodel.signatures import read_meta_graph
-from keras_warmup.serving.worker import child_environment
+from keras_warmup.serving.child_process import child_environment
 
 
 class Two(tf.Module):

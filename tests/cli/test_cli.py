@@ -326,7 +326,7 @@ def test_verify_tells_of_a_model_that_ends_tensorflow(capsys, tmp_path):
     code, out, _ = run(capsys, "verify", path, "--json")
     assert code == EXIT_FAILED
     assert json.loads(out)["failures"] == [
-        "The process that ran the model died (SIGABRT) while replaying record 0. A server would end too."
+        "The process that ran the model died (SIGABRT) while replaying record 0. A server would crash too."
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a tensor of a record may expand to."""
+"""A tensor of a record is parsed as a server does, unless its shape claims too much memory."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_warmup._protos import TensorProto
 from keras_warmup.serving.rules import MAX_EXPANDED_BYTES, ServerStatusError, to_array
 from tests.trust.hostile_models import FLOAT, INT64, STRING, constant
 
 PARSING = "tensor parsing error: x"
 
 
-def expands(count):
+def expands(count: int) -> str:
     return (
-        f"the tensor of input x expands to {count} bytes, more than the {MAX_EXPANDED_BYTES} that a tensor may take which the "
-        "record does not spell out"
+        f"the tensor of input x expands to {count} bytes, more than the {MAX_EXPANDED_BYTES} "
+        "allowed for a tensor whose values the record does not hold in full"
     )
 
 
@@ -43,13 +44,15 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("proto", "status", "text"), REFUSED.values(), ids=REFUSED)
-def test_a_tensor_that_its_shape_blows_up_is_refused(proto, status, text):
+def test_a_tensor_that_its_shape_expands_is_refused(
+    proto: TensorProto, status: str, text: str
+) -> None:
     with pytest.raises(ServerStatusError) as caught:
         to_array("x", proto)
     assert (caught.value.status, str(caught.value)) == (status, text)
 
 
-def test_short_lists_are_still_filled_up():
+def test_short_lists_are_filled_up() -> None:
     assert to_array("x", constant([2, 3], FLOAT, float_val=[1.0, 2.0])).tolist() == [
         [1, 2, 2],
         [2, 2, 2],
@@ -58,7 +61,7 @@ def test_short_lists_are_still_filled_up():
     assert to_array("x", constant([0, 2**40], FLOAT)).shape == (0, 2**40)
 
 
-def test_what_a_record_spells_out_has_no_limit(monkeypatch):
+def test_values_that_a_record_holds_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("keras_warmup.serving.rules.MAX_EXPANDED_BYTES", 100)
     for values in (
         np.zeros(1000, np.float32),

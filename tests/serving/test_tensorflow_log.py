@@ -1,8 +1,10 @@
-"""TensorFlow's C++ log quotes no tensor values while records are replayed, and is the user's own again afterwards."""
+"""TensorFlow's log quotes no values while records are replayed, and is unchanged afterwards."""
 
 from __future__ import annotations
 
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import pytest
 
 from keras_warmup.serving import tensorflow_log
 
-_SCRIPT = """
+_SCRIPT = r"""
 import os, sys, threading
 import numpy as np
 import tensorflow as tf
@@ -57,7 +59,7 @@ done = threading.Event()
 def talk():
     count = 0
     while not done.is_set():
-        print(f"other thread {count}", file=sys.stderr, flush=True)
+        os.write(2, b"other thread %d\n" % count)  # whole, whatever else is printed
         count += 1
         done.wait(0.001)
     print(f"other thread wrote {count} lines")
@@ -68,7 +70,7 @@ done.set()
 other.join()
 print(f"{len(report.failures)} of {len(report.records)} failed")
 print("behind the replay", file=sys.stderr, flush=True)
-for _ in range(40):  # the user's own; TensorFlow logs the 1st, 2nd, 4th, 8th, ... of such
+for _ in range(40):  # of the user; TensorFlow logs the 1st, 2nd, 4th, 8th, ... of these errors
     try:
         tf.function(lambda x: tf.gather(tf.constant([1.0, 2.0]), x))(tf.constant([7654]))
     except tf.errors.InvalidArgumentError:
@@ -76,7 +78,7 @@ for _ in range(40):  # the user's own; TensorFlow logs the 1st, 2nd, 4th, 8th, .
 """
 
 
-def test_no_value_is_logged_and_nothing_of_other_threads_is_lost(tmp_path):
+def test_no_value_is_logged_and_nothing_of_other_threads_is_lost(tmp_path: pathlib.Path) -> None:
     env = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     ended = subprocess.run(
@@ -92,10 +94,9 @@ def test_no_value_is_logged_and_nothing_of_other_threads_is_lost(tmp_path):
     assert failed == "18 of 18 failed"
     count = int(wrote.split()[3])
     assert count > 0
-    assert [line for line in ended.stderr.splitlines() if line.startswith("other thread")] == [
-        f"other thread {index}" for index in range(count)
-    ]
-    if tensorflow_log._log_level() is None:
+    # TensorFlow may have printed the beginning of a line before it.
+    assert re.findall(r"other thread (\d+)\n", ended.stderr) == list(map(str, range(count)))
+    if tensorflow_log.log_level_functions() is None:
         pytest.skip("this TensorFlow's log level is fixed when it is imported")
     for marker in ("91827364", "MARKED_ROW"):
         assert marker not in ended.stdout + ended.stderr
@@ -103,8 +104,8 @@ def test_no_value_is_logged_and_nothing_of_other_threads_is_lost(tmp_path):
     assert "7654" in ended.stderr.split("behind the replay")[1]
 
 
-def test_the_level_is_restored_when_the_last_one_is_through():
-    functions = tensorflow_log._log_level()
+def test_the_level_is_restored_by_the_last_block_that_ends() -> None:
+    functions = tensorflow_log.log_level_functions()
     if functions is None:
         pytest.skip("this TensorFlow's log level is fixed when it is imported")
     level, set_level = functions

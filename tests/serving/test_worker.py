@@ -1,8 +1,9 @@
-"""The worker process that `verify(isolated=True)` runs models in: faithful, reusable, and alone in what it suffers."""
+"""`verify` in a worker process reports the same, and survives what the model does to it."""
 
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -11,63 +12,52 @@ import sys
 import threading
 import time
 import warnings
+from typing import Any
 
 import pytest
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog, SavedModel
-from keras_warmup.errors import OptionsError, ReplayError, SignatureError, UnsafeOpsError
-from keras_warmup.records.warmup_file import warmup_path, write_records
-from keras_warmup.serving import worker as isolation
-from keras_warmup.verification import verify
+from keras_warmup.errors import OptionsError, ReplayError, SignatureError
+from keras_warmup.serving import child_process, worker
+from keras_warmup.verification import VerifyReport, verify
+from tests.builders import predict_log, write_warmup_file
 
 ROWS = [1.0, 2.0]
 
 
 class Functions(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
-    def double(self, x):
+    def double(self, x: Any) -> dict[str, Any]:
         return {"y": x * 2}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
-    def gather(self, x):
+    def gather(self, x: Any) -> dict[str, Any]:
         return {"y": tf.gather(tf.constant([1.0, 2.0]), x)}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
-    def forever(self, x):
+    def forever(self, x: Any) -> dict[str, Any]:
         return {
             "y": tf.while_loop(lambda y: True, lambda y: [y + 1], [x], maximum_iterations=None)[0]
         }
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.int32)])
-    def fill(self, x):
+    def fill(self, x: Any) -> dict[str, Any]:
         return {"y": tf.random.uniform([x[0], 1024, 1024])}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
-    def printing(self, x):
+    def printing(self, x: Any) -> dict[str, Any]:
         tf.raw_ops.PrintV2(input=tf.strings.as_string(x[0]))
         return {"y": x}
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.float32)])
-    def abort(self, x):
+    def abort(self, x: Any) -> dict[str, Any]:
         with tf.control_dependencies([tf.raw_ops.Abort(error_msg="on purpose")]):
             return {"y": tf.identity(x)}
 
 
-def predict(key, value) -> PredictionLog:
-    log = PredictionLog()
-    log.predict_log.request.model_spec.signature_name = key
-    log.predict_log.request.inputs["x"].CopyFrom(tf.make_tensor_proto(value))
-    return log
-
-
-def write(export_dir, *logs) -> str:
-    write_records(warmup_path(export_dir), logs, max_records=1000, max_bytes=2**20)
-    return str(export_dir)
-
-
 @pytest.fixture(scope="session")
-def functions_dir(tmp_path_factory):
+def functions_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = str(tmp_path_factory.mktemp("functions") / "1")
     m = Functions()
     keys = ["gather", "forever", "fill", "printing", "abort"]
@@ -78,21 +68,23 @@ def functions_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def export_dir(functions_dir, tmp_path):
+def export_dir(functions_dir: str, tmp_path: pathlib.Path) -> str:
     return shutil.copytree(functions_dir, str(tmp_path / "1"))
 
 
 @pytest.fixture
-def good_dir(tmp_path):
+def good_dir(tmp_path: pathlib.Path) -> str:
     path = str(tmp_path / "good" / "1")
     m = Functions()
     tf.saved_model.save(m, path, {"serving_default": m.double, "gather": m.gather})
-    return write(path, predict("serving_default", ROWS), predict("gather", [1]))
+    return write_warmup_file(
+        path, predict_log("serving_default", x=ROWS), predict_log("gather", x=[1])
+    )
 
 
 @pytest.fixture(scope="session")
-def crashing_dir(tmp_path_factory):
-    """A graph that ends TensorFlow when it is imported: a CHECK in the shape function of QueueDequeueManyV2."""
+def crashing_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A graph whose import fails a CHECK in the shape function of QueueDequeueManyV2."""
     saved_model = SavedModel(saved_model_schema_version=1)
     meta_graph = saved_model.meta_graphs.add()
     meta_graph.meta_info_def.tags.append("serve")
@@ -111,10 +103,10 @@ def crashing_dir(tmp_path_factory):
 
 
 def worker_pid() -> int:
-    return isolation._worker.process.pid
+    return worker._worker.process.pid
 
 
-def without_times(report) -> dict:
+def without_times(report: VerifyReport) -> dict[str, Any]:
     plain = report.to_dict()
     for record in plain["records"]:
         assert (record["replay_ms"] is None) == (not record["ok"])
@@ -122,7 +114,7 @@ def without_times(report) -> dict:
     return plain
 
 
-def test_the_report_is_that_of_this_process(good_dir):
+def test_the_report_is_that_of_this_process(good_dir: str) -> None:
     isolated, here = verify(good_dir, isolated=True), verify(good_dir)
     assert isolated.ok
     assert without_times(isolated) == without_times(here)
@@ -130,26 +122,26 @@ def test_the_report_is_that_of_this_process(good_dir):
     assert isolated.records[0].replay_ms > 0
 
 
-def test_failures_and_notes_are_those_of_this_process(good_dir):
-    write(
+def test_failures_and_notes_are_those_of_this_process(good_dir: str) -> None:
+    write_warmup_file(
         good_dir,
-        predict("nope", ROWS),
-        predict("gather", [7]),
+        predict_log("nope", x=ROWS),
+        predict_log("gather", x=[7]),
         PredictionLog(),
-        predict("gather", [0]),
+        predict_log("gather", x=[0]),
     )
     isolated = verify(good_dir, isolated=True)
     assert len(isolated.failures) == 3
     assert without_times(isolated) == without_times(verify(good_dir))
 
 
-def test_relative_paths_are_the_callers(good_dir, monkeypatch):
+def test_relative_paths_are_the_callers(good_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(os.path.dirname(good_dir))
     report = verify("1", isolated=True)
     assert (report.ok, report.export_dir) == (True, "1")
 
 
-def test_errors_are_raised_as_in_this_process(tmp_path):
+def test_errors_are_raised_as_in_this_process(tmp_path: pathlib.Path) -> None:
     with pytest.raises(SignatureError) as isolated:
         verify(tmp_path / "none", isolated=True)
     with pytest.raises(SignatureError) as here:
@@ -157,7 +149,7 @@ def test_errors_are_raised_as_in_this_process(tmp_path):
     assert str(isolated.value) == str(here.value)
 
 
-def test_the_worker_is_kept_for_the_next_call(good_dir):
+def test_the_worker_is_kept_for_the_next_call(good_dir: str) -> None:
     verify(good_dir, isolated=True)
     pid = worker_pid()
     started = time.perf_counter()
@@ -166,39 +158,44 @@ def test_the_worker_is_kept_for_the_next_call(good_dir):
     assert time.perf_counter() - started < 2  # importing TensorFlow alone takes longer
 
 
-def test_a_crash_at_import_is_a_failure_in_the_report(crashing_dir, good_dir):
+def test_a_crash_at_import_is_a_failure_in_the_report(crashing_dir: str, good_dir: str) -> None:
     report = verify(crashing_dir, isolated=True)
     assert not report.ok
     (failure,) = report.failures
     # The number of the line is TensorFlow's. The rest of what it printed counts elements.
     assert re.fullmatch(
-        r"The process that ran the model died \(SIGABRT, a CHECK of TensorFlow failed at tensor\.cc:\d+\) while loading "
-        r"the model\. A server would end too\.",
+        r"The process that ran the model died \(SIGABRT, a CHECK of TensorFlow failed at "
+        r"tensor\.cc:\d+\) while loading the model\. A server would crash too\.",
         failure,
     )
     assert verify(good_dir, isolated=True).ok
 
 
-def test_a_crash_in_a_record_names_it_and_keeps_the_verdicts_before(export_dir):
-    write(
-        export_dir, predict("serving_default", ROWS), predict("nope", ROWS), predict("abort", ROWS)
+def test_a_crash_in_a_record_names_it_and_keeps_the_verdicts_before(export_dir: str) -> None:
+    write_warmup_file(
+        export_dir,
+        predict_log("serving_default", x=ROWS),
+        predict_log("nope", x=ROWS),
+        predict_log("abort", x=ROWS),
     )
     with pytest.warns(UserWarning, match="Abort"):
         report = verify(export_dir, isolated=True)
     assert [record.ok for record in report.records] == [True, False]
     assert report.failures[0].startswith("record 1: predict record for signature 'nope' ")
     assert report.failures[1].startswith("The process that ran the model died (SIGABRT")
-    assert report.failures[1].endswith(" while replaying record 2. A server would end too.")
+    assert report.failures[1].endswith(" while replaying record 2. A server would crash too.")
 
 
 @pytest.mark.filterwarnings("ignore:SavedModel")
-def test_a_record_that_hangs_is_a_failure(export_dir, good_dir):
+def test_a_record_that_hangs_is_a_failure(export_dir: str, good_dir: str) -> None:
     verify(good_dir, isolated=True)
     started = time.perf_counter()
-    report = verify(write(export_dir, predict("forever", ROWS)), isolated=True, timeout_s=3)
+    report = verify(
+        write_warmup_file(export_dir, predict_log("forever", x=ROWS)), isolated=True, timeout_s=3
+    )
     assert report.failures == (
-        "The process that ran the model was ended after 3 s while replaying record 0. Raise timeout_s (--timeout) if the "
-        "model is that slow.",
+        "The process that ran the model was ended after 3 s while replaying record 0. Raise "
+        "timeout_s (--timeout) if the model is that slow.",
     )
     assert time.perf_counter() - started < 10
 
@@ -206,18 +203,19 @@ def test_a_record_that_hangs_is_a_failure(export_dir, good_dir):
 @pytest.mark.trust  # TensorFlow tries for 10 s before it gives up
 @pytest.mark.filterwarnings("ignore:SavedModel")
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="limits of memory need Linux")
-def test_a_record_that_takes_too_much_memory_is_a_failure(export_dir, good_dir):
-    write(export_dir, predict("fill", [1024]))  # 4 GiB
+def test_a_record_that_takes_too_much_memory_is_a_failure(export_dir: str, good_dir: str) -> None:
+    write_warmup_file(export_dir, predict_log("fill", x=[1024]))  # 4 GiB
     report = verify(export_dir, isolated=True, memory_limit_bytes=2**30)
     (failure,) = report.failures
     assert failure.startswith(
-        "record 0: predict record for signature 'fill' would keep TensorFlow Serving from loading the model: "
-        "RESOURCE_EXHAUSTED: OOM when allocating tensor with shape[1024,1024,1024] and type float"
+        "record 0: predict record for signature 'fill' would keep TensorFlow Serving from loading "
+        "the model: RESOURCE_EXHAUSTED: OOM when allocating tensor with shape[1024,1024,1024] and "
+        "type float"
     )
     assert verify(good_dir, isolated=True).ok
 
 
-def test_a_worker_that_was_killed_is_replaced(good_dir):
+def test_a_worker_that_was_killed_is_replaced(good_dir: str) -> None:
     verify(good_dir, isolated=True)
     pid = worker_pid()
     os.kill(pid, signal.SIGKILL)
@@ -226,7 +224,7 @@ def test_a_worker_that_was_killed_is_replaced(good_dir):
     assert worker_pid() != pid
 
 
-def test_threads_take_turns(good_dir):
+def test_threads_take_turns(good_dir: str) -> None:
     reports = []
     threads = [
         threading.Thread(target=lambda: reports.append(verify(good_dir, isolated=True)))
@@ -239,8 +237,8 @@ def test_threads_take_turns(good_dir):
     assert [report.ok for report in reports] == [True] * 4
 
 
-def test_warnings_come_before_the_model_runs_and_point_at_the_caller(export_dir):
-    write(export_dir, predict("printing", ROWS))
+def test_warnings_come_before_the_model_runs_and_point_at_the_caller(export_dir: str) -> None:
+    write_warmup_file(export_dir, predict_log("printing", x=ROWS))
     with pytest.warns(UserWarning) as caught:
         report = verify(export_dir, isolated=True)
     assert report.ok
@@ -258,69 +256,13 @@ def test_warnings_come_before_the_model_runs_and_point_at_the_caller(export_dir)
         warnings.simplefilter("error")
         with pytest.raises(UserWarning):
             verify(export_dir, isolated=True)
-    assert isolation._worker is None  # it waited for a word that never came
+    assert worker._worker is None  # it was ended while it waited for the answer
 
 
-def test_unsafe_ops_are_refused_by_name(export_dir, tmp_path):
-    marker = tmp_path / "marker"
-    m = tf.Module()
-    m.write = tf.function(
-        lambda x: [tf.io.write_file(str(marker), "here"), {"y": x}][1],
-        input_signature=[tf.TensorSpec([None])],
-    )
-    path = str(tmp_path / "writes")
-    tf.saved_model.save(m, path, {"serving_default": m.write})
-    write(path, predict("serving_default", ROWS))
-    for isolated in (False, True):
-        with pytest.raises(UnsafeOpsError) as caught:
-            verify(path, isolated=isolated, refuse_unsafe_ops=True)
-        text = str(caught.value)
-        assert text.startswith(f"Refused to run SavedModel {path!r}: nothing was run. ")
-        assert "WriteFile (writes files: signature 'serving_default'" in text.replace(
-            "'WriteFile'", "WriteFile"
-        )
-        assert text.endswith(
-            " To run it all the same, leave out refuse_unsafe_ops (--refuse-unsafe-ops)."
-        )
-        assert not marker.exists()
-    with pytest.warns(UserWarning, match="WriteFile"):
-        assert verify(path).ok
-    assert marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"timeout_s": 0}, "timeout_s must be a number > 0 and <= 604800, got 0."),
-        ({"timeout_s": float("nan")}, "timeout_s must be a number > 0 and <= 604800, got nan."),
-        ({"timeout_s": "8"}, "timeout_s must be a number > 0 and <= 604800, got '8'."),
-        ({"memory_limit_bytes": 0}, "memory_limit_bytes must be an integer >= 1 or None, got 0."),
-        (
-            {"memory_limit_bytes": 1.5},
-            "memory_limit_bytes must be an integer >= 1 or None, got 1.5.",
-        ),
-        (
-            {"memory_limit_bytes": 2**30, "isolated": False},
-            "memory_limit_bytes limits the worker process: pass isolated=True with it.",
-        ),
-    ],
-    ids=[
-        "zero-timeout",
-        "nan-timeout",
-        "str-timeout",
-        "zero-memory",
-        "float-memory",
-        "memory-here",
-    ],
-)
-def test_options_out_of_range_are_refused(good_dir, options, message):
-    with pytest.raises(OptionsError) as caught:
-        verify(good_dir, **{"isolated": True, **options})
-    assert str(caught.value) == message
-
-
-def test_a_worker_that_cannot_start_says_so(good_dir, tmp_path, monkeypatch):
-    isolation.close_worker()
+def test_a_worker_that_cannot_start_says_so(
+    good_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.close_worker()
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: no' >&2; exit 1\n")
     python.chmod(0o755)
@@ -328,20 +270,19 @@ def test_a_worker_that_cannot_start_says_so(good_dir, tmp_path, monkeypatch):
     with pytest.raises(ReplayError) as caught:
         verify(good_dir, isolated=True)
     assert str(caught.value) == (
-        "The worker process ended with exit code 1 (ModuleNotFoundError) before it was ready: nothing was run. Check "
-        f"that {str(python)!r} can import tensorflow and keras_warmup, or verify without a worker (isolated=False)."
+        "The worker process ended with exit code 1 (ModuleNotFoundError) before it was ready: "
+        f"nothing was run. Check that {str(python)!r} can import tensorflow and keras_warmup, or "
+        "verify without a worker (isolated=False)."
     )
 
 
-def run_script(code, *arguments, cwd=None, **options):
+def run_script(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -363,13 +304,13 @@ def wait_until_gone(pid: int) -> bool:
 
 _START = """
 import sys, os, time
-import keras_warmup.serving.worker as isolation
-isolation.start_worker()
-print(isolation._worker.process.pid, flush=True)
+from keras_warmup.serving import worker
+worker.start_worker()
+print(worker._worker.process.pid, flush=True)
 """
 
 
-def test_the_worker_ends_with_its_caller():
+def test_the_worker_ends_with_its_caller() -> None:
     caller = run_script(_START)
     pid = int(caller.stdout.readline())
     assert caller.wait(timeout=60) == 0
@@ -378,7 +319,7 @@ def test_the_worker_ends_with_its_caller():
     caller.stderr.close()
 
 
-def test_the_worker_ends_where_its_caller_is_killed():
+def test_the_worker_ends_where_its_caller_is_killed() -> None:
     caller = run_script(_START + "time.sleep(600)")
     pid = int(caller.stdout.readline())
     caller.kill()
@@ -386,8 +327,8 @@ def test_the_worker_ends_where_its_caller_is_killed():
     assert wait_until_gone(pid)
 
 
-def test_ctrl_c_ends_the_worker_and_what_runs_in_it(export_dir):
-    write(export_dir, predict("forever", ROWS))
+def test_ctrl_c_ends_the_worker_and_what_runs_in_it(export_dir: str) -> None:
+    write_warmup_file(export_dir, predict_log("forever", x=ROWS))
     caller = run_script(
         _START
         + """
@@ -395,7 +336,7 @@ from keras_warmup.verification import verify
 try:
     verify(sys.argv[1], isolated=True)
 except KeyboardInterrupt:
-    print("interrupted", isolation._worker, flush=True)
+    print("interrupted", worker._worker, flush=True)
 """,
         export_dir,
     )
@@ -410,18 +351,18 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_leaves_the_worker_alone():
+def test_a_forked_child_leaves_the_worker_alone() -> None:
     code = (
         _START
         + """
-pid = isolation._worker.process.pid
+pid = worker._worker.process.pid
 child = os.fork()
 if child == 0:
-    print(isolation._worker, flush=True)
+    print(worker._worker, flush=True)
     sys.exit()
 os.waitpid(child, 0)
-print(isolation._worker.process.pid == pid and isolation._worker.process.poll() is None)
-isolation._worker.wait_until_ready()
+print(worker._worker.process.pid == pid and worker._worker.process.poll() is None)
+worker._worker.wait_until_ready()
 print("ready")
 """
     )
@@ -430,13 +371,20 @@ print("ready")
     assert out.splitlines()[1:] == ["None", "True", "ready"], err
 
 
-def test_modules_beside_the_caller_hide_none_of_pythons(good_dir, tmp_path):
+def test_modules_in_the_directory_of_the_caller_hide_none_of_pythons(
+    good_dir: str, tmp_path: pathlib.Path
+) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit('the wrong json')")
-    code = "import sys; sys.path.pop(0)\nfrom keras_warmup.verification import verify\nprint(verify(sys.argv[1], isolated=True).ok)"
+    code = """
+import sys
+sys.path.pop(0)
+from keras_warmup.verification import verify
+print(verify(sys.argv[1], isolated=True).ok)
+"""
     caller = subprocess.run(
         [sys.executable, "-c", code, good_dir],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": isolation._PACKAGE_ROOT},
+        env={**os.environ, "PYTHONPATH": child_process.PACKAGE_ROOT},
         capture_output=True,
         text=True,
         check=False,
@@ -470,7 +418,7 @@ REGISTER_KERNEL_BUILDER(Name("MoonbeamCopy").Device(tensorflow::DEVICE_CPU), Moo
     not sys.platform.startswith("linux"), reason="loaded libraries are found on Linux only"
 )
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile an op library with")
-def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path):
+def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path: pathlib.Path) -> None:
     source, library = tmp_path / "moonbeam.cc", tmp_path / "moonbeam.so"
     source.write_text(_OP_LIBRARY)
     flags = [*tf.sysconfig.get_compile_flags(), *tf.sysconfig.get_link_flags()]
@@ -479,10 +427,10 @@ def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path):
         check=True,
         timeout=300,
     )
-    isolation.close_worker()
-    assert isolation.loaded_op_libraries() == []
+    worker.close_worker()
+    assert worker.loaded_op_libraries() == []
     ops = tf.load_op_library(str(library))
-    assert isolation.loaded_op_libraries() == [str(library)]
+    assert worker.loaded_op_libraries() == [str(library)]
     for die in (False, True):
         m = tf.Module()
         m.copy = tf.function(
@@ -498,10 +446,38 @@ def test_op_libraries_of_the_caller_are_loaded_in_the_worker(tmp_path):
                 namespace_whitelist=["Moonbeam"], experimental_custom_gradients=False
             ),
         )
-        write(path, predict("serving_default", ROWS))
+        write_warmup_file(path, predict_log("serving_default", x=ROWS))
         with pytest.warns(UserWarning, match="MoonbeamCopy"):
             report = verify(path, isolated=True)
         assert report.ok is not die, report.failures
     assert report.failures == (
-        "The process that ran the model died (SIGABRT) while replaying record 0. A server would end too.",
+        "The process that ran the model died (SIGABRT) while replaying record 0. A server would "
+        "crash too.",
     )
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "memory_limit_bytes", "message"),
+    [
+        (0, None, "timeout_s must be a number > 0 and <= 604800, got 0."),
+        (float("nan"), None, "timeout_s must be a number > 0 and <= 604800, got nan."),
+        ("8", None, "timeout_s must be a number > 0 and <= 604800, got '8'."),
+        (True, None, "timeout_s must be a number > 0 and <= 604800, got True."),
+        (604801, None, "timeout_s must be a number > 0 and <= 604800, got 604801."),
+        (8, 0, "memory_limit_bytes must be an integer >= 1 or None, got 0."),
+        (8, 1.5, "memory_limit_bytes must be an integer >= 1 or None, got 1.5."),
+    ],
+    ids=["zero", "nan", "str", "bool", "weeks", "no-memory", "float-memory"],
+)
+def test_limits_out_of_range_are_refused(
+    timeout_s: Any, memory_limit_bytes: Any, message: str
+) -> None:
+    with pytest.raises(OptionsError) as caught:
+        worker.check_limits(timeout_s, memory_limit_bytes)
+    assert str(caught.value) == message
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="limits of memory need Linux")
+def test_limits_in_range_are_taken() -> None:
+    worker.check_limits(604800, 1)
+    worker.check_limits(0.5, None)
