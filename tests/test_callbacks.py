@@ -71,6 +71,8 @@ class Exports(list[dict[str, Any]]):
             raise self.error
         with staged(path, overwrite=options["overwrite"]) as staging:
             pathlib.Path(staging, "saved_model.pb").write_text(str(model.get_weights()[0].ravel()))
+            # A new directory may get the inode of a removed one; `variables` tells them apart.
+            pathlib.Path(staging, "variables").mkdir()
         record = RecordReport("serve", "predict", 2, {"features": (2, 3)}, (), "captured", 100)
         return WarmupReport(staging.published.path, None, (record,)), staging.published
 
@@ -810,7 +812,8 @@ def test_version_that_somebody_replaced_is_kept_with_a_warning(
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), Replace(), export, epochs=3)
     assert tree(tmp_path) == ["1", "3"]
-    assert [str(warning.message) for warning in caught] == [
+    # Keras itself may cause DeprecationWarnings of NumPy.
+    assert [str(one.message) for one in caught if one.category is UserWarning] == [
         f"WarmupExport keeps a version more than max_to_keep=1. Cannot remove '{tmp_path}/1': it "
         "is not the directory that was published there; somebody has replaced it since."
     ]
