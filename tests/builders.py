@@ -225,7 +225,7 @@ def make_signature(
     defaults: Iterable[str] = (),
     key: str = "serving_default",
 ) -> Signature:
-    """Builds a Predict signature of inputs given as name -> (dtype, shape), with one float output."""
+    """Builds a Predict signature from input name -> (dtype, shape), with one float output."""
     tensors = {
         name: SignatureTensor(name, f"{name}:0", dtype, shape)
         for name, (dtype, shape) in inputs.items()

@@ -428,7 +428,7 @@ def test_captured_batches_come_before_made_up_rows_and_data_before_both(
         ),
         pytest.param(
             np.zeros((12, 5), "float32"),
-            "got float32 [2, 5] from x (shape differs in dimension 1)",
+            "got float32 [2, 5] from x (shape differs in dimensions [1])",
             id="shape",
         ),
         pytest.param(

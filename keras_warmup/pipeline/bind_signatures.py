@@ -163,7 +163,9 @@ class _Binder:
             ]
         if signature.key in inputs.structures:
             signature = dataclasses.replace(signature, structure=inputs.structures[signature.key])
-        batches = [parse_if_needed(batch, signature, formats, self._parsers) for batch in inputs.batches]
+        batches = [
+            parse_if_needed(batch, signature, formats, self._parsers) for batch in inputs.batches
+        ]
         if inputs.model is None:
             for batch in batches:
                 _require_agreement(batch, signature)

@@ -51,6 +51,19 @@ def test_a_model_that_calls_python_is_never_published(tmp_path: pathlib.Path) ->
     assert os.listdir(tmp_path) == []
 
 
+def test_the_own_call_of_a_model_is_refused_and_not_left_cold_without_data(
+    tmp_path: pathlib.Path,
+) -> None:
+    x = input_of_four("x")
+    doubled = keras.layers.Lambda(
+        lambda x: tf.ensure_shape(tf.numpy_function(np.double, [x], tf.float64), [None, 4]),
+        output_shape=(4,),
+    )
+    with pytest.raises(SignatureError, match="which a server does not have"):
+        kw.save(keras.Model(x, doubled(x)), tmp_path / "1")
+    assert os.listdir(tmp_path) == []
+
+
 class SparseAndDense(tf.Module):
     @tf.function(input_signature=[tf.SparseTensorSpec([None, 4], tf.float32)])
     def sparse(self, x: tf.SparseTensor) -> dict[str, tf.SparseTensor]:
@@ -69,6 +82,39 @@ def test_a_signature_that_no_request_can_reach_leaves_the_others_warm(
     with pytest.warns(UserWarning, match="Signature 'sparse' .* stays cold"):
         report = kw.save(module, tmp_path / "1", signatures, data=random_rows(4))
     assert [record.signature_key for record in report.records] == ["serving_default"]
+
+
+def test_a_signature_that_was_asked_for_is_refused_and_not_left_cold(
+    tmp_path: pathlib.Path,
+) -> None:
+    module = SparseAndDense()
+    signatures = {"serving_default": module.dense, "sparse": module.sparse}
+    options = {"signatures": ["serving_default", "sparse"]}
+    with pytest.raises(SignatureError, match="No request can be made for signature 'sparse'"):
+        kw.save(module, tmp_path / "1", signatures, data=random_rows(4), warmup=options)
+    assert os.listdir(tmp_path) == []
+
+
+class FixesTwoSizes(tf.Module):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([2], tf.float32, name="a"),
+            tf.TensorSpec([3], tf.float32, name="b"),
+        ]
+    )
+    def join(self, a: tf.Tensor, b: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": tf.concat([a, b], axis=0)}
+
+
+def test_inputs_that_fix_different_batch_sizes_are_refused(tmp_path: pathlib.Path) -> None:
+    module = FixesTwoSizes()
+    data = {"a": random_rows(), "b": random_rows()}
+    with pytest.raises(SignatureError) as error:
+        kw.save(module, tmp_path / "1", module.join, data=data)
+    assert str(error.value) == (
+        "Signature 'serving_default' fixes different sizes of dimension 0 for its inputs ([2, 3]), "
+        "so rows of one batch cannot fill them."
+    )
 
 
 def test_data_keyed_by_crossed_input_names_is_never_swapped(tmp_path: pathlib.Path) -> None:

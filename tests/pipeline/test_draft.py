@@ -240,6 +240,21 @@ def test_a_twin_that_no_server_could_run_refuses_the_export(
     assert os.listdir(tmp_path) == []
 
 
+class ReadsMissingFile(tf.Module):
+    @tf.function(input_signature=[X])
+    def read(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x, "text": tf.io.read_file("/no/such/file")}
+
+
+def test_a_failure_that_does_not_depend_on_the_rows_refuses_the_export(
+    tmp_path: pathlib.Path,
+) -> None:
+    module = ReadsMissingFile()
+    with pytest.raises(ReplayError, match="NOT_FOUND"):
+        kw.save(module, tmp_path / "1", signatures=module.read)
+    assert os.listdir(tmp_path) == []
+
+
 class ReadsNumbers(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
     def read(self, text: tf.Tensor) -> dict[str, tf.Tensor]:

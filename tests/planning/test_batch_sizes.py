@@ -79,6 +79,8 @@ def test_the_batching_parameters_of_the_server_decide_the_sizes(
 
 
 def test_sizes_over_the_maximum_of_the_server_are_refused() -> None:
+    plan = plan_with(bound_signature(), batching=UP_TO_32, batch_sizes=[32])
+    assert planned_sizes(plan) == [("serving_default", 32)]
     with pytest.raises(OptionsError) as error:
         plan_with(bound_signature(), batching=UP_TO_32, batch_sizes=[64])
     assert str(error.value) == (

@@ -127,6 +127,14 @@ def test_filters_and_kinds_that_no_signature_serves_are_refused() -> None:
         plan_with(bound_signature(), kinds=["predict", "regress"])
 
 
+def test_a_kind_asked_for_is_written_even_where_another_kind_warms_the_same_tensors() -> None:
+    signature = bound_signature(fetches=("classes", "scores"))
+    signature = dataclasses.replace(signature, kinds=("classify", "predict"))
+    assert [request.kind for request in plan_with(signature).requests] == ["classify"]
+    plan = plan_with(signature, kinds=["classify", "predict"])
+    assert [request.kind for request in plan.requests] == ["classify", "predict"]
+
+
 def task(key: str, kind: RequestKind, **changes: Any) -> BoundSignature:
     """Builds a signature that is only a task of a MultiInference."""
     return dataclasses.replace(bound_signature(key, **changes), kinds=(), task=kind)
