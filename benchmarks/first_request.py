@@ -192,7 +192,7 @@ def variant_of(name: str, export_dir: str, directory: str, logs: Sequence[Any]) 
 
 def sample(variant: Variant, probe: Probe, count: int) -> RunTiming:
     """Measures in one fresh process."""
-    return ProcessEngine(variant.export_dir).sample(probe.logs, count, variant.file)
+    return ProcessEngine(variant.export_dir).time_run(probe.logs, count, variant.file)
 
 
 def smallest_by_trial(

@@ -14,6 +14,7 @@ from keras_warmup._version import __version__ as __version__
 if TYPE_CHECKING:
     import keras_warmup.endpoints as endpoints  # noqa: PLR0402
     from keras_warmup.bench.benchmark import benchmark as benchmark
+    from keras_warmup.bench.model_server import ModelServer as ModelServer
     from keras_warmup.callbacks import BatchCapture as BatchCapture
     from keras_warmup.callbacks import WarmupExport as WarmupExport
     from keras_warmup.errors import WarmupError as WarmupError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "WarmupExport": "callbacks",
     "BatchCapture": "callbacks",
+    "ModelServer": "bench.model_server",
     "WarmupError": "errors",
     "export_with_warmup": "export",
     "save": "export",
@@ -41,6 +43,7 @@ _MODULE_OF = {
 
 __all__ = [
     "BatchCapture",
+    "ModelServer",
     "WarmupError",
     "WarmupExport",
     "WarmupOptions",

@@ -1,7 +1,7 @@
-"""`python -m keras_warmup`."""
+"""Runs the command line: `python -m keras_warmup`."""
 
 import sys
 
-from keras_warmup.cli.commands import main
+from keras_warmup.cli import main
 
 sys.exit(main())

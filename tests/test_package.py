@@ -11,6 +11,7 @@ import keras_warmup as kw
 
 PUBLIC = [
     "BatchCapture",
+    "ModelServer",
     "WarmupError",
     "WarmupExport",
     "WarmupOptions",

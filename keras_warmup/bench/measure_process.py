@@ -1,7 +1,7 @@
-"""One fresh process of a measurement: load, replay the warmup file or not, then time requests.
+"""Runs one measurement in a process of its own: loads a model, replays records, times requests.
 
-Run as `python -m keras_warmup.bench.measure_process JOB.json`, by `measuring`. Imports as little as it can: what TensorFlow and this
-package import is not in the figures, but costs seconds each time.
+`ProcessEngine` starts it as `python -m keras_warmup.bench.measure_process JOB.json`. It imports as
+little as possible: imports are not part of the figures, but take seconds in each process.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one measurement.
 
     Args:
-        job: `export_dir`; `warmup_file`, a TFRecord of `PredictionLog`s to replay before the first request, or `None`;
-            `requests_file`, those to send; `requests`, how many to send, in turn.
+        job: `export_dir`; `warmup_file`, a TFRecord of `PredictionLog`s to replay before the first
+            request, or `None`; `requests_file`, a TFRecord of the requests to send; `requests`, the
+            number of requests to send, in turn.
 
     Returns:
-        `load_ms`, and `replay_ms` and `request_ms` with one figure a record and a request.
+        `load_ms`, `replay_ms` (a figure for each record) and `request_ms` (one for each request).
 
     Raises:
         WarmupError: the model does not load, or a record or request fails.
     """
     requests = list(read_records(job["requests_file"]))
-    warmup = [] if job["warmup_file"] is None else list(read_records(job["warmup_file"]))
-    _start_eager(requests + warmup)
+    records = [] if job["warmup_file"] is None else list(read_records(job["warmup_file"]))
+    _start_eager_runtime(requests + records)
     with open_session(job["export_dir"]) as session:
-        replay_ms = [_time_ms(session, log) for log in warmup]
+        replay_ms = [_time_ms(session, log) for log in records]
         request_ms = [
             _time_ms(session, requests[index % len(requests)]) for index in range(job["requests"])
         ]
@@ -48,23 +49,28 @@ def _time_ms(session: ServingSession, log: PredictionLog) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def _start_eager(logs: list[PredictionLog]) -> None:
-    """Parses each dtype once: TensorFlow's eager runtime starts with the first one, which no server pays for."""
+def _start_eager_runtime(logs: list[PredictionLog]) -> None:
+    """Parses each dtype once.
+
+    The first parsed tensor starts TensorFlow's eager runtime, which a server does not have, so its
+    start must not be part of a figure.
+    """
     seen = set()
     for log in logs:
-        for name, proto in (
-            log.predict_log.request.inputs.items() if log.HasField("predict_log") else ()
-        ):
+        for name, proto in log.predict_log.request.inputs.items():
             if proto.dtype not in seen:
                 seen.add(proto.dtype)
                 try:
                     to_array(name, proto)
-                except ServerStatusError:  # the replay will say so, as the server does
+                except ServerStatusError:  # the replay will report it, as the server does
                     continue
 
 
 def main(arguments: list[str]) -> int:
-    """Reads the job from the file named, writes what was measured, or what failed, to the file the job names."""
+    """Runs the job in the file named by the argument, and writes its result or its error.
+
+    The job's `result_file` names the file to write.
+    """
     with open(arguments[0], encoding="utf-8") as file:
         job = json.load(file)
     try:

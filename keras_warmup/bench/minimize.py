@@ -1,9 +1,10 @@
-"""Which records of a warmup file warm nothing new, found by measuring.
+"""Finds the records of a warmup file that warm nothing new by measuring, and drops them.
 
-A record warms something exactly if its replay costs more than the same request costs later. So the file is replayed in
-fresh processes, larger batches first (a batch of one never warms the first matrix product, a larger one warms both), and
-a record that costs no more than it does afterwards is a candidate. The candidates are then left out together, and their
-requests must be as fast as with the whole file. Whatever the noise leaves open is kept.
+A record warms something exactly if its replay costs more than the same request costs later. So the
+file is replayed in fresh processes, larger batches first (a batch of 1 never warms the first matrix
+product, a larger one warms both), and a record that costs no more than it does later is a
+candidate. Then the candidates are left out together, and their requests must be as fast as with the
+whole file. Where the noise does not allow a decision, the record is kept.
 """
 
 from __future__ import annotations
@@ -11,47 +12,55 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.bench.processes import MIN_FIGURES, Engine, ProcessEngine, RunTiming, Timings
-from keras_warmup.bench.report import render_ms
-from keras_warmup.errors import OptionsError, RecordsError
+from keras_warmup.bench.processes import (
+    MIN_VALUES,
+    UNLIMITED,
+    Engine,
+    ProcessEngine,
+    Progress,
+    RunTiming,
+    Timings,
+    check_count,
+)
+from keras_warmup.bench.report import render_ms, render_table
+from keras_warmup.errors import RecordsError
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.paths import as_path
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_all_records, warmup_path, write_records
-from keras_warmup.report import printable, to_plain
+from keras_warmup.report import to_plain
+from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Progress = Callable[[int, int, str], None]
-
-# Costs up to these above the steady ones are noise: oneDNN's primitives for a new shape are a quarter of a steady request.
+# A difference of less than either is noise. (oneDNN's primitives for a new shape cost a quarter of
+# a steady request.)
 _TOLERANCE = 0.1
 _TOLERANCE_MS = 0.5
-# Each record once more for its steady cost, after the whole file.
+# Requests for each record after the replay of the whole file, for its later cost.
 _REPEATS = 2
-_UNLIMITED = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
 class RedundantRecord:
-    """A record that warms nothing the others do not warm.
+    """A record that warms nothing that other records do not warm.
 
     Attributes:
-        index: its place in the file, from 0.
+        index: its position in the file, from 0.
         signature_key: the signature it runs.
         kind: the request kind.
         batch_size: rows, or `None` where the inputs have no batch dimension.
-        output_filter: aliases asked for; empty means all outputs.
-        replay_ms: median of what its replay cost after the records before it, milliseconds.
-        steady_ms: median of what the same request cost later.
-        why: the same in words.
+        output_filter: requested output aliases; empty means all outputs.
+        replay_ms: median time of its replay after the records before it, milliseconds.
+        steady_ms: median time of the same request later.
+        why: both figures in words.
     """
 
     index: int
@@ -66,15 +75,17 @@ class RedundantRecord:
 
 @dataclasses.dataclass(frozen=True)
 class MinimizeReport:
-    """What `minimize` found.
+    """The records of a warmup file that are needed, and those that are not.
 
     Attributes:
         export_dir: the SavedModel.
-        records: records in its warmup file.
-        kept: places of the records that are needed, or may be.
-        redundant: the others.
-        load_added_ms: median time that replaying the whole file takes, milliseconds.
-        load_saved_ms: how much of it the redundant records take, as the difference of medians; may be noise.
+        records: number of records that were measured.
+        kept: positions of the records that are needed, or may be.
+        redundant: the other records.
+        dropped: whether the redundant records were removed from the file.
+        load_added_ms: median time to replay all records, milliseconds.
+        load_saved_ms: part of it that the redundant records take, as the difference of medians; may
+            be noise.
         processes: fresh processes for each figure.
     """
 
@@ -82,6 +93,7 @@ class MinimizeReport:
     records: int
     kept: tuple[int, ...]
     redundant: tuple[RedundantRecord, ...]
+    dropped: bool
     load_added_ms: float
     load_saved_ms: float
     processes: int
@@ -92,86 +104,110 @@ class MinimizeReport:
         return plain
 
     def __rich__(self) -> RenderableType:
-        from rich import box
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        summary = Text(
-            f"{len(self.redundant)} of {self.records} records warm nothing new. Replaying all takes "
-            f"{render_ms(self.load_added_ms)} ms, without them about {render_ms(max(0.0, self.load_saved_ms))} ms less "
-            f"(medians of {self.processes} fresh processes)."
-        )
+        found = f"Redundant records: {len(self.redundant)} of {self.records}"
+        dropped = ", dropped from the file" if self.dropped else ""
+        cost = f"Replaying all records takes {render_ms(self.load_added_ms)} ms"
+        saved_ms = render_ms(max(0.0, self.load_saved_ms))
+        saved = f", without these about {saved_ms} ms less" if self.redundant else ""
+        processes = f"medians of {self.processes} fresh processes"
+        summary = Text(f"{found}{dropped}. {cost}{saved} ({processes}).")
         if not self.redundant:
             return summary
-        table = Table("record", "signature", "kind", "batch", "why", box=box.SIMPLE_HEAD)
-        for one in self.redundant:
-            # As Text: rich would read the brackets of a name as markup.
-            cells = (
-                str(one.index),
-                one.signature_key,
-                one.kind,
-                str(one.batch_size or "-"),
-                one.why,
-            )
-            table.add_row(*(Text(printable(cell)) for cell in cells))
-        return Group(table, summary)
+        rows = [
+            {
+                "record": str(record.index),
+                "signature": record.signature_key,
+                "kind": record.kind,
+                "batch": str(record.batch_size or "-"),
+                "why": record.why,
+            }
+            for record in self.redundant
+        ]
+        return Group(render_table("", rows), summary)
 
 
 def minimize(
-    export_dir: str | os.PathLike[str], *, processes: int = 3, progress: Progress | None = None
+    export_dir: str | os.PathLike[str],
+    *,
+    processes: int = MIN_VALUES,
+    dry_run: bool = False,
+    refuse_unsafe_ops: bool = False,
+    progress: Progress | None = None,
 ) -> MinimizeReport:
-    """Finds the records of a warmup file that warm nothing new.
+    """Drops the records of a warmup file that warm nothing new.
+
+    The file is replaced atomically, and only if there are such records.
 
     Args:
         export_dir: a SavedModel with a warmup file.
         processes: fresh processes for each figure, three or more.
-        progress: called with `(done, total, what)` after each process.
-
-    Returns:
-        What is redundant; the file is as it was. `drop_records` rewrites it.
+        dry_run: leave the file as it is.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything runs if the model has ops that
+            touch files, network or processes. Defaults to `False`: warn.
+        progress: called with `(done, total, step)` after each process.
 
     Raises:
         OptionsError: fewer than three processes.
-        RecordsError: there is no warmup file, or it cannot be read.
+        SignatureError: there is no SavedModel, or it is damaged.
+        UnsafeOpsError: the model has unsafe ops, and `refuse_unsafe_ops` is set.
+        RecordsError: there is no warmup file, it cannot be read, or it changed meanwhile.
         ReplayError: the model does not load, or a record fails.
     """
-    if isinstance(processes, bool) or not isinstance(processes, int) or processes < MIN_FIGURES:
-        raise OptionsError(f"processes must be an integer >= {MIN_FIGURES}, got {processes!r}.")
+    check_count("processes", processes, at_least=MIN_VALUES)
     directory = as_path(export_dir)
+    check_saved_model(directory, refuse=refuse_unsafe_ops)
     logs = read_all_records(directory)
-    found, costs = find_redundant(
-        ProcessEngine(directory), logs, processes=processes, progress=progress
-    )
-    redundant = tuple(
-        _redundant_record(index, logs[index], *found[index]) for index in sorted(found)
-    )
-    kept = tuple(index for index in range(len(logs)) if index not in found)
+    found = find_redundant(ProcessEngine(directory), logs, processes=processes, progress=progress)
+    redundant = {record.index for record in found.records}
+    kept = tuple(index for index in range(len(logs)) if index not in redundant)
+    dropped = bool(redundant) and not dry_run
+    if dropped:
+        _drop_records(directory, logs, kept)
     return MinimizeReport(
-        directory, len(logs), kept, redundant, costs[0], costs[0] - costs[1], processes
+        export_dir=directory,
+        records=len(logs),
+        kept=kept,
+        redundant=found.records,
+        dropped=dropped,
+        load_added_ms=found.whole_ms,
+        load_saved_ms=found.whole_ms - found.rest_ms,
+        processes=processes,
     )
 
 
-def drop_records(report: MinimizeReport) -> None:
-    """Rewrites the warmup file without its redundant records.
-
-    Args:
-        report: what `minimize` found.
-
-    Raises:
-        RecordsError: the file has changed since.
-    """
-    path = warmup_path(report.export_dir)
-    logs = read_all_records(path)
-    if len(logs) != report.records:
+def _drop_records(export_dir: str, logs: Sequence[PredictionLog], kept: Sequence[int]) -> None:
+    """Rewrites the warmup file with some of its records, unless it changed since it was read."""
+    path = warmup_path(export_dir)
+    if _serialize(read_all_records(path)) != _serialize(logs):
         raise RecordsError(
-            f"Warmup file {path!r} holds {len(logs)} records, {report.records} when it was measured. Measure it again."
+            f"Warmup file {path!r} changed while its {len(logs)} records were measured. It was "
+            "left as it is; minimize it again."
         )
-    if report.redundant:
-        size = tf.io.gfile.stat(path).length
-        write_records(
-            path, [logs[index] for index in report.kept], max_records=MAX_RECORDS, max_bytes=size
-        )
+    size = tf.io.gfile.stat(path).length
+    records = [logs[index] for index in kept]
+    write_records(path, records, max_records=MAX_RECORDS, max_bytes=size)
+
+
+def _serialize(logs: Sequence[PredictionLog]) -> list[bytes]:
+    return [log.SerializeToString(deterministic=True) for log in logs]
+
+
+@dataclasses.dataclass(frozen=True)
+class RedundantRecords:
+    """The redundant records of a file, and what they cost.
+
+    Attributes:
+        records: the redundant records, in the order of the file.
+        whole_ms: median time to replay all records.
+        rest_ms: median time to replay the others.
+    """
+
+    records: tuple[RedundantRecord, ...]
+    whole_ms: float
+    rest_ms: float
 
 
 def find_redundant(
@@ -180,121 +216,119 @@ def find_redundant(
     *,
     processes: int,
     progress: Progress | None = None,
-) -> tuple[dict[int, tuple[Timings, Timings]], tuple[float, float]]:
-    """Finds redundant records.
+) -> RedundantRecords:
+    """Finds the records that warm nothing new.
 
     Args:
-        engine: what to start.
+        engine: runs the model.
         logs: the records.
-        processes: starts for each figure.
-        progress: called with `(done, total, what)`.
-
-    Returns:
-        Place -> its costs when replayed and afterwards; and the median cost of replaying all, and the others.
+        processes: runs for each figure.
+        progress: called with `(done, total, step)` after each run.
     """
-    report = progress or (lambda done, total, what: None)
+    report = progress or (lambda done, total, step: None)
     order = sorted(
         range(len(logs)), key=lambda index: -(describe_log(logs[index])["batch_size"] or 0)
     )
+    requests = [logs[index] for index in order]
     with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
-        whole = _write(directory, "whole", [logs[index] for index in order])
-        samples = []
+        whole = _write(directory, "whole", requests)
+        runs = []
         for turn in range(processes):
-            samples.append(
-                engine.sample([logs[index] for index in order], _REPEATS * len(logs), whole)
-            )
+            runs.append(engine.time_run(requests, _REPEATS * len(logs), whole))
             report(turn + 1, 2 * processes, "all records")
-        found = _candidates(logs, order, samples)
-        cost = _replay_cost(samples)
+        found = _candidates(logs, order, runs)
         if not found:
             report(processes, processes, "all records")
-            return {}, (cost, cost)
-        checked = _one_of_each(logs, found)
-        total = processes * (1 + 2 * len(checked))
+            return RedundantRecords((), _replay_ms(runs), _replay_ms(runs))
+        checked = _one_of_each_shape(logs, found)
         rest = _write(directory, "rest", [logs[index] for index in order if index not in found])
-        with_all: Mapping[int, list[RunTiming]] = {index: [] for index in checked}
-        without: Mapping[int, list[RunTiming]] = {index: [] for index in checked}
-        done = processes
+        with_whole: dict[int, list[RunTiming]] = {index: [] for index in checked}
+        with_rest: dict[int, list[RunTiming]] = {index: [] for index in checked}
+        done, total = processes, processes * (1 + 2 * len(checked))
         for turn in range(processes):
             for index in checked:
-                pair = [(with_all, whole), (without, rest)]
-                for samples_of, file in pair if turn % 2 == 0 else reversed(pair):
-                    samples_of[index].append(engine.sample([logs[index]], _REPEATS, file))
+                pair = [(with_whole, whole), (with_rest, rest)]
+                for timings, file in pair if turn % 2 == 0 else reversed(pair):
+                    timings[index].append(engine.time_run([logs[index]], _REPEATS, file))
                     done += 1
                     report(done, total, f"record {index}")
-        for index in checked:
-            if not _as_fast(_firsts(without[index]), _firsts(with_all[index])):
-                same = _identity(logs[index])
-                found = {
-                    other: figures
-                    for other, figures in found.items()
-                    if _identity(logs[other]) != same
-                }
-        spared = _replay_cost([one for samples_of in without.values() for one in samples_of])
-        whole_cost = _replay_cost([one for samples_of in with_all.values() for one in samples_of])
-    return found, (whole_cost, spared if found else whole_cost)
+    for index in checked:
+        if not _as_fast(_first_ms(with_rest[index]), _first_ms(with_whole[index])):
+            slow = _shape_of(logs[index])
+            found = {at: record for at, record in found.items() if _shape_of(logs[at]) != slow}
+    whole_ms = _replay_ms([timing for timings in with_whole.values() for timing in timings])
+    rest_ms = _replay_ms([timing for timings in with_rest.values() for timing in timings])
+    records = tuple(found[index] for index in sorted(found))
+    return RedundantRecords(records, whole_ms, rest_ms if found else whole_ms)
 
 
 def _candidates(
-    logs: Sequence[PredictionLog], order: Sequence[int], samples: Sequence[RunTiming]
-) -> dict[int, tuple[Timings, Timings]]:
-    found: dict[int, tuple[Timings, Timings]] = {}
-    groups: dict[bytes, list[int]] = {}
-    for place, index in enumerate(order):
-        groups.setdefault(logs[index].SerializeToString(deterministic=True), []).append(place)
-    for places in groups.values():
-        later = tuple(
-            sample.request_ms[place + turn * len(order)]
-            for sample in samples
-            for place in places
-            for turn in range(_REPEATS)
+    logs: Sequence[PredictionLog], order: Sequence[int], runs: Sequence[RunTiming]
+) -> dict[int, RedundantRecord]:
+    """Returns the records whose replay costs no more than the same request later.
+
+    Args:
+        logs: the records.
+        order: their indices in the order of the replay.
+        runs: replays of all records in this order, each followed by all requests `_REPEATS` times.
+    """
+    found: dict[int, RedundantRecord] = {}
+    equal_places: dict[bytes, list[int]] = {}
+    for place, data in enumerate(_serialize([logs[index] for index in order])):
+        equal_places.setdefault(data, []).append(place)
+    for places in equal_places.values():
+        later = Timings(
+            tuple(
+                run.request_ms[place + repeat * len(order)]
+                for run in runs
+                for place in places
+                for repeat in range(_REPEATS)
+            )
         )
-        # The first of equal records is judged alone; the others can only repeat it, so they are judged together.
+        # The first of equal records is judged alone. The others only repeat it: judged together.
         for judged in (places[:1], places[1:]):
-            costs = tuple(sample.replay_ms[place] for sample in samples for place in judged)
-            if judged and _as_fast(Timings(costs), Timings(later)):
-                found.update({order[place]: (Timings(costs), Timings(later)) for place in judged})
+            replay = Timings(tuple(run.replay_ms[place] for run in runs for place in judged))
+            if judged and _as_fast(replay, later):
+                for index in (order[place] for place in judged):
+                    found[index] = _redundant_record(index, logs[index], replay, later)
     # One record must stay, or nothing would be warm.
     if len(found) == len(order):
         del found[order[0]]
     return found
 
 
-def _as_fast(figures: Timings, others: Timings) -> bool:
-    """Whether these are no slower than the others; in doubt not."""
-    if figures.median - others.median > max(_TOLERANCE * others.median, _TOLERANCE_MS):
+def _as_fast(timings: Timings, others: Timings) -> bool:
+    """Returns whether the timings are no slower than the others; `False` in doubt."""
+    if timings.median - others.median > max(_TOLERANCE * others.median, _TOLERANCE_MS):
         return False
-    return not figures.exceeds(others)
+    return not timings.exceeds(others)
 
 
-def _one_of_each(logs: Sequence[PredictionLog], found: Mapping[int, Any]) -> list[int]:
+def _one_of_each_shape(logs: Sequence[PredictionLog], found: Mapping[int, Any]) -> list[int]:
     chosen: dict[Hashable, int] = {}
     for index in sorted(found):
-        chosen.setdefault(_identity(logs[index]), index)
+        chosen.setdefault(_shape_of(logs[index]), index)
     return list(chosen.values())
 
 
-def _identity(log: PredictionLog) -> Hashable:
+def _shape_of(log: PredictionLog) -> Hashable:
+    """Returns what requests that run the same tensors with rows of the same shapes share."""
     about = describe_log(log)
-    return (
-        about["signature_key"],
-        about["kind"],
-        about["output_filter"],
-        tuple(sorted(about["shapes"].items())),
-    )
+    shapes = tuple(sorted(about["shapes"].items()))
+    return about["signature_key"], about["kind"], about["output_filter"], shapes
 
 
-def _firsts(samples: Sequence[RunTiming]) -> Timings:
-    return Timings(tuple(sample.request_ms[0] for sample in samples))
+def _first_ms(runs: Sequence[RunTiming]) -> Timings:
+    return Timings(tuple(run.request_ms[0] for run in runs))
 
 
-def _replay_cost(samples: Sequence[RunTiming]) -> float:
-    return Timings(tuple(sum(sample.replay_ms) for sample in samples)).median
+def _replay_ms(runs: Sequence[RunTiming]) -> float:
+    return Timings(tuple(sum(run.replay_ms) for run in runs)).median
 
 
 def _write(directory: str, name: str, logs: Sequence[PredictionLog]) -> str:
     path = os.path.join(directory, name)
-    write_records(path, logs, max_records=_UNLIMITED, max_bytes=_UNLIMITED)
+    write_records(path, logs, max_records=UNLIMITED, max_bytes=UNLIMITED)
     return path
 
 
@@ -303,12 +337,13 @@ def _redundant_record(
 ) -> RedundantRecord:
     about = describe_log(log)
     return RedundantRecord(
-        index,
-        about["signature_key"],
-        about["kind"] or "none",
-        about["batch_size"],
-        about["output_filter"],
-        replay.median,
-        later.median,
-        f"its replay costs {render_ms(replay.median)} ms after the others, {render_ms(later.median)} ms when all is warm",
+        index=index,
+        signature_key=about["signature_key"],
+        kind=about["kind"] or "none",
+        batch_size=about["batch_size"],
+        output_filter=about["output_filter"],
+        replay_ms=replay.median,
+        steady_ms=later.median,
+        why=f"its replay takes {render_ms(replay.median)} ms after the others, the same request "
+        f"{render_ms(later.median)} ms later",
     )

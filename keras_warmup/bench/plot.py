@@ -1,12 +1,12 @@
-"""A picture of a `BenchmarkReport`; needs matplotlib, the extra `plot`."""
+"""Plots a `BenchmarkReport`; requires matplotlib, the extra `plot`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from keras_warmup.bench.report import BenchmarkReport, render_ms
+from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, Range, render_ms
 from keras_warmup.errors import OptionsError
 
 if TYPE_CHECKING:
@@ -14,62 +14,77 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLD, WARM, STEADY = "#3b6fb6", "#e07b39", "#8c8c8c"
-Series = tuple[str, str, Sequence[tuple[float | None, tuple[float, float] | None]]]
-# More bars than this are not read at a glance.
+# More groups of bars cannot be read at a glance.
 MAX_GROUPS = 12
 
 
+class Series(NamedTuple):
+    """Bars of one colour, one in each group.
+
+    Attributes:
+        name: name in the legend.
+        colour: colour of the bars.
+        bars: value, and its least and greatest, milliseconds; `None` leaves a place empty, or a
+            bar without a range.
+    """
+
+    name: str
+    colour: str
+    bars: Sequence[tuple[float | None, Range | None]]
+
+
 def plot_report(report: BenchmarkReport, path: str | os.PathLike[str]) -> None:
-    """Draws cold and warm first request beside the steady one, on a log scale.
+    """Plots the cold and the warm first request beside the steady one, on a log scale.
 
     Args:
-        report: what was measured. Of more than 12 entries those with the slowest first request are drawn.
-        path: the picture to write; its ending gives the format, such as `.png` or `.svg`.
+        report: figures to plot. Of more than 12 entries, those with the slowest first request are
+            plotted.
+        path: file to write; its suffix selects the format, such as `.png` or `.svg`.
 
     Raises:
         OptionsError: matplotlib is not installed, or cannot write this format.
     """
     entries = sorted(
-        report.entries, key=lambda one: one.cold_ms or one.warm_ms or 0.0, reverse=True
+        report.entries, key=lambda entry: entry.cold_ms or entry.warm_ms or 0.0, reverse=True
     )[:MAX_GROUPS]
-    several_kinds = {entry.kind for entry in entries} != {"predict"}
-    labels = []
-    for entry in entries:
-        parts = [entry.kind] * several_kinds + [f"batch {entry.batch_size}"] * (
-            entry.batch_size is not None
-        )
-        parts += [", ".join(entry.output_filter)] * bool(entry.output_filter)
-        labels.append(f"{entry.signature_key}\n{', '.join(parts)}")
-    running = report.engine == "server"
-    series: list[Series] = [
-        (
+    with_kind = any(entry.kind != "predict" for entry in entries)
+    warm_name = "warm: first request, with the warmup file"
+    if report.engine == "server":
+        warm_name = "first request to the running server"
+    series = [
+        Series(
             "cold: first request, no warmup file",
             COLD,
             [(entry.cold_ms, entry.cold_range_ms) for entry in entries],
         ),
-        (
-            "first request to the running server"
-            if running
-            else "warm: first request, with the warmup file",
-            WARM,
-            [(entry.warm_ms, entry.warm_range_ms) for entry in entries],
-        ),
-        (
-            "steady: median of those that follow",
+        Series(warm_name, WARM, [(entry.warm_ms, entry.warm_range_ms) for entry in entries]),
+        Series(
+            "steady: median of the later requests",
             STEADY,
             [(entry.steady_p50_ms, None) for entry in entries],
         ),
     ]
     figure, axes = new_figure(len(entries))
     draw_groups(
-        axes, labels, [one for one in series if any(value is not None for value, _ in one[2])]
+        axes,
+        [_label(entry, with_kind) for entry in entries],
+        [one for one in series if any(value is not None for value, _ in one.bars)],
     )
     axes.set_title(report.title, loc="left", fontsize=11)
     write_figure(figure, path)
 
 
+def _label(entry: BenchmarkEntry, with_kind: bool) -> str:
+    parts = [
+        entry.kind if with_kind else "",
+        "" if entry.batch_size is None else f"batch {entry.batch_size}",
+        ", ".join(entry.output_filter),
+    ]
+    return f"{entry.signature_key}\n{', '.join(filter(None, parts))}"
+
+
 def new_figure(groups: int) -> tuple[Figure, Axes]:
-    """An empty figure, high enough for that many groups of bars.
+    """Creates a figure that is high enough for a number of groups of bars.
 
     Raises:
         OptionsError: matplotlib is not installed.
@@ -77,23 +92,19 @@ def new_figure(groups: int) -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise OptionsError("Drawing needs matplotlib: pip install 'keras-warmup[plot]'.") from error
-    # Not pyplot: it would pick a window system and keep the figure alive.
+        raise OptionsError("Plots require matplotlib: pip install 'keras-warmup[plot]'.") from error
+    # Not pyplot: it would select a window system and keep the figure alive.
     figure = Figure(figsize=(8.5, 1.5 + 0.8 * groups), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def draw_groups(
-    axes: Axes,
-    labels: Sequence[str],
-    series: Sequence[Series],
-) -> None:
-    """Draws groups of horizontal bars with their values, milliseconds on a log scale.
+def draw_groups(axes: Axes, labels: Sequence[str], series: Sequence[Series]) -> None:
+    """Draws groups of horizontal bars with their values, on a log scale.
 
     Args:
-        axes: where to draw.
-        labels: one for each group, from the top.
-        series: name, colour and, for each group, the value with its least and greatest; `None` leaves a place empty.
+        axes: axes to draw on.
+        labels: label of each group, from the top.
+        series: the bars.
     """
     height = 0.8 / len(series)
     for index, (name, colour, bars) in enumerate(series):
@@ -135,28 +146,29 @@ def draw_groups(
 
 
 def check_plot_path(path: str | os.PathLike[str]) -> None:
-    """Checks that a picture can be written, before long work for it.
+    """Checks that a plot can be written, before the long work for it.
 
     Raises:
-        OptionsError: matplotlib is not installed, cannot write a file with this ending, or there is no such directory.
+        OptionsError: matplotlib is not installed or cannot write this format, or the directory does
+            not exist.
     """
     target = os.fspath(path)
     figure, _ = new_figure(1)
-    kinds = figure.canvas.get_supported_filetypes()
-    ending = os.path.splitext(target)[1].lstrip(".").lower()
-    if ending not in kinds:
+    suffixes = figure.canvas.get_supported_filetypes()
+    if os.path.splitext(target)[1].lstrip(".").lower() not in suffixes:
         raise OptionsError(
-            f"A plot cannot be written to {target!r}: its ending is none of {', '.join(sorted(kinds))}."
+            f"A plot cannot be written to {target!r}: expected one of the suffixes "
+            f"{', '.join(sorted(suffixes))}."
         )
     if not os.path.isdir(os.path.dirname(target) or "."):
         raise OptionsError(f"A plot cannot be written to {target!r}: its directory does not exist.")
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure.
+    """Writes a figure to a file.
 
     Raises:
-        OptionsError: as `check_plot_path`.
+        OptionsError: as for `check_plot_path`.
     """
     check_plot_path(path)
     target: Any = os.fspath(path)

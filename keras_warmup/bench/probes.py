@@ -1,7 +1,8 @@
-"""What a measurement sends: for each thing a client may ask of the model, requests that are not the warmup records.
+"""Plans the requests that a measurement sends: for each thing clients may ask, a probe.
 
-A replay of the very bytes of a record could look warm where a client's request is not (a branch on values, say), so
-rows come from other data, else from the records in another order.
+The bytes of a record are not sent themselves: they could be fast where a client's request is not,
+such as with a branch that depends on values. So the rows come from other data, or else from the
+records in another order.
 """
 
 from __future__ import annotations
@@ -30,27 +31,29 @@ from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind
 from keras_warmup.savedmodel.signatures import Signature, read_signatures
 from keras_warmup.serving.rules import to_array, to_examples
 
-RowsFrom = Literal["data", "reordered", "warmed", "synthetic"]
-# Different requests for one probe; they are sent in turn.
+RowSource = Literal["data", "reordered", "warmed", "synthetic"]
+# Different requests of one probe, which are sent in turn.
 _VARIANTS = 4
-# MultiInference alone demands a name; a server is sent its own.
+# Only MultiInference requires a model name; a server gets the name it serves the model by.
 _MODEL_NAME = "model"
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One thing that clients may ask, and the requests that ask it.
+    """One thing that clients may ask, and requests that ask it.
 
     Attributes:
         signature_key: the signature; for MultiInference the tasks' keys joined by `+`.
         kind: the request kind.
-        output_filter: aliases asked for; empty means all outputs.
+        output_filter: requested output aliases; empty means all outputs.
         batch_size: rows of each request; `None` where the inputs have no batch dimension.
         shapes: input name -> shape.
-        in_file: whether the warmup file has a record over the same tensors, with this batch size and these shapes.
-        rows: where the rows come from: `data`, `reordered` (rows of the records, in another order or company), `warmed`
-            (the very rows of the record, where there are no others) or `synthetic`.
-        logs: the requests, the first one to be sent first.
+        in_file: whether the warmup file has a record over the same tensors, with this batch size
+            and these shapes.
+        rows: source of the rows: `data`; `reordered`, the rows of the records in another order or
+            combination; `warmed`, the rows of the record itself, where there are no others; or
+            `synthetic`.
+        logs: the requests, in the order to send them.
     """
 
     signature_key: str
@@ -59,13 +62,13 @@ class Probe:
     batch_size: int | None
     shapes: Mapping[str, tuple[int, ...]]
     in_file: bool
-    rows: RowsFrom
+    rows: RowSource
     logs: tuple[PredictionLog, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class _ProbeSpec:
-    """A request without its rows; for MultiInference `signature` is that of the first task."""
+    """A probe without its rows; for MultiInference `signature` is that of the first task."""
 
     signature: Signature
     kind: RequestKind
@@ -81,7 +84,7 @@ class _ProbeSpec:
 
     @property
     def identity(self) -> Hashable:
-        """Equal for requests over one executor, with rows of equal shapes."""
+        """Equal for requests that run the same executor with rows of the same shapes."""
         aliases = frozenset(self.output_filter) or fetched_aliases(self.signature, self.kind)
         fetched = self.tasks or (self.kind, aliases)
         return self.signature_key, fetched, self.size, self.shapes
@@ -96,110 +99,111 @@ def plan_probes(
     transform: Transform | None = None,
     seed: int = 0,
 ) -> tuple[list[Probe], list[str]]:
-    """Plans what to send to see whether a model is warm.
+    """Plans the requests that show whether a model is warm.
 
     Args:
         meta_graph: the model.
-        records: its warmup records; may be none.
-        batches: rows to send; those of the records are left out.
+        records: its warmup records; may be empty.
+        batches: rows to send; rows of the records are left out.
         batch_sizes: batch sizes to measure beside those of the records.
         transform: `transform(x) -> {input name: array}`, as in `WarmupOptions`.
         seed: seed of made-up rows.
 
     Returns:
-        One probe for each signature, kind, output set, batch size and row shape in the file, and one for each signature
-        without a record; and sentences about what could not be had.
+        A probe for each signature, kind, output set, batch size and row shape in the file, and for
+        each signature without a record. And sentences about signatures that are left out.
 
     Raises:
         BindingError: the batches do not fit the signatures.
     """
     signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
-    read = [found for log in records if (found := _read_record(log, signatures)) is not None]
-    pool = _Pool(
+    recorded = [found for log in records if (found := _read_record(log, signatures)) is not None]
+    rows = _AvailableRows(
         meta_graph,
         list(signatures.values()),
-        read,
+        recorded,
         batches,
         WarmupOptions(transform=transform, seed=seed),
     )
     notes: list[str] = []
-    asks: dict[Hashable, _ProbeSpec] = {}
-    for ask, _ in read:
-        asks.setdefault(ask.identity, ask)
-    for ask in [*_twins(asks.values(), signatures), *_other_sizes(asks.values(), batch_sizes)]:
-        asks.setdefault(ask.identity, ask)
-    covered = {ask.signature.key for ask in asks.values() if not ask.tasks}
+    specs: dict[Hashable, _ProbeSpec] = {}
+    for spec, _ in recorded:
+        specs.setdefault(spec.identity, spec)
+    for spec in [*_twins(specs.values(), signatures), *_other_sizes(specs.values(), batch_sizes)]:
+        specs.setdefault(spec.identity, spec)
+    covered = {spec.signature.key for spec in specs.values() if not spec.tasks}
     for signature in signatures.values():
         if signature.key not in covered:
             try:
-                added = [_uncovered(signature, pool, size) for size in batch_sizes or (None,)]
+                added = [_uncovered(signature, rows, size) for size in batch_sizes or (None,)]
             except (BindingError, SignatureError) as error:
                 notes.append(f"Signature {signature.key!r} was not measured: {error}")
                 continue
-            asks.update({ask.identity: ask for ask in added})
-    planned = {identity: _probe(ask, pool) for identity, ask in asks.items()}
-    for identity, ask in asks.items():
-        # The very rows of the record in another number are at least another request.
+            specs.update({spec.identity: spec for spec in added})
+    probes = {identity: _probe(spec, rows) for identity, spec in specs.items()}
+    for identity, spec in specs.items():
+        # With one row more, the request at least differs from the record.
         if (
-            planned[identity].rows == "warmed"
-            and ask.size is not None
-            and _any_size(ask.signature, meta_graph)
+            probes[identity].rows == "warmed"
+            and spec.size is not None
+            and _takes_any_size(spec.signature, meta_graph)
         ):
-            larger = dataclasses.replace(ask, size=ask.size + 1, in_file=False)
-            planned.setdefault(larger.identity, _probe(larger, pool))
-    return list(planned.values()), [*notes, *pool.notes]
+            larger = dataclasses.replace(spec, size=spec.size + 1, in_file=False)
+            probes.setdefault(larger.identity, _probe(larger, rows))
+    return list(probes.values()), [*notes, *rows.notes]
 
 
-class _Pool:
-    """Rows for each signature: other than the warmed ones where data gives them."""
+class _AvailableRows:
+    """The rows that can be sent to each signature, by their source."""
 
     def __init__(
         self,
         meta_graph: MetaGraphDef,
         signatures: Sequence[Signature],
-        read: Sequence[tuple[_ProbeSpec, BoundBatch]],
+        recorded: Sequence[tuple[_ProbeSpec, BoundBatch]],
         batches: Sequence[Batch],
         options: WarmupOptions,
     ) -> None:
         self.notes: list[str] = []
         self._meta_graph = meta_graph
-        self._read = read
+        self._recorded = recorded
         self._options = options
-        self._other: dict[str, Sequence[BoundBatch]] = {}
+        self._given: dict[str, Sequence[BoundBatch]] = {}
         if batches:
-            # What reads a string input of one signature tells how rows for another are serialized: bind them together.
-            candidates, cold = bind_signatures(
-                meta_graph, signatures, ExportInputs(batches), options
-            )
-            self._other = {one.signature.key: one.batches for one in candidates}
+            # Bound together: what reads a string input of one signature shows how rows for another
+            # are serialized.
+            bound, cold = bind_signatures(meta_graph, signatures, ExportInputs(batches), options)
+            self._given = {one.signature.key: one.batches for one in bound}
             self.notes = [
-                f"data= was not sent to signature {key!r}: {why}"
-                for key, why in sorted(cold.items())
+                f"data= was not sent to signature {key!r}: {reason}"
+                for key, reason in sorted(cold.items())
             ]
 
-    def warmed(self, signature: Signature) -> list[BoundBatch]:
-        """Rows of the records, of this signature's or else of others with the same inputs."""
-        own = [bound for ask, bound in self._read if ask.signature.key == signature.key]
-        return own or [bound for _, bound in self._read if _takes(signature, bound)]
+    def recorded(self, signature: Signature) -> list[BoundBatch]:
+        """Returns rows of the signature's records, or else of others with the same inputs."""
+        own = [bound for spec, bound in self._recorded if spec.signature.key == signature.key]
+        return own or [bound for _, bound in self._recorded if _takes(signature, bound)]
 
-    def other(self, signature: Signature) -> Sequence[BoundBatch]:
-        """Rows of the data given; empty where there are none or they do not fit."""
-        return self._other.get(signature.key, ())
+    def given(self, signature: Signature) -> Sequence[BoundBatch]:
+        """Returns rows of the given data; empty where there are none or they do not fit."""
+        return self._given.get(signature.key, ())
 
     def synthetic(self, signature: Signature) -> Sequence[BoundBatch]:
-        """Made-up rows; the same ones each time."""
+        """Returns made-up rows, the same in each call."""
         options = dataclasses.replace(self._options, signatures=(signature.key,), transform=None)
-        return bind_signatures(self._meta_graph, [signature], ExportInputs(()), options)[0][0].batches
+        return bind_signatures(self._meta_graph, [signature], ExportInputs(()), options)[0][
+            0
+        ].batches
 
-    def any_of(self, signature: Signature) -> BoundBatch:
-        """Whatever there is for it, the best first."""
-        return (self.other(signature) or self.warmed(signature) or self.synthetic(signature))[0]
+    def best(self, signature: Signature) -> BoundBatch:
+        """Returns a batch from the best source that has one."""
+        return (self.given(signature) or self.recorded(signature) or self.synthetic(signature))[0]
 
 
 def _read_record(
     log: PredictionLog, signatures: Mapping[str, Signature]
 ) -> tuple[_ProbeSpec, BoundBatch] | None:
-    """What a record asks and its rows; `None` for what no client can ask."""
+    """Returns the request of a record and its rows; `None` where no client can send it."""
     about = describe_log(log)
     kind, key = about["kind"], about["signature_key"]
     if kind not in ("predict", "classify", "regress", "multi_inference"):
@@ -232,14 +236,20 @@ def _read_record(
         bound = BoundBatch(arrays, None, sizes.pop(), frozenset(batched), "log")
     else:
         bound = BoundBatch(arrays, None, 1, frozenset(), "log")
-    size = bound.size if bound.row_inputs else None
-    return _ProbeSpec(
-        signature, kind, about["output_filter"], tasks, size, bound.shapes, True
-    ), bound
+    spec = _ProbeSpec(
+        signature=signature,
+        kind=kind,
+        output_filter=about["output_filter"],
+        tasks=tasks,
+        size=bound.size if bound.row_inputs else None,
+        shapes=bound.shapes,
+        in_file=True,
+    )
+    return spec, bound
 
 
 def _takes(signature: Signature, bound: BoundBatch) -> bool:
-    """Whether rows of another signature's record could as well be this one's."""
+    """Returns whether a signature takes rows of another signature's record."""
     if not set(signature.inputs) - signature.defaults <= set(bound.arrays) <= set(signature.inputs):
         return False
     dtypes = {
@@ -249,89 +259,107 @@ def _takes(signature: Signature, bound: BoundBatch) -> bool:
     return all(signature.inputs[name].dtype == dtype for name, dtype in dtypes.items())
 
 
-def _twins(asks: Iterable[_ProbeSpec], signatures: Mapping[str, Signature]) -> Iterator[_ProbeSpec]:
-    """The same asked of each other signature over the same tensors: its record is theirs too."""
-    for ask in list(asks):
+def _twins(
+    specs: Iterable[_ProbeSpec], signatures: Mapping[str, Signature]
+) -> Iterator[_ProbeSpec]:
+    """Yields the same request for the other signatures over the same tensors.
+
+    The record of one warms the others too.
+    """
+    for spec in list(specs):
         for other in signatures.values():
-            same = other.tensors == ask.signature.tensors and set(other.inputs) == set(
-                ask.signature.inputs
-            )
-            aliases = set(ask.output_filter) <= set(other.outputs)
-            if other.key != ask.signature.key and same and aliases and not ask.tasks:
-                yield dataclasses.replace(ask, signature=other)
+            inputs = set(spec.signature.inputs)
+            same = other.tensors == spec.signature.tensors and set(other.inputs) == inputs
+            aliases = set(spec.output_filter) <= set(other.outputs)
+            if other.key != spec.signature.key and same and aliases and not spec.tasks:
+                yield dataclasses.replace(spec, signature=other)
 
 
-def _other_sizes(asks: Iterable[_ProbeSpec], batch_sizes: Sequence[int]) -> Iterator[_ProbeSpec]:
-    for ask in list(asks):
-        if ask.size is not None and ask.signature.fixed_batch_size is None:
+def _other_sizes(specs: Iterable[_ProbeSpec], batch_sizes: Sequence[int]) -> Iterator[_ProbeSpec]:
+    for spec in list(specs):
+        if spec.size is not None and spec.signature.fixed_batch_size is None:
             for size in batch_sizes:
-                yield dataclasses.replace(ask, size=size, in_file=False)
+                yield dataclasses.replace(spec, size=size, in_file=False)
 
 
-def _uncovered(signature: Signature, pool: _Pool, size: int | None) -> _ProbeSpec:
-    bound, kind = pool.any_of(signature), default_kind(signature)
-    if not bound.row_inputs:
-        return _ProbeSpec(signature, kind, (), (), None, bound.shapes, False)
-    # As large as what the file warms elsewhere: the same request to another signature.
-    warmed = pool.warmed(signature)
-    usual = warmed[0].size if warmed else DEFAULT_BATCH_SIZE
+def _uncovered(signature: Signature, rows: _AvailableRows, size: int | None) -> _ProbeSpec:
+    """Returns a request for a signature that the file has no record for."""
+    bound = rows.best(signature)
+    batch_size = None
+    if bound.row_inputs:
+        # Defaults to the size that the file warms elsewhere.
+        recorded = rows.recorded(signature)
+        usual = recorded[0].size if recorded else DEFAULT_BATCH_SIZE
+        batch_size = signature.fixed_batch_size or size or usual
     return _ProbeSpec(
-        signature, kind, (), (), signature.fixed_batch_size or size or usual, bound.shapes, False
+        signature=signature,
+        kind=default_kind(signature),
+        output_filter=(),
+        tasks=(),
+        size=batch_size,
+        shapes=bound.shapes,
+        in_file=False,
     )
 
 
-def _probe(ask: _ProbeSpec, rows: _Pool) -> Probe:
-    pool, picks, source = _choose_rows(ask, rows)
+def _probe(spec: _ProbeSpec, rows: _AvailableRows) -> Probe:
+    batches, picks, source = _choose_rows(spec, rows)
     logs = []
-    for variant in range(1 if ask.size is None else _VARIANTS):
+    for variant in range(1 if spec.size is None else _VARIANTS):
         chosen = None
-        if ask.size is not None:
+        if spec.size is not None:
             chosen = tuple(
-                picks[(variant * ask.size + row) % len(picks)] for row in range(ask.size)
+                picks[(variant * spec.size + row) % len(picks)] for row in range(spec.size)
             )
         request = PlannedRequest(
-            ask.signature.key, ask.kind, tuple(pool), chosen, ask.output_filter, (), ask.tasks
+            spec.signature.key,
+            spec.kind,
+            tuple(batches),
+            chosen,
+            spec.output_filter,
+            (),
+            spec.tasks,
         )
         logs.append(build_log(request, _MODEL_NAME))
-    shapes = describe_log(logs[0])["shapes"]
     return Probe(
-        ask.signature_key,
-        ask.kind,
-        ask.output_filter,
-        ask.size,
-        shapes,
-        ask.in_file,
-        source,
-        tuple(logs),
+        signature_key=spec.signature_key,
+        kind=spec.kind,
+        output_filter=spec.output_filter,
+        batch_size=spec.size,
+        shapes=describe_log(logs[0])["shapes"],
+        in_file=spec.in_file,
+        rows=source,
+        logs=tuple(logs),
     )
 
 
 def _choose_rows(
-    ask: _ProbeSpec, rows: _Pool
-) -> tuple[Sequence[BoundBatch], list[tuple[int, int]], RowsFrom]:
-    """Bound batches, `(batch, row)` in the order to send them, and what they are."""
-    warmed = [bound for bound in rows.warmed(ask.signature) if bound.shapes == ask.shapes]
-    other = [bound for bound in rows.other(ask.signature) if bound.shapes == ask.shapes]
-    known = {_digest(bound, row) for bound in warmed for row in range(bound.size)}
-    fresh = [
+    spec: _ProbeSpec, rows: _AvailableRows
+) -> tuple[Sequence[BoundBatch], list[tuple[int, int]], RowSource]:
+    """Returns batches, `(batch, row)` of the rows in the order to send them, and their source."""
+    recorded = [bound for bound in rows.recorded(spec.signature) if bound.shapes == spec.shapes]
+    given = [bound for bound in rows.given(spec.signature) if bound.shapes == spec.shapes]
+    known = {_digest(bound, row) for bound in recorded for row in range(bound.size)}
+    new = [
         (index, row)
-        for index, bound in enumerate(other)
+        for index, bound in enumerate(given)
         for row in range(bound.size)
         if _digest(bound, row) not in known
     ]
-    if fresh:
-        return other, fresh, "data"
-    if not warmed:
-        made = rows.synthetic(ask.signature)
-        return made, [(0, row) for row in range(made[0].size)], "synthetic"
-    mine = [index for index, bound in enumerate(warmed) if bound.size == ask.size][:1]
-    order = [index for index in range(len(warmed)) if index not in mine]
+    if new:
+        return given, new, "data"
+    if not recorded:
+        synthetic = rows.synthetic(spec.signature)
+        return synthetic, [(0, row) for row in range(synthetic[0].size)], "synthetic"
+    # Rows of the record that the request would repeat come last, and each record's rows reversed.
+    same = [index for index, bound in enumerate(recorded) if bound.size == spec.size][:1]
+    order = [index for index in range(len(recorded)) if index not in same]
     picks = [
-        (index, row) for index in [*order, *mine] for row in reversed(range(warmed[index].size))
+        (index, row) for index in [*order, *same] for row in reversed(range(recorded[index].size))
     ]
-    sent = [_digest(warmed[index], row) for index, row in picks[: ask.size or 1]]
-    own = [_digest(warmed[index], row) for index in mine for row in range(warmed[index].size)]
-    return warmed, picks, "warmed" if sent == own or ask.size is None else "reordered"
+    sent = [_digest(recorded[index], row) for index, row in picks[: spec.size or 1]]
+    own = [_digest(recorded[index], row) for index in same for row in range(recorded[index].size)]
+    return recorded, picks, "warmed" if sent == own or spec.size is None else "reordered"
 
 
 def _digest(bound: BoundBatch, row: int) -> bytes:
@@ -344,7 +372,7 @@ def _digest(bound: BoundBatch, row: int) -> bytes:
     return parts.digest()
 
 
-def _any_size(signature: Signature, meta_graph: MetaGraphDef) -> bool:
-    """Whether another batch size needs nothing more than the warmed one."""
+def _takes_any_size(signature: Signature, meta_graph: MetaGraphDef) -> bool:
+    """Returns whether requests of another batch size need nothing beyond the warmed one."""
     facts = graph_facts(meta_graph, signature)
     return signature.fixed_batch_size is None and not facts.compiles and not facts.convolves

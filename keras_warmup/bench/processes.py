@@ -1,4 +1,4 @@
-"""Timing requests in fresh processes, and what can be said of a handful of such timings."""
+"""Times requests in fresh processes, and compares a few such timings."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.errors import ReplayError
+from keras_warmup.errors import OptionsError, ReplayError
+from keras_warmup.options import is_integer
 from keras_warmup.records.warmup_file import write_records
 from keras_warmup.serving.child_process import child_environment, describe_exit
 
-# Fewer figures than this have no spread to compare a gain with.
-MIN_FIGURES = 3
-_UNLIMITED = 2**62
+# Called with (runs done, runs in total, what was run) after each run.
+Progress = Callable[[int, int, str], None]
+
+# Fewer values than this have no spread to compare a gain with.
+MIN_VALUES = 3
+# Files of a measurement are deleted with it, so the limits of a server do not apply.
+UNLIMITED = 2**62
 
 
 @dataclasses.dataclass(frozen=True)
 class RunTiming:
-    """What one freshly started process (or server) took.
+    """The times of one run: a process or server that loaded the model and answered requests.
 
     Attributes:
-        load_ms: time to load the model, without replaying; for a server until it says `AVAILABLE`, replay included.
-        replay_ms: time of each record of the warmup file; empty where none was replayed or the server does not tell.
-        request_ms: time of each request, the first one first.
+        load_ms: time to load the model. Without the replay of the warmup file for a process; until
+            the model is `AVAILABLE`, replay included, for a server.
+        replay_ms: time of each record of the warmup file; empty where none was replayed, and for a
+            server, which does not report it.
+        request_ms: time of each request, in the order they were sent.
     """
 
     load_ms: float
@@ -39,83 +46,77 @@ class RunTiming:
 
 @dataclasses.dataclass(frozen=True)
 class Timings:
-    """A few timings of the same thing, milliseconds, and their spread."""
+    """Repeated timings of the same thing, milliseconds."""
 
     values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """The middle value."""
+        """The median."""
         return statistics.median(self.values)
-
-    @property
-    def low(self) -> float:
-        """The least value."""
-        return min(self.values)
-
-    @property
-    def high(self) -> float:
-        """The greatest value."""
-        return max(self.values)
 
     @property
     def range(self) -> tuple[float, float]:
         """The least and the greatest value."""
-        return self.low, self.high
+        return min(self.values), max(self.values)
 
     @property
     def spread(self) -> float:
-        """Interquartile range; the whole range where there are fewer than four values."""
+        """The interquartile range, or the whole range of fewer than four values."""
         if len(self.values) < 4:
-            return self.high - self.low
+            return max(self.values) - min(self.values)
         lower, _, upper = statistics.quantiles(self.values, n=4, method="inclusive")
         return upper - lower
 
     def exceeds(self, other: Timings) -> bool:
-        """Whether these are larger than the others by more than either spreads, and no value of theirs overlaps."""
-        if min(len(self.values), len(other.values)) < MIN_FIGURES:
+        """Returns whether these are larger than the others beyond the noise of both.
+
+        Every value must be larger than every one of `other`, and the medians must differ by more
+        than either spread. Too few values never exceed others.
+        """
+        if min(len(self.values), len(other.values)) < MIN_VALUES:
             return False
-        return self.low > other.high and self.median - other.median > max(self.spread, other.spread)
+        gain = self.median - other.median
+        return min(self.values) > max(other.values) and gain > max(self.spread, other.spread)
 
 
 class Engine(Protocol):
-    """Something that can be started anew, loads the model and answers requests."""
+    """A process or server that can be started again and again, and answers requests."""
 
-    def sample(
+    def time_run(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
     ) -> RunTiming:
-        """Starts anew, loads the model with this warmup file or none, sends `count` of the requests in turn."""
+        """Starts, loads the model, replays the warmup file, and times `count` requests in turn."""
 
 
 class ProcessEngine:
-    """A Python process for each sample, with the model in a Session as TensorFlow Serving has it.
+    """Starts a Python process for each run, with the model in a Session as in TensorFlow Serving.
 
     Args:
         export_dir: a SavedModel.
     """
 
     def __init__(self, export_dir: str) -> None:
-        # The child runs elsewhere, so that no module beside the caller hides one of Python's.
         self._export_dir = _absolute(export_dir)
 
-    def sample(
+    def time_run(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
     ) -> RunTiming:
-        """Measures in a new process.
+        """Times requests in a new process.
 
         Args:
-            requests: what to send; the first one is sent first.
-            count: how many to send, in turn.
-            warmup_file: TFRecord of records to replay before; `None` for a cold start.
+            requests: requests to send; they are repeated in this order.
+            count: number of requests to send.
+            warmup_file: TFRecord of records to replay first; `None` for a cold start.
 
         Raises:
-            ReplayError: the model does not load, a record or request fails, or the process dies.
+            ReplayError: the model does not load, a record or request fails, or the process ends.
         """
         with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
             requests_file, result_file, job_file = (
                 os.path.join(directory, name) for name in ("requests", "result.json", "job.json")
             )
-            write_records(requests_file, requests, max_records=_UNLIMITED, max_bytes=_UNLIMITED)
+            write_records(requests_file, requests, max_records=UNLIMITED, max_bytes=UNLIMITED)
             job = {
                 "export_dir": self._export_dir,
                 "warmup_file": None if warmup_file is None else _absolute(warmup_file),
@@ -127,6 +128,7 @@ class ProcessEngine:
                 json.dump(job, file)
             ended = subprocess.run(
                 [sys.executable, "-m", "keras_warmup.bench.measure_process", job_file],
+                # Not the caller's directory: a module there could hide one of Python's.
                 cwd=directory,
                 env=child_environment(),
                 stdin=subprocess.DEVNULL,
@@ -135,7 +137,11 @@ class ProcessEngine:
                 check=False,
             )
             if not os.path.exists(result_file):
-                raise ReplayError(_describe_death(self._export_dir, ended.returncode, ended.stderr))
+                # A model with tf.print writes values to stderr, so it is not quoted.
+                raise ReplayError(
+                    f"The process that measured {self._export_dir!r} "
+                    f"{describe_exit(ended.returncode, ended.stderr)} before it returned a result."
+                )
             with open(result_file, encoding="utf-8") as file:
                 result = json.load(file)
         if "error" in result:
@@ -143,10 +149,11 @@ class ProcessEngine:
         return RunTiming(result["load_ms"], tuple(result["replay_ms"]), tuple(result["request_ms"]))
 
 
+def check_count(name: str, value: object, at_least: int = 1) -> None:
+    """Raises an `OptionsError` where the value of an option is not an integer, or too small."""
+    if not is_integer(value, at_least=at_least):
+        raise OptionsError(f"{name} must be an integer >= {at_least}, got {value!r}.")
+
+
 def _absolute(path: str) -> str:
     return path if "://" in path else os.path.abspath(path)
-
-
-def _describe_death(export_dir: str, code: int, stderr: bytes) -> str:
-    # Nothing else of what it printed: a model with tf.print prints values.
-    return f"The process that measured {export_dir!r} {describe_exit(code, stderr)} before it had measured anything."

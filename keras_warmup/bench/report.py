@@ -1,48 +1,56 @@
-"""`BenchmarkReport`: cold beside warm, with what the noise of the run allows to say."""
+"""Reports cold and warm first requests, and claims a gain only beyond the noise of the run."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from keras_warmup.bench.probes import Probe, RowsFrom
-from keras_warmup.bench.processes import MIN_FIGURES, Timings
+from keras_warmup.bench.probes import Probe, RowSource
+from keras_warmup.bench.processes import MIN_VALUES, Timings
 from keras_warmup.report import RequestKind, printable, to_plain
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 Range = tuple[float, float]
 EngineKind = Literal["process", "model_server", "docker", "server"]
+# Cells of a table that say nothing if the whole column holds them.
+_DEFAULT_CELLS = ("-", "all", "predict")
+# Columns of a table that hold text; the others hold numbers.
+_TEXT_COLUMNS = ("record", "signature", "kind", "outputs", "why")
+# Columns that may fold, so that a table stays readable in 80 columns.
+_FOLDED_COLUMNS = ("outputs", "why")
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkEntry:
-    """One signature, kind, output set, batch size and row shape.
+    """Figures of one signature, kind, output set, batch size and row shape.
 
     Attributes:
         signature_key: the signature; for MultiInference the tasks' keys joined by `+`.
         kind: the request kind.
-        output_filter: aliases asked for; empty means all outputs.
+        output_filter: requested output aliases; empty means all outputs.
         batch_size: rows of each request; `None` where the inputs have no batch dimension.
         shapes: input name -> shape.
-        in_file: whether the warmup file has a record over the same tensors, of this batch size and these shapes.
-        rows: what was sent: `data`, `reordered` or `warmed` rows of the file, or `synthetic` ones.
-        cold_ms: median of the first request without the warmup file, milliseconds; `None` for a server that was
-            running.
+        in_file: whether the warmup file has a record over the same tensors, with this batch size
+            and these shapes.
+        rows: source of the rows that were sent, as `Probe.rows` describes it.
+        cold_ms: median of the first request without the warmup file, milliseconds; `None` for a
+            running server.
         cold_range_ms: least and greatest of them.
-        warm_ms: median of the first request with the warmup file, or to a server that was running; `None` where there
-            is neither.
+        warm_ms: median of the first request with the warmup file, or to a running server; `None`
+            where there is neither.
         warm_range_ms: least and greatest of them.
         steady_p50_ms: median of all later requests.
         steady_p99_ms: 99th percentile of them.
         ratio: `cold_ms / warm_ms`.
-        faster: whether the warm first request is faster by more than the spread of the figures; `None` where nothing
-            can be said: no warmup file, or fewer than three processes.
+        faster: whether the warm first request is faster by more than the spread of the figures;
+            `None` where this cannot be decided: no warmup file, or fewer than three processes.
     """
 
     signature_key: str
@@ -51,7 +59,7 @@ class BenchmarkEntry:
     batch_size: int | None
     shapes: Mapping[str, tuple[int, ...]]
     in_file: bool
-    rows: RowsFrom
+    rows: RowSource
     cold_ms: float | None
     cold_range_ms: Range | None
     warm_ms: float | None
@@ -63,29 +71,28 @@ class BenchmarkEntry:
 
     @classmethod
     def of(
-        cls, probe: Probe, cold: Timings | None, warm: Timings | None, steady: Timings | None
+        cls, probe: Probe, cold: Timings | None, warm: Timings | None, steady: Timings
     ) -> BenchmarkEntry:
-        """Sums up the figures of one probe; `steady` is there where one of the others is."""
-        later = steady or Timings((float("nan"),))
+        """Summarizes the timings of one probe."""
         ratio, faster = None, None
         if cold is not None and warm is not None:
             ratio = cold.median / warm.median
-            if min(len(cold.values), len(warm.values)) >= MIN_FIGURES:
+            if min(len(cold.values), len(warm.values)) >= MIN_VALUES:
                 faster = cold.exceeds(warm)
         return cls(
-            probe.signature_key,
-            probe.kind,
-            probe.output_filter,
-            probe.batch_size,
-            probe.shapes,
-            probe.in_file,
-            probe.rows,
+            signature_key=probe.signature_key,
+            kind=probe.kind,
+            output_filter=probe.output_filter,
+            batch_size=probe.batch_size,
+            shapes=probe.shapes,
+            in_file=probe.in_file,
+            rows=probe.rows,
             cold_ms=cold.median if cold else None,
             cold_range_ms=cold.range if cold else None,
             warm_ms=warm.median if warm else None,
             warm_range_ms=warm.range if warm else None,
-            steady_p50_ms=later.median,
-            steady_p99_ms=float(np.percentile(later.values, 99)),
+            steady_p50_ms=steady.median,
+            steady_p99_ms=float(np.percentile(steady.values, 99)),
             ratio=ratio,
             faster=faster,
         )
@@ -93,25 +100,26 @@ class BenchmarkEntry:
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkReport:
-    """What was measured.
+    """First requests to a SavedModel, without and with its warmup file.
 
     Attributes:
         export_dir: the SavedModel.
-        entries: what was asked, cold and warm.
-        load_ms: median time to load the model, without replaying the warmup file, milliseconds; for a server from its
-            start until it is available; `None` for one that was running.
+        entries: figures of each kind of request.
+        load_ms: median time to load the model, without replaying the warmup file, milliseconds; for
+            a server from its start until the model is available; `None` for a running server.
         load_range_ms: least and greatest of them.
-        load_added_ms: median time that replaying the warmup file adds to the load; `None` where there is none.
+        load_added_ms: median time that replaying the warmup file adds to the load; `None` where
+            there is no file, and for a running server.
         load_added_range_ms: least and greatest of them.
-        records: records in the warmup file.
+        records: number of records in the warmup file.
         bytes: size of the warmup file.
         processes: fresh processes for each figure.
-        requests: requests sent to each after the first one.
+        requests: requests sent to each process after the first one.
         seed: seed of the choice of rows.
-        engine: what answered: a Session in a Python `process`, a `model_server` or `docker` image that was started, or
-            a `server` that was running.
-        noise: how far the figures can be trusted.
-        notes: what else the reader should know, one sentence each.
+        engine: what answered the requests: a Session in a Python `process`, a `model_server` or
+            `docker` image that was started, or a `server` that was running.
+        noise: how much equal figures differed, a sentence.
+        notes: limits of the measurement, one sentence each.
     """
 
     export_dir: str
@@ -135,127 +143,153 @@ class BenchmarkReport:
         return plain
 
     def __rich__(self) -> RenderableType:
-        from rich import box
         from rich.console import Group
-        from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(printable(self.title)), title_justify="left", box=box.SIMPLE_HEAD)
-        several_kinds = {entry.kind for entry in self.entries} != {"predict"}
-        several_sets = any(entry.output_filter for entry in self.entries)
-        compared = self.records > 0 and self.engine != "server"
-        for header in ["signature", *["kind"] * several_kinds, *["outputs"] * several_sets]:
-            table.add_column(header, no_wrap=header != "outputs")
-        firsts = (
-            ["first, ms"]
-            if self.engine == "server"
-            else ["cold, ms", *["warm, ms", "faster"] * compared]
-        )
-        for header in ["batch", *firsts, "steady, ms"]:
-            table.add_column(header, justify="right")
-        for entry in self.entries:
-            row = [entry.signature_key, *[entry.kind] * several_kinds]
-            row += [", ".join(entry.output_filter) or "all"] * several_sets
-            row.append(str(entry.batch_size or "-"))
-            row += [render_ms(entry.warm_ms if self.engine == "server" else entry.cold_ms)]
-            row += [render_ms(entry.warm_ms), render_gain(entry)] * compared
-            row.append(render_ms(entry.steady_p50_ms))
-            # As Text: rich would read the brackets of a name as markup.
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        return Group(table, *(Text(printable(line)) for line in self.sentences()))
+        rows = [
+            {
+                "signature": entry.signature_key,
+                "kind": entry.kind,
+                "outputs": ", ".join(entry.output_filter) or "all",
+                "batch": str(entry.batch_size or "-"),
+                "cold, ms": render_ms(entry.cold_ms),
+                "first, ms" if self.engine == "server" else "warm, ms": render_ms(entry.warm_ms),
+                "faster": render_gain(entry),
+                "steady, ms": render_ms(entry.steady_p50_ms),
+            }
+            for entry in self.entries
+        ]
+        lines = [Text(printable(line)) for line in self.sentences()]
+        return Group(render_table(self.title, rows), *lines)
 
     @property
     def title(self) -> str:
-        """What the table shows."""
+        """Title of the table and of the plot."""
         if self.engine == "server":
             return f"First request to the running server, {self.export_dir}"
         return f"First request after loading {self.export_dir}"
 
     def sentences(self) -> list[str]:
-        """What the table means, what the load costs, and how noisy the run was."""
-        each = "fresh process" if self.engine == "process" else "newly started server"
-        each += "es" * (self.processes > 1 and self.engine == "process") + "s" * (
-            self.processes > 1 and self.engine != "process"
-        )
-        lines = []
+        """Explains the table: the medians, the cost of loading the file, the noise, the notes."""
+        each = render_count(self.processes, "newly started server", "newly started servers")
+        if self.engine == "process":
+            each = render_count(self.processes, "fresh process", "fresh processes")
         if self.engine == "server":
-            lines.append(f"steady: the median of the {self.requests} requests after the first one.")
+            lines = [f"steady: the median of the {self.requests} requests after the first one."]
         elif self.records:
-            lines.append(
-                f"cold: without the warmup file. warm: after the file was replayed. Medians of {self.processes} {each} "
-                f"each, taking turns. steady: the median of the {self.requests} requests that follow in each."
-            )
-            lines.append(
-                f"The file ({self.records} record{'s' * (self.records > 1)}, {self.bytes} bytes) adds "
-                f"{render_ms(self.load_added_ms)} ms to a load of {render_ms(self.load_ms)} ms."
-            )
+            records = render_count(self.records, "record", "records")
+            lines = [
+                "cold: without the warmup file. warm: after the file was replayed. Medians of "
+                f"{each} each, taking turns. steady: the median of the {self.requests} requests "
+                "that follow in each.",
+                f"The file ({records}, {self.bytes} bytes) adds {render_ms(self.load_added_ms)} ms "
+                f"to a load of {render_ms(self.load_ms)} ms.",
+            ]
         else:
-            lines.append(
-                f"cold: medians of {self.processes} {each}. A load takes {render_ms(self.load_ms)} ms."
-            )
+            lines = [f"cold: medians of {each}. A load takes {render_ms(self.load_ms)} ms."]
         return [line for line in [*lines, self.noise, *self.notes] if line]
 
 
+def render_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """Renders a table without the columns that say nothing: where every cell has its default.
+
+    Args:
+        title: line above the table; may be empty.
+        rows: header -> cell; every row has the same headers.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # Text, not str: rich reads the brackets of a name in a str as markup.
+    heading = Text(printable(title)) if title else None
+    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD)
+    headers = [name for name in rows[0] if any(row[name] not in _DEFAULT_CELLS for row in rows)]
+    for header in headers:
+        justify: Literal["left", "right"] = "left" if header in _TEXT_COLUMNS else "right"
+        table.add_column(header, justify=justify, no_wrap=header not in _FOLDED_COLUMNS)
+    for row in rows:
+        table.add_row(*(Text(printable(row[header])) for header in headers))
+    return table
+
+
+def render_count(count: int, one: str, many: str) -> str:
+    """Renders a count with its noun in the right number, such as `1 record` or `2 records`."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def render_ms(value: float | None) -> str:
-    """Milliseconds with three digits that matter."""
+    """Renders milliseconds with three significant digits; `-` for `None`."""
     if value is None:
         return "-"
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    if value >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def render_gain(entry: BenchmarkEntry) -> str:
-    """`42x`; `not shown` where the spread is larger, `?` where it is not known."""
+    """Renders the gain: `42x`, `not shown` where the noise is larger, `?` where it is unknown."""
     if entry.ratio is None:
         return "-"
     if entry.faster is None:
         return "?"
-    return (
-        f"{entry.ratio:.1f}x"
-        if entry.faster and entry.ratio < 10
-        else f"{entry.ratio:.0f}x"
-        if entry.faster
-        else "not shown"
-    )
+    if not entry.faster:
+        return "not shown"
+    return f"{entry.ratio:.1f}x" if entry.ratio < 10 else f"{entry.ratio:.0f}x"
 
 
-def describe_noise(report: BenchmarkReport) -> str:
-    """How far the figures lie apart, in a sentence."""
-    if report.engine == "server":
+def describe_noise(entries: Sequence[BenchmarkEntry], engine: EngineKind, processes: int) -> str:
+    """Describes in a sentence how much equal figures differed.
+
+    Args:
+        entries: the figures.
+        engine: what answered the requests.
+        processes: fresh processes for each figure.
+    """
+    if engine == "server":
         return "Noise: one figure each, so no spread is known and no gain is claimed."
-    if report.processes < MIN_FIGURES:
-        return f"Noise: fewer than {MIN_FIGURES} processes show no spread, so no gain is claimed."
+    if processes < MIN_VALUES:
+        return f"Noise: fewer than {MIN_VALUES} processes show no spread, so no gain is claimed."
     parts = []
-    for name, ranges in (
-        ("cold", [(entry.cold_range_ms, entry.cold_ms) for entry in report.entries]),
-        ("warm", [(entry.warm_range_ms, entry.warm_ms) for entry in report.entries]),
+    for name, figures in (
+        ("cold", [(entry.cold_range_ms, entry.cold_ms) for entry in entries]),
+        ("warm", [(entry.warm_range_ms, entry.warm_ms) for entry in entries]),
     ):
-        shares = [(span[1] - span[0]) / median for span, median in ranges if span and median]
+        shares = [(span[1] - span[0]) / median for span, median in figures if span and median]
         if shares:
             parts.append(f"{name} ones by up to {100 * max(shares):.0f} %")
-    load = (
-        f"; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-        if hasattr(os, "getloadavg")
-        else ""
-    )
-    claimed = " No gain smaller than that is claimed." if len(parts) > 1 else ""
-    return f"Noise: equal first requests differed, {' and '.join(parts)} of their median{load}.{claimed}"
+    load = ""
+    if hasattr(os, "getloadavg"):
+        load = f"; load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+    sentence = f"Noise: equal first requests differed, {' and '.join(parts)} of their median{load}."
+    return f"{sentence} No gain smaller than that is claimed." if len(parts) > 1 else sentence
 
 
-def notes_of(report: BenchmarkReport) -> list[str]:
-    """What the reader should know of how it was measured."""
+def measurement_notes(
+    entries: Sequence[BenchmarkEntry], engine: EngineKind, records: int
+) -> list[str]:
+    """Returns sentences about the limits of a measurement.
+
+    Args:
+        entries: the figures.
+        engine: what answered the requests.
+        records: number of records in the warmup file.
+    """
     notes = []
-    if report.engine == "server":
+    if engine == "server":
         notes.append(
-            "The server was running: whether others had already sent it such requests is not known."
+            "The server was running: it is not known whether it had already received such requests."
         )
-    elif not report.records:
+    elif not records:
         notes.append(
-            "There is no warmup file: only the cold start was measured. Write one with keras_warmup.add_warmup."
+            "There is no warmup file: only the cold start was measured. Write one with "
+            "keras_warmup.add_warmup."
         )
-    if any(entry.rows == "warmed" for entry in report.entries):
+    if any(entry.rows == "warmed" for entry in entries):
         notes.append(
-            "Some requests were the very rows of the warmup file, which has no others: pass data= for a fair one."
+            "Some requests were the rows of the warmup file themselves, which has no others: pass "
+            "data= for a fair measurement."
         )
-    if any(entry.rows == "synthetic" for entry in report.entries):
+    if any(entry.rows == "synthetic" for entry in entries):
         notes.append("Some requests were made up from the signatures: pass data= for real ones.")
     return notes

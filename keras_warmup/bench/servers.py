@@ -1,7 +1,8 @@
-"""Starting model servers: one launcher that takes an argv; Docker is only another argv.
+"""Starts TensorFlow Serving model servers, from a binary or from a Docker image.
 
-TensorFlow Serving 2.20 (`model_servers/main.cc`, `server_core.cc`) listens only when its models are loaded and warm,
-and ends with an error when one of them cannot be; `--max_num_load_retries=0` spares the minutes of retries before that.
+TensorFlow Serving 2.20 (`model_servers/main.cc`, `server_core.cc`) listens only after its models
+are loaded and warm, and exits with an error when one of them cannot be loaded. Without
+`--max_num_load_retries=0` it would first retry for minutes.
 """
 
 from __future__ import annotations
@@ -22,25 +23,30 @@ from typing import Any
 import tensorflow as tf
 
 from keras_warmup._protos import PredictionLog
-from keras_warmup.bench.client import PredictionClient, without_values
-from keras_warmup.bench.processes import RunTiming
+from keras_warmup.bench.client import PredictionClient, RunningServer, without_values
+from keras_warmup.bench.model_server import DEFAULT_LOAD_TIMEOUT_S, ModelServer
+from keras_warmup.bench.processes import Engine, RunTiming
+from keras_warmup.bench.report import EngineKind
 from keras_warmup.errors import ReplayError, ServerError
 from keras_warmup.records.warmup_file import WARMUP_PATH
 
 MODEL_SERVER_ENV = "KERAS_WARMUP_MODEL_SERVER"
 MODEL_SERVER_NAME = "tensorflow_model_server"
-DEFAULT_IMAGE = "tensorflow/serving"
-DEFAULT_LOAD_TIMEOUT_S = 300.0
 
-_STOP_S = 10.0
-_SHOWN_LINES = 5
-# What server_core.cc and retrier.cc put around the error of a load.
-_FRAMED = re.compile(
+# A running server has loaded its model; it only has to answer.
+_MAX_RUNNING_TIMEOUT_S = 10.0
+_STOP_TIMEOUT_S = 10.0
+_MAX_SHOWN_LINES = 5
+# Text that server_core.cc and retrier.cc put before the error of a load.
+_LOAD_ERROR_LINE = re.compile(
     r"^(.*?(?:servable\(s\) did not become available: \{+name: \S+ version: \d+\} due to error|"
-    r"Loading servable: \{name: \S+ version: \d+\} failed): (?:[A-Z_]+: |[A-Z][a-z]+(?: [a-z]+)?: )?)(.*)$"
+    r"Loading servable: \{name: \S+ version: \d+\} failed): "
+    r"(?:[A-Z_]+: |[A-Z][a-z]+(?: [a-z]+)?: )?)(.*)$"
 )
-_OWN_TROUBLE = re.compile(
-    r"[Uu]nknown (?:argument|flag)|already in use|Docker daemon|Unable to find image|shared libraries"
+# Errors of the server itself, which quote no request.
+_SERVER_ERROR_LINE = re.compile(
+    r"[Uu]nknown (?:argument|flag)|already in use|Docker daemon|Unable to find image|"
+    r"shared libraries"
 )
 _ERROR_LINE = re.compile(
     r"(^E\b|^[EF]\d{4} |: [EF] |\b[Ee]rror\b|\b[Ff]ailed\b|unknown (flag|argument))"
@@ -49,12 +55,13 @@ _ERROR_LINE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ServerCommand:
-    """How to start a server.
+    """The command that starts a server.
 
     Attributes:
-        argv: what comes before the server's flags; `{port}` and `{base_path}` in it are filled in.
-        stop: a command that stops it where a signal to `argv` does not; empty where it does.
-        name: what to call it in messages.
+        argv: arguments before the server's flags. `{port}` and `{base_path}` in them are replaced.
+        name: name of the server in messages.
+        stop: command that stops the server where a signal to the started process does not; empty
+            where it does.
     """
 
     argv: tuple[str, ...]
@@ -62,28 +69,62 @@ class ServerCommand:
     stop: tuple[str, ...] = ()
 
 
-def find_model_server(path: str | os.PathLike[str] | None = None) -> ServerCommand:
-    """The `tensorflow_model_server` to start.
+def open_engine(export_dir: str, server: ModelServer) -> tuple[EngineKind, Engine]:
+    """Returns the kind of a model server, and the engine that times requests to it.
 
     Args:
-        path: the binary. Defaults to the environment variable `KERAS_WARMUP_MODEL_SERVER`, else the one on `PATH`.
+        export_dir: a SavedModel.
+        server: the server to start or to connect to.
 
     Raises:
-        ServerError: there is none.
+        ServerError: the binary or `docker` cannot be found.
     """
-    asked = os.fspath(path) if path else os.environ.get(MODEL_SERVER_ENV, "")
-    found = shutil.which(asked or MODEL_SERVER_NAME)
+    parent = os.path.dirname(os.path.abspath(export_dir))
+    model_name = server.model_name or os.path.basename(parent) or "model"
+    if server.address is not None:
+        timeout_s = min(server.load_timeout_s, _MAX_RUNNING_TIMEOUT_S)
+        return "server", RunningServer(server.address, model_name, timeout_s)
+    kind: EngineKind = "model_server"
+    if server.docker is not None:
+        kind, command = "docker", docker_command(server.docker)
+    elif server.command is None or isinstance(server.command, (str, os.PathLike)):
+        command = find_model_server(server.command)
+    else:
+        command = ServerCommand(tuple(server.command), os.path.basename(server.command[-1]))
+    return kind, LaunchedServer(
+        export_dir,
+        command,
+        model_name=model_name,
+        server_args=server.args,
+        timeout_s=server.load_timeout_s,
+    )
+
+
+def find_model_server(path: str | os.PathLike[str] | None = None) -> ServerCommand:
+    """Returns the command of a `tensorflow_model_server`.
+
+    Args:
+        path: the binary. Defaults to the one that the environment variable
+            `KERAS_WARMUP_MODEL_SERVER` names, else the one on `PATH`.
+
+    Raises:
+        ServerError: there is no such binary.
+    """
+    requested = os.fspath(path) if path else os.environ.get(MODEL_SERVER_ENV, "")
+    found = shutil.which(requested or MODEL_SERVER_NAME)
     if found is None:
-        where = f"at {asked!r}" if asked else f"on PATH, and {MODEL_SERVER_ENV} is not set"
+        where = f"at {requested!r}" if requested else f"on PATH, and {MODEL_SERVER_ENV} is not set"
         raise ServerError(
-            f"No model server {where}. Install {MODEL_SERVER_NAME}, give its path, or use a Docker image such as "
-            f"{DEFAULT_IMAGE!r}."
+            f"No model server {where}. Install {MODEL_SERVER_NAME}, give its path, or use a Docker "
+            "image such as 'tensorflow/serving'."
         )
     return ServerCommand((found,), os.path.basename(found))
 
 
-def docker_command(image: str = DEFAULT_IMAGE) -> ServerCommand:
-    """Starts the server of a Docker image, with the base path mounted where it is outside.
+def docker_command(image: str) -> ServerCommand:
+    """Returns the command of the server in a Docker image.
+
+    The base path is mounted at the same path in the container.
 
     Raises:
         ServerError: there is no `docker`.
@@ -95,31 +136,23 @@ def docker_command(image: str = DEFAULT_IMAGE) -> ServerCommand:
         )
     container = f"keras-warmup-{secrets.token_hex(6)}"
     argv = (
-        # --init: as process 1 the server would not hear SIGTERM.
-        *(
-            docker,
-            "run",
-            "--rm",
-            "--init",
-            "--name",
-            container,
-            "--publish",
-            "127.0.0.1:{port}:{port}",
-        ),
-        *("--volume", "{base_path}:{base_path}:ro", "--entrypoint", MODEL_SERVER_NAME, image),
+        # --init: without it the server is process 1, which ignores SIGTERM.
+        *(docker, "run", "--rm", "--init", "--name", container),
+        *("--publish", "127.0.0.1:{port}:{port}"),
+        *("--volume", "{base_path}:{base_path}:ro"),
+        *("--entrypoint", MODEL_SERVER_NAME, image),
     )
-    return ServerCommand(
-        argv, f"{MODEL_SERVER_NAME} of Docker image {image!r}", (docker, "rm", "--force", container)
-    )
+    name = f"{MODEL_SERVER_NAME} of Docker image {image!r}"
+    return ServerCommand(argv, name, stop=(docker, "rm", "--force", container))
 
 
 class LaunchedServer:
-    """Starts a server for each sample and stops it again.
+    """Starts a server for each run, and stops it afterwards.
 
     Args:
         export_dir: a SavedModel.
-        command: what to start.
-        model_name: the name to serve it under.
+        command: command that starts the server.
+        model_name: name to serve the model by.
         server_args: more flags for the server, such as `--xla_cpu_compilation_enabled`.
         timeout_s: seconds to wait until the model is loaded.
     """
@@ -139,34 +172,35 @@ class LaunchedServer:
         self._server_args = tuple(server_args)
         self._timeout_s = timeout_s
 
-    def sample(
+    def time_run(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
     ) -> RunTiming:
-        """Starts the server cold (`--enable_model_warmup=false`) or with the warmup file, and sends the requests.
+        """Starts the server with the warmup file, or cold, and times `count` requests in turn.
 
         Raises:
-            ReplayError: the server refuses the model, with what it said; or a request.
-            ServerError: it cannot be started or does not get ready.
+            ReplayError: the server cannot load the model, or a request fails; with its own error.
+            ServerError: the server cannot be started, or does not load the model in time.
         """
         with self.started(warmup_file) as (client, load_ms):
             return RunTiming(load_ms, (), client.time_requests(requests, count))
 
     @contextlib.contextmanager
     def started(self, warmup_file: str | None) -> Iterator[tuple[PredictionClient, float]]:
-        """A server that has loaded the model; stopped when the block ends, however it ends.
+        """Runs a server that has loaded the model, and stops it at the end of the block.
+
+        Args:
+            warmup_file: TFRecord of records to replay; `None` for a cold start
+                (`--enable_model_warmup=false`).
 
         Yields:
-            A client, and milliseconds from the start until the model was `AVAILABLE`.
+            A client, and the milliseconds from the start until the model was `AVAILABLE`.
         """
         with contextlib.ExitStack() as stack:
             base_path = stack.enter_context(tempfile.TemporaryDirectory(prefix="keras-warmup-"))
             # A server in a container may run as another user.
             os.chmod(base_path, 0o755)
-            _mirror(
-                self._export_dir,
-                os.path.join(base_path, _version_of(self._export_dir)),
-                warmup_file,
-            )
+            version_dir = os.path.join(base_path, _version_of(self._export_dir))
+            _link_model(self._export_dir, version_dir, warmup_file)
             output = stack.enter_context(tempfile.TemporaryFile())
             port = _free_port()
             argv = [
@@ -182,7 +216,7 @@ class LaunchedServer:
                 "--max_num_load_retries=0",
                 *self._server_args,
             ]
-            begun = time.perf_counter()
+            start = time.perf_counter()
             try:
                 server = subprocess.Popen(
                     argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
@@ -193,44 +227,49 @@ class LaunchedServer:
                 ) from error
             stack.callback(_stop, server, self._command.stop)
 
-            def check() -> None:
+            def output_text() -> str:
+                return _error_lines(output, replayed=warmup_file is not None)
+
+            def check_running() -> None:
                 if server.poll() is not None:
                     raise ReplayError(
-                        f"{self._command.name} did not load {self._export_dir!r}: it ended with exit code "
-                        f"{server.returncode}. It said:\n{_errors_in(output, replayed=warmup_file is not None)}"
+                        f"{self._command.name} did not load {self._export_dir!r}: it exited with "
+                        f"code {server.returncode}. Its output:\n{output_text()}"
                     )
 
             client = stack.enter_context(PredictionClient(f"127.0.0.1:{port}", self._model_name))
             try:
-                client.wait_available(self._timeout_s, check)
+                client.wait_available(self._timeout_s, check_running)
             except (ReplayError, ServerError) as error:
                 if server.poll() is not None:
                     raise
                 raise type(error)(
-                    f"{error}\n{self._command.name} said:\n{_errors_in(output, replayed=warmup_file is not None)}"
+                    f"{error}\nOutput of {self._command.name}:\n{output_text()}"
                 ) from error
-            yield client, (time.perf_counter() - begun) * 1000
+            yield client, (time.perf_counter() - start) * 1000
 
 
 def _version_of(export_dir: str) -> str:
-    """The version to serve: servers pass over directories whose names are no numbers."""
+    """Returns the version to serve: servers ignore directories whose names are not integers."""
     name = os.path.basename(export_dir.rstrip("/"))
     return name if name.isdecimal() else "1"
 
 
-def _mirror(export_dir: str, target: str, warmup_file: str | None) -> None:
-    """The SavedModel alone under a base path of its own, with the warmup file asked for; hard links where possible."""
+def _link_model(export_dir: str, version_dir: str, warmup_file: str | None) -> None:
+    """Puts the SavedModel and the warmup file into a new directory, as hard links if possible.
+
+    A server loads the newest version under its base path, so the model needs a base path that
+    holds no other version.
+    """
     for directory, _, names in tf.io.gfile.walk(export_dir):
-        inside = (
-            os.path.join(target, os.path.relpath(directory, export_dir))
-            if directory != export_dir
-            else target
-        )
-        os.makedirs(inside, exist_ok=True)
+        target = version_dir
+        if directory != export_dir:
+            target = os.path.join(version_dir, os.path.relpath(directory, export_dir))
+        os.makedirs(target, exist_ok=True)
         for name in names:
-            _link(os.path.join(directory, name), os.path.join(inside, name))
+            _link(os.path.join(directory, name), os.path.join(target, name))
     if warmup_file is not None:
-        path = os.path.join(target, *WARMUP_PATH.split("/"))
+        path = os.path.join(version_dir, *WARMUP_PATH.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(path):
             os.remove(path)
@@ -250,17 +289,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _stop(server: subprocess.Popen[bytes], stop: Sequence[str]) -> None:
+def _stop(server: subprocess.Popen[bytes], command: Sequence[str]) -> None:
     if server.poll() is None:
         server.terminate()
         try:
-            server.wait(_STOP_S)
+            server.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-    if stop:
+    if command:
         subprocess.run(
-            stop,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -268,19 +307,28 @@ def _stop(server: subprocess.Popen[bytes], stop: Sequence[str]) -> None:
         )
 
 
-def _errors_in(output: Any, *, replayed: bool) -> str:
-    """The server's own last errors, else its last lines; without values where it has run requests."""
-    # Not seek: the server writes where this file description stands.
-    said = os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0)
-    lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+def _error_lines(output: Any, *, replayed: bool) -> str:
+    """Returns the last error lines of a server's output, or its last lines where it has no errors.
+
+    A server that has replayed records may quote them, so its lines are then shown without values.
+    """
+    # pread, not seek: the server writes at the position of this file description.
+    data = os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0)
+    lines = [line for line in data.decode(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if _ERROR_LINE.search(line)]
-    shown = [_shown(line) if replayed else line for line in (errors or lines)[-_SHOWN_LINES:]]
-    return "\n".join(dict.fromkeys(shown)) or "nothing"
+    shown = (errors or lines)[-_MAX_SHOWN_LINES:]
+    if replayed:
+        shown = [redact_line(line) for line in shown]
+    return "\n".join(dict.fromkeys(shown)) or "(none)"
 
 
-def _shown(line: str) -> str:
-    """An error line without values: what the server says of itself, and of a failed record what is known to be safe."""
-    framed = _FRAMED.match(line)
-    if framed is not None:
-        return framed.group(1) + without_values(framed.group(2))
-    return line if _OWN_TROUBLE.search(line) else without_values(line)
+def redact_line(line: str) -> str:
+    """Removes tensor values from an error line of a server.
+
+    The part that describes the server or the load is kept. The error of a failed record is reduced
+    to what is known to hold no values.
+    """
+    load_error = _LOAD_ERROR_LINE.match(line)
+    if load_error is not None:
+        return load_error.group(1) + without_values(load_error.group(2))
+    return line if _SERVER_ERROR_LINE.search(line) else without_values(line)

@@ -1,4 +1,4 @@
-"""What the command line prints: reports on stdout; progress, warnings and errors on stderr."""
+"""Prints what the command line prints: reports on stdout; progress, warnings, errors on stderr."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from typing import Any
 
 from keras_warmup.report import printable
 
+# The width of tables where stdout is not a terminal: in 80 columns, they could not be read in logs.
+_LOG_WIDTH = 160
 
-def say(text: str) -> None:
-    """Prints a line on stderr; names of a SavedModel in it steer no terminal."""
+
+def print_line(text: str) -> None:
+    """Prints a line on stderr, with control characters escaped: they may come from a model."""
     print(f"keras-warmup: {printable(text)}", file=sys.stderr)
 
 
-def show_report(report: Any, as_json: bool) -> None:
+def print_report(report: Any, as_json: bool) -> None:
     """Prints a report on stdout."""
     if as_json:
         print(json.dumps(report.to_dict(), indent=2))
         return
     from rich.console import Console
 
-    # A pipe has no width of its own; a table folded to 80 columns is unreadable in a log.
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(report)
+    width = None if sys.stdout.isatty() else _LOG_WIDTH
+    Console(width=width, highlight=False).print(report)
 
 
 @contextlib.contextmanager
-def working(what: str, quiet: bool) -> Iterator[None]:
-    """A spinner on a terminal, a plain line elsewhere; on stderr, so that stdout holds the report alone."""
+def show_status(text: str, quiet: bool) -> Iterator[None]:
+    """Shows on stderr what the block does: a spinner on a terminal, a line elsewhere."""
     if quiet:
         yield
         return
@@ -38,16 +41,20 @@ def working(what: str, quiet: bool) -> Iterator[None]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        say(f"{what} ...")
+        print_line(f"{text} ...")
         yield
         return
-    with console.status(what):
+    with console.status(text):
         yield
 
 
 @contextlib.contextmanager
-def measuring(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar on a terminal, a line for each tenth elsewhere."""
+def show_progress(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """Shows the progress of a measurement: a bar on a terminal, a line for each tenth elsewhere.
+
+    Yields:
+        A function to call with `(done, total, step)`; `None` if `quiet`.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress
@@ -66,20 +73,20 @@ def measuring(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
             )
     else:
 
-        def tell(done: int, total: int, step: str) -> None:
+        def print_tenths(done: int, total: int, step: str) -> None:
             if done == total or done * 10 // total > (done - 1) * 10 // total:
-                say(f"measuring {done}/{total}")
+                print_line(f"measuring {done}/{total}")
 
-        yield tell
+        yield print_tenths
 
 
 @contextlib.contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Warnings as one line a shell user can read, without a source line."""
+def one_line_warnings() -> Iterator[None]:
+    """Prints warnings for users as one line, without a source line; hides those for developers."""
 
     def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
         if issubclass(category, UserWarning):
-            say(f"warning: {message}")
+            print_line(f"warning: {message}")
 
     original = warnings.showwarning
     warnings.showwarning = show

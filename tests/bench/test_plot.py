@@ -1,50 +1,71 @@
+"""Plots of a report: which bars are drawn, with which values."""
+
 from __future__ import annotations
 
+import pathlib
 import sys
 
 import pytest
 
-from keras_warmup.bench.plot import MAX_GROUPS, draw_groups, new_figure, plot_report
-from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport
+from keras_warmup.bench.plot import MAX_GROUPS, Series, draw_groups, new_figure, plot_report
+from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, Range
 from keras_warmup.errors import OptionsError
 
 pytest.importorskip("matplotlib", reason="needs matplotlib, the extra plot")
 
 
-def report_of(count, **changes):
+def report_of(
+    count: int, warm: tuple[float | None, Range | None] = (1.5, (1.0, 2.0))
+) -> BenchmarkReport:
+    """Returns a report with entries whose cold requests are slower and slower."""
+    warm_ms, warm_range_ms = warm
     entries = tuple(
         BenchmarkEntry(
-            f"signature_{index}",
-            "predict",
-            (),
-            2,
-            {},
-            True,
-            "data",
-            100.0 + index,
-            (90.0, 120.0),
-            *changed,
-            0.8,
-            1.0,
-            None,
-            None,
+            signature_key=f"signature_{index}",
+            kind="predict",
+            output_filter=(),
+            batch_size=2,
+            shapes={},
+            in_file=True,
+            rows="data",
+            cold_ms=100.0 + index,
+            cold_range_ms=(90.0, 120.0),
+            warm_ms=warm_ms,
+            warm_range_ms=warm_range_ms,
+            steady_p50_ms=0.8,
+            steady_p99_ms=1.0,
+            ratio=None,
+            faster=None,
         )
         for index in range(count)
-        for changed in [changes.get("warm", (1.5, (1.0, 2.0)))]
     )
     return BenchmarkReport(
-        "./m/1", entries, 1.0, (1.0, 1.0), 1.0, (1.0, 1.0), 1, 1, 3, 1, 0, "process", "", ()
+        export_dir="./m/1",
+        entries=entries,
+        load_ms=1.0,
+        load_range_ms=(1.0, 1.0),
+        load_added_ms=1.0,
+        load_added_range_ms=(1.0, 1.0),
+        records=1,
+        bytes=1,
+        processes=3,
+        requests=1,
+        seed=0,
+        engine="process",
+        noise="",
+        notes=(),
     )
 
 
 @pytest.fixture(autouse=True)
-def text_stays_text(monkeypatch):
+def text_stays_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writes text into SVG files as text, so that a test can read it."""
     import matplotlib
 
     monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
 
 
-def test_cold_warm_and_steady_are_drawn_with_their_values(tmp_path):
+def test_cold_warm_and_steady_are_drawn_with_their_values(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "bench.svg"
     plot_report(report_of(1), path)
     drawn = path.read_text()
@@ -61,13 +82,13 @@ def test_cold_warm_and_steady_are_drawn_with_their_values(tmp_path):
         assert text in drawn
 
 
-def test_without_a_warmup_file_there_is_no_warm_bar(tmp_path):
+def test_without_a_warmup_file_there_is_no_warm_bar(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "bench.svg"
     plot_report(report_of(1, warm=(None, None)), path)
     assert "warm: " not in path.read_text()
 
 
-def test_the_slowest_are_drawn_where_there_are_many(tmp_path):
+def test_the_slowest_are_drawn_where_there_are_many(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "bench.svg"
     plot_report(report_of(MAX_GROUPS + 2), path)
     drawn = path.read_text()
@@ -75,31 +96,38 @@ def test_the_slowest_are_drawn_where_there_are_many(tmp_path):
     assert "signature_0<" not in drawn and "signature_1<" not in drawn
 
 
-def test_the_scale_is_logarithmic():
+def test_the_scale_is_logarithmic() -> None:
     _, axes = new_figure(1)
-    draw_groups(
-        axes, ["a"], [("cold", "blue", [(100.0, (90.0, 120.0))]), ("warm", "red", [(None, None)])]
-    )
+    series = [
+        Series("cold", "blue", [(100.0, (90.0, 120.0))]),
+        Series("warm", "red", [(None, None)]),
+    ]
+    draw_groups(axes, ["a"], series)
     assert axes.get_xscale() == "log"
     assert [round(bar.get_width()) for bar in axes.patches] == [100, 0]
 
 
-def test_a_png_is_written(tmp_path):
+def test_a_png_is_written(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "bench.png"
     plot_report(report_of(2), path)
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_unknown_ending_is_refused(tmp_path):
+def test_an_unknown_suffix_is_refused(tmp_path: pathlib.Path) -> None:
+    path = str(tmp_path / "bench.xyz")
     with pytest.raises(OptionsError) as caught:
-        plot_report(report_of(1), tmp_path / "bench.xyz")
-    assert str(caught.value).startswith(
-        f"A plot cannot be written to {str(tmp_path / 'bench.xyz')!r}: its ending is none of "
+        plot_report(report_of(1), path)
+    message = str(caught.value)
+    assert message.startswith(
+        f"A plot cannot be written to {path!r}: expected one of the suffixes "
     )
+    assert "png" in message and "svg" in message
 
 
-def test_without_matplotlib_the_cure_is_named(monkeypatch, tmp_path):
+def test_without_matplotlib_the_cure_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(OptionsError) as caught:
         plot_report(report_of(1), tmp_path / "bench.png")
-    assert str(caught.value) == "Drawing needs matplotlib: pip install 'keras-warmup[plot]'."
+    assert str(caught.value) == "Plots require matplotlib: pip install 'keras-warmup[plot]'."
