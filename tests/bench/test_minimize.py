@@ -19,7 +19,7 @@ from keras_warmup.bench.processes import ProcessEngine, RunTiming
 from keras_warmup.errors import OptionsError, RecordsError, SignatureError
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_records, warmup_path
-from tests.builders import predict_log, write_warmup_file
+from tests.builders import predict_log, save_function, write_warmup_file
 
 STEADY_MS = 1.0
 
@@ -138,15 +138,11 @@ def test_progress_ends_at_its_total() -> None:
 @pytest.fixture
 def export_dir(tmp_path: pathlib.Path) -> str:
     """A model with four copies of a record."""
-
-    class Model(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
-        def call(self, x: Any) -> dict[str, Any]:
-            return {"y": tf.matmul(x, tf.ones([3, 4]))}
-
-    model = Model()
-    path = tmp_path / "1"
-    tf.saved_model.save(model, str(path), signatures={"serving_default": model.call})
+    path = save_function(
+        lambda x: {"y": tf.matmul(x, tf.ones([3, 4]))},
+        tmp_path / "1",
+        [tf.TensorSpec([None, 3], tf.float32, name="x")],
+    )
     return write_warmup_file(path, *[log_of(2)] * 4)
 
 

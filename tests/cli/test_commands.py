@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -19,6 +18,7 @@ import keras_warmup as kw
 from keras_warmup import verification
 from keras_warmup.bench.processes import ProcessEngine
 from keras_warmup.cli.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, main
+from tests.builders import save_function
 
 Capture = pytest.CaptureFixture[str]
 
@@ -331,14 +331,7 @@ def test_a_closed_stdout_is_not_an_error(export_dir: str) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def save_function(function: Callable[[Any], Any], path: str, *signature_keys: str) -> None:
-    """Saves a model of one function of a float32 vector."""
-    module = tf.Module()
-    module.call = tf.function(
-        lambda x: {"y": function(x)}, input_signature=[tf.TensorSpec([None], tf.float32)]
-    )
-    keys = signature_keys or ("serving_default",)
-    tf.saved_model.save(module, path, signatures=dict.fromkeys(keys, module.call))
+VECTOR = tf.TensorSpec([None], tf.float32)
 
 
 @pytest.fixture
@@ -347,10 +340,9 @@ def writing_dir(tmp_path: pathlib.Path) -> str:
 
     def write(x: Any) -> Any:
         with tf.control_dependencies([tf.io.write_file(str(tmp_path / "marker"), "here")]):
-            return tf.identity(x)
+            return {"y": tf.identity(x)}
 
-    save_function(write, str(tmp_path / "1"))
-    return str(tmp_path / "1")
+    return save_function(write, tmp_path / "1", [VECTOR])
 
 
 @pytest.mark.parametrize("command", ["verify", "add", "bench", "minimize"])
@@ -399,10 +391,9 @@ def test_verify_reports_a_model_that_ends_tensorflow(
 ) -> None:
     def abort(x: Any) -> Any:
         with tf.control_dependencies([tf.raw_ops.Abort(error_msg="")]):
-            return tf.identity(x)
+            return {"y": tf.identity(x)}
 
-    path = str(tmp_path / "1")
-    save_function(abort, path)
+    path = save_function(abort, tmp_path / "1", [VECTOR])
     run(capsys, "add", path, "--no-verify", "--json")
     code, out, _ = run(capsys, "verify", path, "--json")
     assert code == EXIT_FAILED
@@ -429,7 +420,10 @@ def test_verify_takes_limits(capsys: Capture, export_dir: str, npz: str) -> None
 def test_control_characters_in_names_are_escaped(capsys: Capture, tmp_path: pathlib.Path) -> None:
     evil = "\x1b]0;owned\x07\u202e[red]"
     path = str(tmp_path / f"model {evil}")
-    save_function(lambda x: x, path, "serving_default", f"key{evil}")
+    module = tf.Module()
+    module.call = tf.function(lambda x: {"y": x}, input_signature=[VECTOR])
+    signatures = {"serving_default": module.call, f"key{evil}": module.call}
+    tf.saved_model.save(module, path, signatures=signatures)
     for argv in (
         ("inspect", path),
         ("add", path),

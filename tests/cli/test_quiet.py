@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.builders import predict_log, write_warmup_file
+from tests.builders import predict_log, save_function, write_warmup_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 # As TensorFlow 2.21 and 2.19 log them, on machines with and without a GPU.
@@ -124,15 +124,11 @@ def test_every_command_shows_why_tensorflow_cannot_be_imported(
 @pytest.fixture(scope="module")
 def export_dir(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small model with a warmup file."""
-
-    class Model(tf.Module):
-        @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, name="x")])
-        def call(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-            return {"y": tf.nn.relu(x)}
-
-    model = Model()
-    path = tmp_path_factory.mktemp("quiet") / "m" / "1"
-    tf.saved_model.save(model, str(path), signatures={"serving_default": model.call})
+    path = save_function(
+        lambda x: {"y": tf.nn.relu(x)},
+        tmp_path_factory.mktemp("quiet") / "m" / "1",
+        [tf.TensorSpec([None, 3], tf.float32, name="x")],
+    )
     return write_warmup_file(path, predict_log("serving_default", x=np.ones((2, 3), np.float32)))
 
 
