@@ -170,7 +170,7 @@ def test_without_matplotlib_nothing_is_measured(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run(monkeypatch, "first_request.py", "--output", tmp_path / "results") == 2
-    assert "Drawing needs matplotlib" in capsys.readouterr().err
+    assert "Plots require matplotlib" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
