@@ -34,7 +34,7 @@ from keras_warmup.options import MAX_RECORDS
 from keras_warmup.paths import as_path
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_all_records, warmup_path, write_records
-from keras_warmup.report import to_plain
+from keras_warmup.report import Report
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RedundantRecord:
 
 
 @dataclasses.dataclass(frozen=True)
-class MinimizeReport:
+class MinimizeReport(Report):
     """The records of a warmup file that are needed, and those that are not.
 
     Attributes:
@@ -97,11 +97,6 @@ class MinimizeReport:
     load_added_ms: float
     load_saved_ms: float
     processes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

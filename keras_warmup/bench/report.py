@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from keras_warmup.bench.probes import Probe, RowSource
 from keras_warmup.bench.processes import MIN_VALUES, Timings
-from keras_warmup.report import RequestKind, printable, to_plain
+from keras_warmup.report import Report, RequestKind, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -99,7 +99,7 @@ class BenchmarkEntry:
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkReport:
+class BenchmarkReport(Report):
     """First requests to a SavedModel, without and with its warmup file.
 
     Attributes:
@@ -136,11 +136,6 @@ class BenchmarkReport:
     engine: EngineKind
     noise: str
     notes: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

@@ -224,7 +224,7 @@ def test_inspect_shows_string_formats_and_possible_kinds(
 ) -> None:
     by_key = {one.signature.key: one for one in kw.inspect(taxi).signatures}
     plain = by_key["predict"].to_dict()
-    assert plain["consumers"]["examples"]["reads"].startswith("tf.Example with ")
+    assert plain["string_formats"]["examples"]["reads"].startswith("tf.Example with ")
     assert plain["kinds"]["predict"] is None
     assert (
         plain["kinds"]["classify"]
