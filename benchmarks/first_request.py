@@ -52,7 +52,7 @@ from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import OptionsError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs, bind_signatures
-from keras_warmup.planning.plan import BoundSignature
+from keras_warmup.planning.bound_signature import BoundSignature
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
 from keras_warmup.records.warmup_file import read_records, warmup_path, write_records
@@ -178,7 +178,7 @@ def request_of(candidate: BoundSignature, size: int) -> Any:
     """Builds a record of the first rows bound to a signature."""
     picks = tuple((0, row) for row in range(size))
     request = PlannedRequest(
-        candidate.signature.key, candidate.kinds[0], tuple(candidate.bound[:1]), picks, (), ()
+        candidate.signature.key, candidate.kinds[0], tuple(candidate.batches[:1]), picks, (), ()
     )
     return build_log(request, "model")
 
