@@ -97,19 +97,22 @@ def join(directory: str, name: str) -> str:
 
 
 @contextlib.contextmanager
-def explained(path: str, doing: str = "publish to") -> Iterator[None]:
-    """Turns errors of file systems into a `PublishError` with the path and the reason.
+def explained(
+    path: str, doing: str = "publish to", error_class: type[WarmupError] = PublishError
+) -> Iterator[None]:
+    """Turns errors of file systems into one of this package with the path and the reason.
 
     Args:
         path: the path to name.
         doing: what failed. Defaults to `"publish to"`.
+        error_class: the error to raise. Defaults to `PublishError`.
     """
     try:
         yield
     except WarmupError:  # some are OSErrors too
         raise
     except (tf.errors.OpError, OSError) as error:
-        raise PublishError(f"Cannot {doing} {path!r}: {reason_of(error)}.") from error
+        raise error_class(f"Cannot {doing} {path!r}: {reason_of(error)}.") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -47,33 +47,27 @@ def encode_log(request: PlannedRequest, model_name: str = "") -> bytes:
     Raises:
         RecordsError: the request is too large for a proto (2 GiB).
     """
-    _check_size(request)
-    spec = ModelSpec(name=model_name, signature_name=request.signature_key)
-    if request.kind == "predict":
-        return _encode_predict(request, spec)
-    log = PredictionLog()
-    if request.kind == "multi_inference":
-        message = log.multi_inference_log.request
-        for key, kind in request.tasks:
-            task_spec = ModelSpec(name=model_name, signature_name=key)
-            message.tasks.add(model_spec=task_spec, method_name=METHOD_NAMES[kind])
-    else:
-        is_classify = request.kind == "classify"
-        message = log.classify_log.request if is_classify else log.regress_log.request
-        message.model_spec.CopyFrom(spec)
-    (serialized,) = request.arrays().values()
-    for example in serialized.ravel():
-        message.input.example_list.examples.add().MergeFromString(example)
-    return bytes(log.SerializeToString(deterministic=True))
-
-
-def _check_size(request: PlannedRequest) -> None:
     size = request.wire_bytes
     if size + _METADATA_BYTES > MAX_RECORD_BYTES:
         raise RecordsError(
             f"A request of {request.batch_size} rows for signature {request.signature_key!r} takes "
             f"{size} bytes; a proto holds at most {MAX_RECORD_BYTES}. Ask for smaller batch_sizes."
         )
+    spec = ModelSpec(name=model_name, signature_name=request.signature_key)
+    if request.kind == "predict":
+        return _encode_predict(request, spec)
+    log = PredictionLog()
+    message = getattr(log, f"{request.kind}_log").request
+    if request.kind == "multi_inference":
+        for key, kind in request.tasks:
+            task_spec = ModelSpec(name=model_name, signature_name=key)
+            message.tasks.add(model_spec=task_spec, method_name=METHOD_NAMES[kind])
+    else:
+        message.model_spec.CopyFrom(spec)
+    (serialized,) = request.arrays().values()
+    for example in serialized.ravel():
+        message.input.example_list.examples.add().MergeFromString(example)
+    return bytes(log.SerializeToString(deterministic=True))
 
 
 def _encode_predict(request: PlannedRequest, spec: ModelSpec) -> bytes:

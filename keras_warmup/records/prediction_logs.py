@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from keras_warmup._protos import Input, PredictionLog
+from keras_warmup.report import REQUEST_KINDS
 from keras_warmup.savedmodel.signatures import DEFAULT_SIGNATURE_KEY
-
-# The kinds that TensorFlow Serving runs; each names its signatures.
-_SERVED_KINDS = ("predict", "classify", "regress", "multi_inference")
 
 
 def log_kind(log: PredictionLog) -> str:
@@ -30,7 +28,7 @@ def log_signature_keys(log: PredictionLog) -> tuple[str, ...]:
         none for kinds that it does not run.
     """
     kind = log_kind(log)
-    if kind not in _SERVED_KINDS:
+    if kind not in REQUEST_KINDS:
         return ()
     request = getattr(log, f"{kind}_log").request
     specs = (
@@ -70,12 +68,12 @@ def describe_log(log: PredictionLog) -> dict[str, Any]:
         sizes = {shape[0] for shape in shapes.values() if shape}
         batch_size = sizes.pop() if len(sizes) == 1 else None
         output_filter = tuple(request.output_filter)
-    elif kind in _SERVED_KINDS:
+    elif kind in REQUEST_KINDS:
         batch_size = _count_examples(getattr(log, f"{kind}_log").request.input)
         shapes = {"inputs": (batch_size,)}
     return {
         "signature_key": log_signature_key(log),
-        "kind": kind if kind in _SERVED_KINDS else log.WhichOneof("log_type"),
+        "kind": kind if kind in REQUEST_KINDS else log.WhichOneof("log_type"),
         "batch_size": batch_size,
         "shapes": dict(shapes),
         "output_filter": output_filter,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -19,9 +20,9 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError, EncodeError
 
 from keras_warmup._protos import PredictionLog, checked_records
-from keras_warmup.errors import RecordsError, WarmupError
+from keras_warmup.errors import RecordsError
 from keras_warmup.options import MAX_RECORDS
-from keras_warmup.paths import as_path, reason_of, why_not_a_file
+from keras_warmup.paths import as_path, explained, why_not_a_file
 from keras_warmup.publishing.filesystem import make_parents, remove_empty, replace_file
 from keras_warmup.publishing.workspace import Workspace, sweep
 
@@ -109,7 +110,7 @@ class RecordsDraft:
         The arguments, the result and the errors are those of `write_records`.
         """
         sizes: list[int] = []
-        with _writing(self.target):
+        with _explained(self.target, "write"):
             try:
                 with tf.io.TFRecordWriter(self.path) as writer:
                     for log in logs:
@@ -133,7 +134,7 @@ class RecordsDraft:
         Raises:
             RecordsError: the file system refuses to replace the file.
         """
-        with _writing(self.target):
+        with _explained(self.target, "write"):
             replace_file(self.path, self.target, flush=flush)
 
 
@@ -154,8 +155,11 @@ def draft_of(path: str) -> Iterator[RecordsDraft]:
     directory = os.path.dirname(path) or "."
     workspace: Workspace | None = None
     try:
-        with _writing(path):
-            check_replaceable(path)
+        with _explained(path, "write"):
+            if tf.io.gfile.isdir(path):
+                raise RecordsError(
+                    f"Cannot write warmup file {path!r}: it is a directory. Remove it."
+                )
             make_parents(directory, created)
             sweep(directory)
             workspace = Workspace(path)
@@ -167,24 +171,8 @@ def draft_of(path: str) -> Iterator[RecordsDraft]:
             remove_empty(made)
 
 
-@contextlib.contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except WarmupError:  # its children may be OSErrors
-        raise
-    except (tf.errors.OpError, OSError) as error:
-        raise RecordsError(f"Cannot write warmup file {path!r}: {reason_of(error)}.") from error
-
-
-def check_replaceable(path: str) -> None:
-    """Checks that `path` can be replaced by a warmup file.
-
-    Raises:
-        RecordsError: `path` is a directory.
-    """
-    if tf.io.gfile.isdir(path):
-        raise RecordsError(f"Cannot write warmup file {path!r}: it is a directory. Remove it.")
+def _explained(path: str, doing: str) -> contextlib.AbstractContextManager[None]:
+    return explained(path, f"{doing} warmup file", RecordsError)
 
 
 def read_records(path: str | os.PathLike[str]) -> Iterator[PredictionLog]:
@@ -221,14 +209,12 @@ def read_all_records(path: str | os.PathLike[str]) -> list[PredictionLog]:
         RecordsError: as in `read_records`, or the file holds more than the `options.MAX_RECORDS`
             records that a server loads.
     """
-    logs: list[PredictionLog] = []
-    for log in read_records(path):
-        if len(logs) == MAX_RECORDS:
-            raise RecordsError(
-                f"Cannot read warmup file of {os.fspath(path)!r}: it holds more than {MAX_RECORDS} "
-                "records, and no server loads a model with so many. Write it again with fewer."
-            )
-        logs.append(log)
+    logs = list(itertools.islice(read_records(path), MAX_RECORDS + 1))
+    if len(logs) > MAX_RECORDS:
+        raise RecordsError(
+            f"Cannot read warmup file of {os.fspath(path)!r}: it holds more than {MAX_RECORDS} "
+            "records, and no server loads a model with so many. Write it again with fewer."
+        )
     return logs
 
 
@@ -247,17 +233,15 @@ def scan_records(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes | Re
     """
     path = os.fspath(path)
     size = _size(path)
-    try:
-        yield from _scan(path, size)
-    except tf.errors.OpError as error:
-        raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
-
-
-def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
     if size == 0:
         detail = "the file is empty: the server silently loads the model cold"
         yield 0, RecordProblem("empty", detail, True)
         return
+    with _explained(path, "read"):
+        yield from _scan(path, size)
+
+
+def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
     # TensorFlow's reader checks the data: crc32c in Python takes minutes for a record of images.
     checked = checked_records(path)
     position, index = 0, 0
@@ -265,18 +249,17 @@ def _scan(path: str, size: int) -> Iterator[tuple[int, bytes | RecordProblem]]:
         while position < size:
             frames.seek(position)
             header = frames.read(_HEADER_BYTES)
-            problem = _header_problem(header, position, size)
-            if problem is None:
+            item: bytes | RecordProblem | None = _header_problem(header, position, size)
+            if item is None:
                 try:
-                    data = next(checked)
+                    item = next(checked)
                 except (tf.errors.DataLossError, StopIteration):
                     detail = f"corrupted record at byte {position}: its data checksum is wrong"
-                    problem = RecordProblem("corrupted", detail, False)
-            if problem is not None:
-                yield index, problem
+                    item = RecordProblem("corrupted", detail, False)
+            yield index, item
+            if isinstance(item, RecordProblem):
                 return
-            yield index, data
-            position += FRAME_BYTES + len(data)
+            position += FRAME_BYTES + len(item)
             index += 1
 
 
@@ -310,14 +293,13 @@ def _size(path: str) -> int:
             f"Cannot read warmup file {path!r}: {problem}. Remove it, and write the file with "
             "keras_warmup.add_warmup."
         )
-    try:
-        return int(tf.io.gfile.stat(path).length)
-    except tf.errors.NotFoundError as error:
-        raise RecordsError(
-            f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup."
-        ) from error
-    except tf.errors.OpError as error:
-        raise RecordsError(f"Cannot read warmup file {path!r}: {reason_of(error)}.") from error
+    with _explained(path, "read"):
+        try:
+            return int(tf.io.gfile.stat(path).length)
+        except tf.errors.NotFoundError as error:
+            raise RecordsError(
+                f"No warmup file at {path!r}. Write one with keras_warmup.add_warmup."
+            ) from error
 
 
 def _serialize(log: PredictionLog | bytes, index: int) -> bytes:
@@ -376,23 +358,12 @@ def _header_problem(header: bytes, position: int, size: int) -> RecordProblem | 
     return None
 
 
-def _crc32c_table() -> list[int]:
-    table = []
-    for byte in range(256):
-        value = byte
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC32C = _crc32c_table()
-
-
 def masked_crc32c(data: bytes) -> int:
     """Computes the checksum of the 8 bytes of a record's length, masked as TFRecord masks it."""
     crc = 0xFFFFFFFF
     for byte in data:
-        crc = _CRC32C[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
     crc ^= 0xFFFFFFFF
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF

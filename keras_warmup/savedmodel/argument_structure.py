@@ -64,15 +64,13 @@ class ArgumentStructures:
         positional, keywords = self._arguments_of(exported)
         count = sum(map(_count_tensors, positional))
         self._budget.spend(count, wrapper.signature.name)
+        # The components of a ragged or sparse argument are inputs that `count` does not include.
         if count != len(definition.inputs) or set(passed[:count]) != set(definition.inputs):
             return None
         if any(map(_count_tensors, keywords)):
             return None
         input_names = iter(passed)
-        try:
-            arguments = [_fill(argument, input_names) for argument in positional]
-        except _CompositeArgument:
-            return None
+        arguments = [_fill(argument, input_names) for argument in positional]
         # `mask=None` and the like are defaults of the function.
         while arguments and arguments[-1] is None:
             arguments.pop()
@@ -118,10 +116,6 @@ class ArgumentStructures:
         )
 
 
-class _CompositeArgument(Exception):
-    """An argument made of more than one tensor, which input names alone cannot describe."""
-
-
 def _user_names_of(function: FunctionDef) -> dict[int, bytes]:
     """Returns the names that the user gave to arguments, by position."""
     return {
@@ -163,8 +157,6 @@ def _fill(value: StructuredValue, input_names: Iterator[str | None]) -> Any:
             key: _fill(value.dict_value.fields[key], input_names)
             for key in sorted(value.dict_value.fields)
         }
-    if kind == "type_spec_value":  # ragged or sparse
-        raise _CompositeArgument
     # A Python value (`training=False`) or None, which tracing made part of the function.
     return None
 

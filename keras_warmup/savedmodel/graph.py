@@ -197,11 +197,11 @@ class ModelGraph:
         if roles is None:
             roles = self._roles_of(node)
         for role, offset in roles:
-            if not role:
-                yield Call(node.op, role, offset)
-                continue
-            for function in functions_in(attribute(node, role)):
-                yield Call(function.name, role, offset)
+            called = (
+                [one.name for one in functions_in(attribute(node, role))] if role else [node.op]
+            )
+            for function in called:
+                yield Call(function, role, offset)
 
     def _roles_of(self, node: NodeDef) -> tuple[tuple[str, int | None], ...]:
         """Returns the attributes of a node that hold functions, each with `Call.offset`.

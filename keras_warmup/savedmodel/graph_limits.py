@@ -9,6 +9,7 @@ ends walks over chains of calls that double at each level.
 from __future__ import annotations
 
 import functools
+import graphlib
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -189,33 +190,19 @@ def _check_body(name: str, nodes: Sequence[Any], library: Mapping[str, Any]) -> 
 def _check_calls(calls: Mapping[str, Sequence[str]]) -> None:
     """Checks that no chain of calls is a circle or too long.
 
-    The search is depth-first, without recursion. The depth of a function is the length of the
-    longest chain of calls below it.
+    The depth of a function is the length of the longest chain of calls below it.
     """
+    try:
+        called_first = list(graphlib.TopologicalSorter(calls).static_order())
+    except graphlib.CycleError as error:
+        circle = error.args[1][::-1]  # it starts with a function that the next one calls
+        steps = " -> ".join(map(shown, circle[:4])) + (" -> ..." if len(circle) > 4 else "")
+        refuse_graph(f"functions call each other in a circle: {steps}")
     depth: dict[str, int] = {}
-    for start in calls:
-        path: list[str] = []
-        on_path: set[str] = set()
-        stack = [(start, False)]
-        while stack:
-            name, done = stack.pop()
-            if done:
-                path.pop()
-                on_path.discard(name)
-                depth[name] = 1 + max((depth[one] for one in calls[name]), default=0)
-                if depth[name] > MAX_CALL_DEPTH + 1:
-                    refuse_graph(
-                        f"calls are nested more than {MAX_CALL_DEPTH} deep below {place_of(name)}"
-                    )
-            elif name in on_path:
-                circle = [*path[path.index(name) :], name]
-                steps = " -> ".join(map(shown, circle[:4])) + (" -> ..." if len(circle) > 4 else "")
-                refuse_graph(f"functions call each other in a circle: {steps}")
-            elif name not in depth:
-                path.append(name)
-                on_path.add(name)
-                stack.append((name, True))
-                stack += [(one, False) for one in calls[name]]
+    for name in called_first:
+        depth[name] = 1 + max((depth[one] for one in calls[name]), default=0)
+        if depth[name] > MAX_CALL_DEPTH + 1:
+            refuse_graph(f"calls are nested more than {MAX_CALL_DEPTH} deep below {place_of(name)}")
 
 
 def constant_value(node: Any, budget: VisitBudget, function: str) -> np.ndarray[Any, Any] | None:

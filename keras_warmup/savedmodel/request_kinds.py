@@ -121,14 +121,13 @@ def _why_not_classify(signature: Signature) -> str | None:
                 f"Classify reads {name!r} as [batch_size, num_classes], and it is "
                 f"{render_shape(spec.shape)}"
             )
-    if set(outputs) == {"classes", "scores"}:
-        widths = [spec.shape[1] for spec in outputs.values() if spec.shape is not None]
-        if len(widths) == 2 and None not in widths and widths[0] != widths[1]:
-            classes, scores = (render_shape(outputs[name].shape) for name in ("classes", "scores"))
-            return (
-                "Classify reads 'classes' and 'scores' of equal width, and they are "
-                f"{classes} and {scores}"
-            )
+    shapes = [outputs[name].shape for name in ("classes", "scores") if name in outputs]
+    widths = {shape[1] for shape in shapes if shape is not None} - {None}
+    if len(widths) == 2:
+        return (
+            "Classify reads 'classes' and 'scores' of equal width, and they are "
+            f"{render_shape(shapes[0])} and {render_shape(shapes[1])}"
+        )
     return None
 
 

@@ -13,21 +13,20 @@ directory: the server does not load it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup._protos import FingerprintDef, MetaGraphDef, SavedModel, serialized_fingerprint
-from keras_warmup.errors import BindingError, OptionsError, SignatureError
+from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
+from keras_warmup.errors import SignatureError
 from keras_warmup.paths import as_path, explained, join, name_of, parent_of, scheme_of
 from keras_warmup.publishing.filesystem import exists, replace_file, sync
 from keras_warmup.publishing.workspace import Workspace, sweep
-from keras_warmup.report import RequestKind
 from keras_warmup.savedmodel.files import require_file
-from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind, servable_kinds
+from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind
 from keras_warmup.savedmodel.signatures import (
-    Signature,
     read_meta_graph,
     read_saved_model,
     read_signatures,
@@ -36,35 +35,6 @@ from keras_warmup.savedmodel.signatures import (
 _MODEL = "saved_model.pb"
 _FINGERPRINT = "fingerprint.pb"
 _OLD_FINGERPRINT = "fingerprint.old"
-
-
-def rewrite_method_names(
-    export_dir: str | os.PathLike[str], kinds: Mapping[str, RequestKind], *, flush: bool = True
-) -> None:
-    """Sets the method names of signatures.
-
-    Args:
-        export_dir: version directory of a SavedModel.
-        kinds: signature_key -> `predict`, `classify` or `regress`.
-        flush: write the change to the disk before this returns. A directory that is still going to
-            be published does not need it. Defaults to `True`.
-
-    Raises:
-        OptionsError: a kind has no method name.
-        SignatureError: the SavedModel cannot be read, or has no such signature.
-        BindingError: a signature cannot serve the kind.
-    """
-    for key, kind in kinds.items():
-        if kind not in METHOD_NAMES:
-            raise OptionsError(
-                f"Signature {key!r}: kind must be one of {sorted(METHOD_NAMES)}, got {kind!r}."
-            )
-    saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
-    for meta_graph, signatures in _meta_graphs_with(saved_model, export_dir, list(kinds)):
-        for key, signature in signatures.items():
-            _refuse_impossible(signature, kinds[key])
-            meta_graph.signature_def[key].method_name = METHOD_NAMES[kinds[key]]
-    _write(export_dir, saved_model, flush)
 
 
 def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> None:
@@ -82,9 +52,14 @@ def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> N
         signature.key: default_kind(signature)
         for signature in read_signatures(read_meta_graph(export_dir))
     }
-    named = {key: kind for key, kind in kinds.items() if kind != "predict"}
-    if named:
-        rewrite_method_names(export_dir, named, flush=flush)
+    named = {key: METHOD_NAMES[kind] for key, kind in kinds.items() if kind != "predict"}
+    if not named:
+        return
+    saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
+    for definitions in _definitions_of(saved_model, named):
+        for key, method_name in named.items():
+            definitions[key].method_name = method_name
+    _write(export_dir, saved_model, flush)
 
 
 def share_tensors(
@@ -104,14 +79,12 @@ def share_tensors(
             be published does not need it. Defaults to `True`.
 
     Raises:
-        SignatureError: the SavedModel cannot be read, or has no such signature.
+        SignatureError: the SavedModel cannot be read.
     """
     saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
-    for meta_graph, _ in _meta_graphs_with(
-        saved_model, export_dir, sorted({*twins, *twins.values()})
-    ):
+    for definitions in _definitions_of(saved_model, {*twins, *twins.values()}):
         for key, twin in twins.items():
-            definition, source = meta_graph.signature_def[key], meta_graph.signature_def[twin]
+            definition, source = definitions[key], definitions[twin]
             for changed, kept in (
                 (definition.inputs, source.inputs),
                 (definition.outputs, source.outputs),
@@ -151,29 +124,10 @@ def complete_fingerprint(export_dir: str) -> None:
             file.write(complete)
 
 
-def _refuse_impossible(signature: Signature, kind: RequestKind) -> None:
-    reason = servable_kinds(signature)[kind]
-    if reason is not None:
-        raise BindingError(f"Signature {signature.key!r} cannot serve {kind} requests: {reason}.")
-
-
-def _meta_graphs_with(
-    saved_model: SavedModel, export_dir: str | os.PathLike[str], keys: Sequence[str]
-) -> list[tuple[MetaGraphDef, dict[str, Signature]]]:
-    """Returns the meta graphs that have all of some signatures, each with these signatures."""
-    found = []
-    known: set[str] = set()
-    for meta_graph in saved_model.meta_graphs:
-        signatures = {signature.key: signature for signature in read_signatures(meta_graph)}
-        known |= set(signatures)
-        if set(keys) <= set(signatures):
-            found.append((meta_graph, {key: signatures[key] for key in keys}))
-    if not found:
-        raise SignatureError(
-            f"SavedModel {os.fspath(export_dir)!r} has no signatures {sorted(set(keys) - known)}. "
-            f"It has {sorted(known)}."
-        )
-    return found
+def _definitions_of(saved_model: SavedModel, keys: Iterable[str]) -> list[Any]:
+    """Returns the SignatureDefs, by key, of each meta graph that has all of `keys`."""
+    definitions = [meta_graph.signature_def for meta_graph in saved_model.meta_graphs]
+    return [one for one in definitions if set(keys) <= set(one)]
 
 
 def _write(export_dir: str | os.PathLike[str], saved_model: SavedModel, flush: bool) -> None:

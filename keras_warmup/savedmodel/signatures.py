@@ -256,17 +256,13 @@ def _content_of(path: str) -> bytes:
 
 def _spec_of(key: str, role: str, name: str, info: TensorInfo) -> SignatureTensor:
     try:
-        return _tensor_spec(name, info)
+        dtype = str(tf.dtypes.as_dtype(_dtype_number(info)).name)
     except TypeError as error:
         raise SignatureError(
             f"Cannot read signature {key!r}: {role} {name!r} is damaged: this TensorFlow does not "
             f"know its dtype (DataType {_dtype_number(info)} in saved_model.pb). Export the model "
             "again, or use the TensorFlow that wrote it."
         ) from error
-
-
-def _tensor_spec(name: str, info: TensorInfo) -> SignatureTensor:
-    dtype = str(tf.dtypes.as_dtype(_dtype_number(info)).name)
     if info.WhichOneof("encoding") == "composite_tensor":
         return SignatureTensor(name, "", dtype, None)
     return SignatureTensor(name, info.name, dtype, _shape(info.tensor_shape))

@@ -7,11 +7,11 @@ the requests and the outputs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -73,7 +73,7 @@ class Replayed:
     outputs: Outputs
 
 
-class ServingSession:
+class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
     """A SavedModel in a Session of its own on the CPU: a context manager that `open_session` opens.
 
     Args:
@@ -103,18 +103,7 @@ class ServingSession:
             self._session: Any = load_session(export_dir, meta_graph, unoptimized)
         self.load_ms = (time.perf_counter() - started) * 1000
 
-    def __enter__(self) -> ServingSession:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Frees the model; nothing can be replayed afterwards."""
         self._executors.clear()
         if not self._is_locked:
@@ -157,19 +146,20 @@ class ServingSession:
         )
 
     def _outputs(self, log: PredictionLog) -> Outputs:
-        kind = log.WhichOneof("log_type")
-        if kind == "predict_log":
-            return self._predict(log.predict_log.request)
-        if kind == "classify_log":
-            return self._examples(classify_task, log.classify_log.request)
-        if kind == "regress_log":
-            return self._examples(regress_task, log.regress_log.request)
-        if kind == "multi_inference_log":
-            return self._multi_inference(log.multi_inference_log.request)
-        if kind is None:
-            return {}
-        number = PredictionLog.DESCRIPTOR.fields_by_name[kind].number
-        refuse("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
+        match log.WhichOneof("log_type"):
+            case "predict_log":
+                return self._predict(log.predict_log.request)
+            case "classify_log":
+                return self._examples(classify_task, log.classify_log.request)
+            case "regress_log":
+                return self._examples(regress_task, log.regress_log.request)
+            case "multi_inference_log":
+                return self._multi_inference(log.multi_inference_log.request)
+            case None:
+                return {}
+            case kind:
+                number = PredictionLog.DESCRIPTOR.fields_by_name[kind].number
+                refuse("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
 
     def _predict(self, request: PredictRequest) -> Outputs:
         key = request.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
@@ -191,17 +181,14 @@ class ServingSession:
         task_of: Callable[[SignatureDef], ExamplesTask],
         request: ClassificationRequest | RegressionRequest,
     ) -> Outputs:
-        task = task_of(self._definition(request.model_spec.signature_name))
+        key = request.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
+        if key not in self.meta_graph.signature_def:
+            refuse("INVALID_ARGUMENT", f"No signature was found with the name: {key}")
+        task = task_of(self.meta_graph.signature_def[key])
         examples = to_examples(request.input)
         outputs = self._run([(task.feed, examples)], task.fetches)
         task.check(outputs, len(examples))
         return outputs
-
-    def _definition(self, signature_name: str) -> SignatureDef:
-        key = signature_name or DEFAULT_SIGNATURE_KEY
-        if key not in self.meta_graph.signature_def:
-            refuse("INVALID_ARGUMENT", f"No signature was found with the name: {key}")
-        return self.meta_graph.signature_def[key]
 
     def _multi_inference(self, request: MultiInferenceRequest) -> Outputs:
         model_name = ""

@@ -30,6 +30,9 @@ MAX_EXPANDED_BYTES = DEFAULT_MAX_BYTES
 # Of a string without its characters: 24 bytes in TensorFlow, a pointer and a `bytes` in NumPy.
 _STRING_BYTES = 72
 
+# The outputs that Classify reads, in the order of the server's checks.
+_CLASSIFY_DATA_TYPES = {"classes": "DT_STRING", "scores": "DT_FLOAT"}
+
 Outputs = dict[str, np.ndarray]
 
 
@@ -107,10 +110,10 @@ def check_feed_dtypes(graph: tf.Graph, feeds: Sequence[tuple[str, np.ndarray]]) 
             continue
         got = _dtype(array)
         if got != expected:
-            wanted, given = _dtype_string(expected), _dtype_string(got)
             refuse(
                 "INVALID_ARGUMENT",
-                f"Expects arg[{index}] to be {wanted} but {given} is provided (feed {name})",
+                f"Expects arg[{index}] to be {_dtype_string(expected)} but {_dtype_string(got)} is "
+                f"provided (feed {name})",
             )
 
 
@@ -199,12 +202,14 @@ def classify_task(definition: SignatureDef) -> ExamplesTask:
     if len(definition.inputs) != 1:
         refuse("INVALID_ARGUMENT", "Expected one input Tensor.")
     if len(definition.outputs) not in (1, 2):
-        found = len(definition.outputs)
-        refuse("INVALID_ARGUMENT", f"Expected one or two output Tensors, found {found}")
+        refuse(
+            "INVALID_ARGUMENT",
+            f"Expected one or two output Tensors, found {len(definition.outputs)}",
+        )
     feed = _single_tensor("classification", "inputs", definition.inputs)
     fetches = {
         alias: definition.outputs[alias].name
-        for alias in ("classes", "scores")
+        for alias in _CLASSIFY_DATA_TYPES
         if alias in definition.outputs
     }
     if not fetches:
@@ -229,28 +234,23 @@ def regress_task(definition: SignatureDef) -> ExamplesTask:
 
 def _single_tensor(task: str, key: str, infos: Mapping[str, TensorInfo]) -> str:
     if key not in infos:
-        found = render_set(infos)
         refuse(
             "INVALID_ARGUMENT",
-            f"No {task} {key} found in SignatureDef: expected {key!r}, got {found}",
+            f"No {task} {key} found in SignatureDef: expected {key!r}, got {render_set(infos)}",
         )
     return str(infos[key].name)
 
 
 def _check_classification(outputs: Outputs, examples: int) -> None:
     """Requires `classes` and `scores` to be string and float32 of one shape [examples, n]."""
-    for alias, dtype in (("classes", "O"), ("scores", np.float32)):
-        array = outputs.get(alias)
-        if array is None:
-            continue
+    for alias, array in outputs.items():
         if array.ndim != 2:
-            got = _shape(array)
             refuse(
-                "INVALID_ARGUMENT", f"Expected Tensor shape: [batch_size num_classes] but got {got}"
+                "INVALID_ARGUMENT",
+                f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}",
             )
-        if array.dtype != dtype:
-            expected = "DT_STRING" if dtype == "O" else "DT_FLOAT"
-            got = _data_type(array)
+        expected, got = _CLASSIFY_DATA_TYPES[alias], _data_type(array)
+        if got != expected:
             refuse("INVALID_ARGUMENT", f"Expected {alias} Tensor of {expected}. Got: {got}")
         if len(array) != examples:
             refuse(
@@ -259,10 +259,9 @@ def _check_classification(outputs: Outputs, examples: int) -> None:
             )
     widths = [array.shape[1] for array in outputs.values()]
     if len(set(widths)) > 1:
-        classes, scores = outputs["classes"].shape[1], outputs["scores"].shape[1]
         refuse(
             "INVALID_ARGUMENT",
-            f"Tensors class and score should match in dim_size(1). Got {classes} vs. {scores}",
+            f"Tensors class and score should match in dim_size(1). Got {widths[0]} vs. {widths[1]}",
         )
 
 

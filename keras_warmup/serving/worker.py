@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import json
 import mmap
 import os
@@ -55,11 +56,8 @@ _TENSORFLOW_LIBRARY = b"libtensorflow_framework.so"
 _CRASHES = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, getattr(signal, "SIGBUS", None)}
 )
-_ERRORS = {
-    name: one
-    for name, one in vars(errors).items()
-    if isinstance(one, type) and issubclass(one, Exception)
-}
+# Errors that `verify_here` raises.
+_ERRORS = {one.__name__: one for one in (errors.SignatureError, errors.UnsafeOpsError)}
 
 
 class WorkerEndedError(Exception):
@@ -165,7 +163,7 @@ def _run_in_worker(
 ) -> Message:
     """Runs a job, the keyword arguments of `_verify`, and returns the `report` message."""
     with _lock:
-        worker = _current_worker()
+        worker = start_worker()
         keep = False
         try:
             worker.wait_until_ready()
@@ -176,16 +174,12 @@ def _run_in_worker(
             if not keep:
                 close_worker()
     if "error" in answer:
-        raise _error_of(answer["error"])
+        raise _ERRORS.get(answer["error"], errors.WarmupError)(answer["message"])
     return answer
 
 
-def start_worker() -> None:
-    """Starts the worker process where none is running, and does not wait until it is ready."""
-    _current_worker()
-
-
-def _current_worker() -> _Worker:
+def start_worker() -> _Worker:
+    """Returns the worker; starts one where none is running, and does not wait until it is ready."""
     global _worker  # noqa: PLW0603
     with _lock:
         if _worker is not None and _worker.process.poll() is not None:
@@ -242,13 +236,13 @@ class _Worker:
             thread.start()
 
     def _read_messages(self) -> None:
-        rest = b""
         # ValueError: the pipe was closed, or the model wrote a line to it.
-        with contextlib.suppress(OSError, ValueError):
-            while chunk := self.process.stdout.read(64 * 1024):  # type: ignore[union-attr]
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self._messages.put(json.loads(line))
+        with (
+            contextlib.suppress(OSError, ValueError),
+            io.BufferedReader(self.process.stdout) as lines,  # type: ignore[type-var]
+        ):
+            for line in lines:
+                self._messages.put(json.loads(line))
         self._messages.put(None)
 
     def _read_stderr(self) -> None:
@@ -385,30 +379,21 @@ def _ran_out_of_memory(answer: Message) -> bool:
     return any("MemoryError" in failure for failure in answer.get("report", {}).get("failures", ()))
 
 
-def _error_of(error: Mapping[str, str]) -> Exception:
-    cls = _ERRORS.get(error["type"], errors.WarmupError)
-    if cls is errors.ReplayError:
-        return errors.ReplayError(error["message"], status=error["status"])
-    return cls(error["message"])
-
-
 def loaded_op_libraries() -> list[str]:
     """Returns the op libraries that are loaded into this process besides TensorFlow's own.
 
     They are the files mapped into the process that link against TensorFlow's framework library.
     Without /proc the list is empty.
     """
-    tensorflow = sys.modules.get("tensorflow")
-    own = os.path.dirname(getattr(tensorflow, "__file__", None) or "") if tensorflow else ""
-    if not own:
-        return []
+    import tensorflow as tf
+
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
             mapped = [line.rstrip("\n").split(maxsplit=5) for line in file]
     except OSError:
         return []
     paths = dict.fromkeys(fields[5] for fields in mapped if len(fields) == 6 and "x" in fields[1])
-    own = os.path.realpath(own) + os.sep
+    own = os.path.realpath(os.path.dirname(tf.__file__)) + os.sep
     return [path for path in paths if not path.startswith(own) and _links_tensorflow(path)]
 
 
@@ -433,7 +418,7 @@ class _Caller:
 
     def __init__(self) -> None:
         # The model's ops may print to stdout and read stdin.
-        self._out, self._in = os.dup(1), os.dup(0)
+        self._out, self._in = os.fdopen(os.dup(1), "w"), os.fdopen(os.dup(0))
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
@@ -441,30 +426,17 @@ class _Caller:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        rest = b""
-        while chunk := os.read(self._in, 64 * 1024):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                self._jobs.put(json.loads(line))
+        for line in self._in:
+            self._jobs.put(json.loads(line))
         os._exit(0)  # the caller has ended; a job may still run here
 
     def send(self, message: Message) -> None:
         """Sends a message."""
-        data = json.dumps(message).encode() + b"\n"
-        while data:
-            data = data[os.write(self._out, data) :]
+        print(json.dumps(message), file=self._out, flush=True)
 
     def receive(self) -> Message:
         """Waits for the next message."""
         return self._jobs.get()
-
-    def step(self, step: str) -> None:
-        """Sends a description of the next step."""
-        self.send({"step": step})
-
-    def record(self, record: RecordVerdict) -> None:
-        """Sends a record's verdict."""
-        self.send({"record": record.to_dict()})
 
     def warn(self, text: str) -> None:
         """Sends a warning and waits until the caller has issued it."""
@@ -474,7 +446,8 @@ class _Caller:
 
 def _serve() -> None:
     caller = _Caller()
-    _forbid_core_dumps()
+    if resource is not None:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core dumps
     import tensorflow as tf
 
     # TensorFlow's thread pools start with the first Session: they are part of the worker, not of a
@@ -494,9 +467,7 @@ def _serve() -> None:
         except MemoryError:
             answer = {"out_of_memory": True}
         except errors.WarmupError as error:
-            answer = {"error": {"type": type(error).__name__, "message": str(error), "status": ""}}
-            if isinstance(error, errors.ReplayError):
-                answer["error"]["status"] = error.status
+            answer = {"error": type(error).__name__, "message": str(error)}
         caller.send({**answer, "kept_bytes": _data_bytes() - start_bytes})
 
 
@@ -523,15 +494,10 @@ def _verify(
         export_dir,
         refuse_unsafe_ops=refuse_unsafe_ops,
         warn=caller.warn,
-        on_step=caller.step,
-        on_record=caller.record,
+        on_step=lambda step: caller.send({"step": step}),
+        on_record=lambda record: caller.send({"record": record.to_dict()}),
     )
     return {"report": report.to_dict()}
-
-
-def _forbid_core_dumps() -> None:
-    if resource is not None:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _data_bytes() -> int:

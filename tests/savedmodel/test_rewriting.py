@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
-from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
 
 import keras_warmup as kw
 from keras_warmup import endpoints
-from keras_warmup._protos import FingerprintDef, serialized_fingerprint
-from keras_warmup.errors import BindingError, OptionsError, SignatureError
+from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
+from keras_warmup.errors import SignatureError
 from keras_warmup.savedmodel import rewriting
 from keras_warmup.savedmodel.rewriting import (
     complete_fingerprint,
     name_methods,
     recover,
-    rewrite_method_names,
     share_tensors,
 )
 from keras_warmup.savedmodel.saving import save_saved_model
@@ -60,7 +59,7 @@ def test_names_are_set_and_only_the_model_and_its_fingerprint_change(
 ) -> None:
     before = files(export_dir)
     old = tf.saved_model.experimental.read_fingerprint(str(export_dir))
-    rewrite_method_names(export_dir, {"c": "classify", "r": "regress"})
+    name_methods(export_dir)
     assert method_names(export_dir) == {
         "c": "tensorflow/serving/classify",
         "p": "tensorflow/serving/predict",
@@ -80,90 +79,19 @@ def test_names_are_set_and_only_the_model_and_its_fingerprint_change(
     assert tf.saved_model.load(str(export_dir)).signatures["r"] is not None
 
 
-def test_names_can_be_set_back(export_dir: pathlib.Path) -> None:
-    before = method_names(export_dir)
-    rewrite_method_names(export_dir, {"c": "classify"})
-    rewrite_method_names(export_dir, {"c": "predict"})
-    assert method_names(export_dir) == before
-
-
-def test_signatures_with_the_form_of_a_task_get_its_method_name(export_dir: pathlib.Path) -> None:
-    name_methods(export_dir)
-    assert method_names(export_dir) == {
-        "c": "tensorflow/serving/classify",
-        "p": "tensorflow/serving/predict",
-        "r": "tensorflow/serving/regress",
-    }
-
-
 def test_a_model_without_a_fingerprint_gets_none(export_dir: pathlib.Path) -> None:
     (export_dir / "fingerprint.pb").unlink()
-    rewrite_method_names(export_dir, {"c": "classify"})
+    name_methods(export_dir)
     assert not (export_dir / "fingerprint.pb").exists()
 
 
-@pytest.mark.parametrize(
-    ("kinds", "error", "text"),
-    [
-        (
-            {"c": "multi_inference"},
-            OptionsError,
-            "Signature 'c': kind must be one of ['classify', 'predict', 'regress'], got "
-            "'multi_inference'.",
-        ),
-        (
-            {"c": "regress"},
-            BindingError,
-            "Signature 'c' cannot serve regress requests: Regress reads exactly one output, "
-            "'outputs', and it has ['classes', 'scores'].",
-        ),
-        (
-            {"c": "classify", "nope": "regress"},
-            SignatureError,
-            "SavedModel {path!r} has no signatures ['nope']. It has ['c', 'p', 'r'].",
-        ),
-    ],
-    ids=["kind", "cannot_serve", "unknown"],
-)
-def test_refusals_do_not_change_the_model(
-    kinds: Any, error: type[Exception], text: str, export_dir: pathlib.Path
-) -> None:
-    before = files(export_dir)
-    with pytest.raises(error) as raised:
-        rewrite_method_names(export_dir, kinds)
-    assert str(raised.value) == text.format(path=str(export_dir))
-    assert files(export_dir) == before
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (
-            None,
-            "Cannot read {path!r}: No such file or directory. Make it readable for this user, or "
-            "export the model again.",
-        ),
-        (
-            b"garbage\xff",
-            "Cannot parse {path!r}: it is not a SavedModel proto. Export the model again.",
-        ),
-    ],
-    ids=["absent", "garbage"],
-)
-def test_a_file_that_is_not_a_saved_model_is_refused(
-    content: bytes | None, text: str, tmp_path: pathlib.Path
-) -> None:
-    if content is not None:
-        (tmp_path / "saved_model.pb").write_bytes(content)
-    with pytest.raises(SignatureError) as caught:
-        rewrite_method_names(tmp_path, {"c": "classify"})
-    assert str(caught.value) == text.format(path=str(tmp_path / "saved_model.pb"))
-
-
 def test_a_model_in_the_text_form_is_not_rewritten(export_dir: pathlib.Path) -> None:
-    (export_dir / "saved_model.pb").rename(export_dir / "saved_model.pbtxt")
+    path = export_dir / "saved_model.pb"
+    text = text_format.MessageToString(SavedModel.FromString(path.read_bytes()))
+    (export_dir / "saved_model.pbtxt").write_text(text)
+    path.unlink()
     with pytest.raises(SignatureError, match=r"saved_model.pb': No such file or directory"):
-        rewrite_method_names(export_dir, {"c": "classify"})
+        name_methods(export_dir)
 
 
 # -- interrupted rewrites --------------------------------------------------------------------------
@@ -199,7 +127,7 @@ def test_interrupted_rewrite_leaves_a_graph_with_its_fingerprint(
     before = files(export_dir)
     monkeypatch.setattr(rewriting, "replace_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        rewrite_method_names(export_dir, {"c": "classify"})
+        name_methods(export_dir)
     assert has_matching_fingerprint(export_dir)
     assert set(files(export_dir)) == set(before)
     assert step == 2 or files(export_dir) == before
@@ -210,7 +138,7 @@ def test_killed_rewrite_is_recovered_with_the_fingerprint_of_the_graph_that_is_t
     graph: str, export_dir: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     shutil.copytree(export_dir, tmp_path / "new")
-    rewrite_method_names(tmp_path / "new", {"c": "classify"})
+    name_methods(tmp_path / "new")
     workspace = export_dir / ".saved_model.pb.kw-0123456789abcdef"
     dead = workspace / "new"
     dead.mkdir(parents=True)
@@ -247,12 +175,12 @@ def test_fifo_is_refused_before_it_is_opened(export_dir: pathlib.Path, name: str
     (export_dir / name).unlink()
     os.mkfifo(export_dir / name)
     with pytest.raises(SignatureError, match=f"{name}': it is a fifo, expected a file"):
-        rewrite_method_names(export_dir, {"c": "classify"})
+        name_methods(export_dir)
 
 
 def test_model_behind_a_link_is_rewritten(export_dir: pathlib.Path, tmp_path: pathlib.Path) -> None:
     (tmp_path / "latest").symlink_to(export_dir)
-    rewrite_method_names(tmp_path / "latest", {"c": "classify"})
+    name_methods(tmp_path / "latest")
     assert method_names(export_dir)["c"] == "tensorflow/serving/classify"
 
 
