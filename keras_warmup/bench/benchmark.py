@@ -225,12 +225,12 @@ def _load_times(
     warm = [timing for one in runs for timing in one.timings.get("warm", ())]
     if kind == "server":
         return None, None
-    if kind == "process":
-        load = Timings(tuple(timing.load_ms for timing in [*cold, *warm]))
-        return load, Timings(tuple(sum(timing.replay_ms) for timing in warm)) if warm else None
-    load = Timings(tuple(timing.load_ms for timing in cold))
+    loads = cold + warm if kind == "process" else cold
+    load = Timings(tuple(timing.load_ms for timing in loads))
     if not warm:
         return load, None
+    if kind == "process":
+        return load, Timings(tuple(sum(timing.replay_ms) for timing in warm))
     longer = Timings(tuple(timing.load_ms for timing in warm))
     least, greatest = longer.range[0] - load.range[1], longer.range[1] - load.range[0]
     return load, Timings((least, longer.median - load.median, greatest))

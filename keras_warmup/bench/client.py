@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any
 
 import grpc
@@ -42,7 +43,7 @@ _METHODS = {
 }
 
 
-class PredictionClient:
+class PredictionClient(contextlib.AbstractContextManager["PredictionClient"]):
     """A gRPC client of one model on one server; a context manager.
 
     Args:
@@ -57,23 +58,17 @@ class PredictionClient:
         self._prediction = PredictionServiceStub(self._channel)
         self._model = ModelServiceStub(self._channel)
 
-    def __enter__(self) -> PredictionClient:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._channel.close()
 
-    def wait_available(self, timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
+    def wait_available(
+        self, timeout_s: float, is_running: Callable[[], bool] = lambda: True
+    ) -> None:
         """Waits until the newest version of the model is `AVAILABLE`.
 
         Args:
             timeout_s: seconds to wait.
-            check: called before each poll; raises an error when waiting is pointless.
+            is_running: called before each poll; the wait ends where it returns `False`.
 
         Raises:
             ReplayError: the server cannot load the model.
@@ -83,8 +78,7 @@ class PredictionClient:
         request.model_spec.name = self.model_name
         answer = "nothing"
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            check()
+        while time.monotonic() < deadline and is_running():
             try:
                 versions = self._model.GetModelStatus(request, timeout=5.0).model_version_status
             except grpc.RpcError as error:
@@ -126,8 +120,7 @@ class PredictionClient:
                 f"{_describe(log)} cannot be sent to a server: expected one of "
                 f"{', '.join(_METHODS)}."
             )
-        request = type(getattr(log, kind).request)()
-        request.CopyFrom(getattr(log, kind).request)
+        request = copy.deepcopy(getattr(log, kind).request)
         parts = request.tasks if kind == "multi_inference_log" else [request]
         for part in parts:
             part.model_spec.name = self.model_name

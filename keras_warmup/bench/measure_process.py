@@ -6,7 +6,9 @@ little as possible: imports are not part of the figures, but take seconds in eac
 
 from __future__ import annotations
 
+import contextlib
 import json
+import pathlib
 import sys
 import time
 from typing import Any
@@ -55,32 +57,28 @@ def _start_eager_runtime(logs: list[PredictionLog]) -> None:
     The first parsed tensor starts TensorFlow's eager runtime, which a server does not have, so its
     start must not be part of a figure.
     """
-    seen = set()
-    for log in logs:
-        for name, proto in log.predict_log.request.inputs.items():
-            if proto.dtype not in seen:
-                seen.add(proto.dtype)
-                try:
-                    to_array(name, proto)
-                except ServerStatusError:  # the replay will report it, as the server does
-                    continue
+    one_of_each_dtype = {
+        proto.dtype: (name, proto)
+        for log in logs
+        for name, proto in log.predict_log.request.inputs.items()
+    }
+    for name, proto in one_of_each_dtype.values():
+        with contextlib.suppress(ServerStatusError):  # the replay will report it
+            to_array(name, proto)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str]) -> None:
     """Runs the job in the file named by the argument, and writes its result or its error.
 
     The job's `result_file` names the file to write.
     """
-    with open(arguments[0], encoding="utf-8") as file:
-        job = json.load(file)
+    job = json.loads(pathlib.Path(arguments[0]).read_text("utf-8"))
     try:
         result = measure(job)
     except WarmupError as error:
         result = {"error": str(error)}
-    with open(job["result_file"], "w", encoding="utf-8") as file:
-        json.dump(result, file)
-    return 0
+    pathlib.Path(job["result_file"]).write_text(json.dumps(result), "utf-8")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -9,11 +9,12 @@ whole file. Where the noise does not allow a decision, the record is kept.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import tempfile
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
@@ -235,24 +236,27 @@ def find_redundant(
         if not found:
             report(processes, processes, "all records")
             return RedundantRecords((), _replay_ms(runs), _replay_ms(runs))
-        checked = _one_of_each_shape(logs, found)
+        first_of_shape: dict[Hashable, int] = {}
+        for index in sorted(found):
+            first_of_shape.setdefault(_shape_of(logs[index]), index)
+        checked = list(first_of_shape.values())
         rest = _write(directory, "rest", [logs[index] for index in order if index not in found])
-        with_whole: dict[int, list[RunTiming]] = {index: [] for index in checked}
-        with_rest: dict[int, list[RunTiming]] = {index: [] for index in checked}
+        timings: dict[tuple[int, str], list[RunTiming]] = collections.defaultdict(list)
         done, total = processes, processes * (1 + 2 * len(checked))
         for turn in range(processes):
             for index in checked:
-                pair = [(with_whole, whole), (with_rest, rest)]
-                for timings, file in pair if turn % 2 == 0 else reversed(pair):
-                    timings[index].append(engine.time_run([logs[index]], _REPEATS, file))
+                for file in (whole, rest) if turn % 2 == 0 else (rest, whole):
+                    timings[index, file].append(engine.time_run([logs[index]], _REPEATS, file))
                     done += 1
                     report(done, total, f"record {index}")
     for index in checked:
-        if not _as_fast(_first_ms(with_rest[index]), _first_ms(with_whole[index])):
+        if not _as_fast(_first_ms(timings[index, rest]), _first_ms(timings[index, whole])):
             slow = _shape_of(logs[index])
             found = {at: record for at, record in found.items() if _shape_of(logs[at]) != slow}
-    whole_ms = _replay_ms([timing for timings in with_whole.values() for timing in timings])
-    rest_ms = _replay_ms([timing for timings in with_rest.values() for timing in timings])
+    whole_ms, rest_ms = (
+        _replay_ms([timing for index in checked for timing in timings[index, file]])
+        for file in (whole, rest)
+    )
     records = tuple(found[index] for index in sorted(found))
     return RedundantRecords(records, whole_ms, rest_ms if found else whole_ms)
 
@@ -297,13 +301,6 @@ def _as_fast(timings: Timings, others: Timings) -> bool:
     if timings.median - others.median > max(_TOLERANCE * others.median, _TOLERANCE_MS):
         return False
     return not timings.exceeds(others)
-
-
-def _one_of_each_shape(logs: Sequence[PredictionLog], found: Mapping[int, Any]) -> list[int]:
-    chosen: dict[Hashable, int] = {}
-    for index in sorted(found):
-        chosen.setdefault(_shape_of(logs[index]), index)
-    return list(chosen.values())
 
 
 def _shape_of(log: PredictionLog) -> Hashable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, Range, render_ms
 from keras_warmup.errors import OptionsError
@@ -48,9 +48,11 @@ def plot_report(report: BenchmarkReport, path: str | os.PathLike[str]) -> None:
         report.entries, key=lambda entry: entry.cold_ms or entry.warm_ms or 0.0, reverse=True
     )[:MAX_GROUPS]
     with_kind = any(entry.kind != "predict" for entry in entries)
-    warm_name = "warm: first request, with the warmup file"
-    if report.engine == "server":
-        warm_name = "first request to the running server"
+    warm_name = (
+        "first request to the running server"
+        if report.engine == "server"
+        else "warm: first request, with the warmup file"
+    )
     series = [
         Series(
             "cold: first request, no warmup file",
@@ -171,5 +173,4 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         OptionsError: as for `check_plot_path`.
     """
     check_plot_path(path)
-    target: Any = os.fspath(path)
-    figure.savefig(target, dpi=150)
+    figure.savefig(os.fspath(path), dpi=150)

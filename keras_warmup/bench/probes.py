@@ -25,7 +25,7 @@ from keras_warmup.planning.plan import fetched_aliases
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log
 from keras_warmup.records.prediction_logs import describe_log
-from keras_warmup.report import RequestKind
+from keras_warmup.report import REQUEST_KINDS, RequestKind
 from keras_warmup.savedmodel.graph import graph_facts
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind
 from keras_warmup.savedmodel.signatures import Signature, read_signatures
@@ -39,8 +39,8 @@ _MODEL_NAME = "model"
 
 
 @dataclasses.dataclass(frozen=True)
-class Probe:
-    """One thing that clients may ask, and requests that ask it.
+class ProbedRequest:
+    """One thing that clients may ask.
 
     Attributes:
         signature_key: the signature; for MultiInference the tasks' keys joined by `+`.
@@ -53,7 +53,6 @@ class Probe:
         rows: source of the rows: `data`; `reordered`, the rows of the records in another order or
             combination; `warmed`, the rows of the record itself, where there are no others; or
             `synthetic`.
-        logs: the requests, in the order to send them.
     """
 
     signature_key: str
@@ -63,6 +62,16 @@ class Probe:
     shapes: Mapping[str, tuple[int, ...]]
     in_file: bool
     rows: RowSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe(ProbedRequest):
+    """One thing that clients may ask, and requests that ask it.
+
+    Attributes:
+        logs: the requests, in the order to send them.
+    """
+
     logs: tuple[PredictionLog, ...]
 
 
@@ -195,10 +204,6 @@ class _AvailableRows:
             0
         ].batches
 
-    def best(self, signature: Signature) -> BoundBatch:
-        """Returns a batch from the best source that has one."""
-        return (self.given(signature) or self.recorded(signature) or self.synthetic(signature))[0]
-
 
 def _read_record(
     log: PredictionLog, signatures: Mapping[str, Signature]
@@ -206,7 +211,7 @@ def _read_record(
     """Returns the request of a record and its rows; `None` where no client can send it."""
     about = describe_log(log)
     kind, key = about["kind"], about["signature_key"]
-    if kind not in ("predict", "classify", "regress", "multi_inference"):
+    if kind not in REQUEST_KINDS:
         return None
     request = getattr(log, f"{kind}_log").request
     tasks: tuple[tuple[str, RequestKind], ...] = ()
@@ -232,10 +237,8 @@ def _read_record(
         name for name, array in arrays.items() if array.ndim and signature.inputs[name].shape != ()
     ]
     sizes = {arrays[name].shape[0] for name in batched}
-    if len(sizes) == 1:
-        bound = BoundBatch(arrays, None, sizes.pop(), frozenset(batched), "log")
-    else:
-        bound = BoundBatch(arrays, None, 1, frozenset(), "log")
+    size, row_inputs = (sizes.pop(), frozenset(batched)) if len(sizes) == 1 else (1, frozenset())
+    bound = BoundBatch(arrays, None, size, row_inputs, "log")
     spec = _ProbeSpec(
         signature=signature,
         kind=kind,
@@ -275,20 +278,22 @@ def _twins(
                 yield dataclasses.replace(spec, signature=other)
 
 
-def _other_sizes(specs: Iterable[_ProbeSpec], batch_sizes: Sequence[int]) -> Iterator[_ProbeSpec]:
-    for spec in list(specs):
-        if spec.size is not None and spec.signature.fixed_batch_size is None:
-            for size in batch_sizes:
-                yield dataclasses.replace(spec, size=size, in_file=False)
+def _other_sizes(specs: Iterable[_ProbeSpec], batch_sizes: Sequence[int]) -> list[_ProbeSpec]:
+    return [
+        dataclasses.replace(spec, size=size, in_file=False)
+        for spec in specs
+        if spec.size is not None and spec.signature.fixed_batch_size is None
+        for size in batch_sizes
+    ]
 
 
 def _uncovered(signature: Signature, rows: _AvailableRows, size: int | None) -> _ProbeSpec:
     """Returns a request for a signature that the file has no record for."""
-    bound = rows.best(signature)
+    recorded = rows.recorded(signature)
+    bound = (rows.given(signature) or recorded or rows.synthetic(signature))[0]
     batch_size = None
     if bound.row_inputs:
         # Defaults to the size that the file warms elsewhere.
-        recorded = rows.recorded(signature)
         usual = recorded[0].size if recorded else DEFAULT_BATCH_SIZE
         batch_size = signature.fixed_batch_size or size or usual
     return _ProbeSpec(

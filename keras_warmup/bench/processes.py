@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Protocol
 from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import OptionsError, ReplayError
 from keras_warmup.options import is_integer
+from keras_warmup.paths import absolute
 from keras_warmup.records.warmup_file import write_records
 from keras_warmup.serving.child_process import child_environment, describe_exit
 
@@ -97,7 +99,7 @@ class ProcessEngine:
     """
 
     def __init__(self, export_dir: str) -> None:
-        self._export_dir = _absolute(export_dir)
+        self._export_dir = absolute(export_dir, os.getcwd())
 
     def time_run(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
@@ -114,20 +116,19 @@ class ProcessEngine:
         """
         with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
             requests_file, result_file, job_file = (
-                os.path.join(directory, name) for name in ("requests", "result.json", "job.json")
+                pathlib.Path(directory, name) for name in ("requests", "result.json", "job.json")
             )
             write_records(requests_file, requests, max_records=UNLIMITED, max_bytes=UNLIMITED)
             job = {
                 "export_dir": self._export_dir,
-                "warmup_file": None if warmup_file is None else _absolute(warmup_file),
-                "requests_file": requests_file,
+                "warmup_file": None if warmup_file is None else absolute(warmup_file, os.getcwd()),
+                "requests_file": str(requests_file),
                 "requests": count,
-                "result_file": result_file,
+                "result_file": str(result_file),
             }
-            with open(job_file, "w", encoding="utf-8") as file:
-                json.dump(job, file)
+            job_file.write_text(json.dumps(job), "utf-8")
             ended = subprocess.run(
-                [sys.executable, "-m", "keras_warmup.bench.measure_process", job_file],
+                [sys.executable, "-m", "keras_warmup.bench.measure_process", str(job_file)],
                 # Not the caller's directory: a module there could hide one of Python's.
                 cwd=directory,
                 env=child_environment(),
@@ -136,14 +137,13 @@ class ProcessEngine:
                 stderr=subprocess.PIPE,
                 check=False,
             )
-            if not os.path.exists(result_file):
+            if not result_file.exists():
                 # A model with tf.print writes values to stderr, so it is not quoted.
                 raise ReplayError(
                     f"The process that measured {self._export_dir!r} "
                     f"{describe_exit(ended.returncode, ended.stderr)} before it returned a result."
                 )
-            with open(result_file, encoding="utf-8") as file:
-                result = json.load(file)
+            result = json.loads(result_file.read_text("utf-8"))
         if "error" in result:
             raise ReplayError(result["error"])
         return RunTiming(result["load_ms"], tuple(result["replay_ms"]), tuple(result["request_ms"]))
@@ -153,7 +153,3 @@ def check_count(name: str, value: object, at_least: int = 1) -> None:
     """Raises an `OptionsError` where the value of an option is not an integer, or too small."""
     if not is_integer(value, at_least=at_least):
         raise OptionsError(f"{name} must be an integer >= {at_least}, got {value!r}.")
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else os.path.abspath(path)

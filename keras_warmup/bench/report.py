@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from keras_warmup.bench.probes import Probe, RowSource
+from keras_warmup.bench.probes import Probe, ProbedRequest
 from keras_warmup.bench.processes import MIN_VALUES, Timings
-from keras_warmup.report import Report, RequestKind, printable
+from keras_warmup.report import Report, printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -28,18 +28,10 @@ _FOLDED_COLUMNS = ("outputs", "why")
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkEntry:
-    """Figures of one signature, kind, output set, batch size and row shape.
+class BenchmarkEntry(ProbedRequest):
+    """Figures of one signature, kind, output set, batch size and row shape (`ProbedRequest`).
 
     Attributes:
-        signature_key: the signature; for MultiInference the tasks' keys joined by `+`.
-        kind: the request kind.
-        output_filter: requested output aliases; empty means all outputs.
-        batch_size: rows of each request; `None` where the inputs have no batch dimension.
-        shapes: input name -> shape.
-        in_file: whether the warmup file has a record over the same tensors, with this batch size
-            and these shapes.
-        rows: source of the rows that were sent, as `Probe.rows` describes it.
         cold_ms: median of the first request without the warmup file, milliseconds; `None` for a
             running server.
         cold_range_ms: least and greatest of them.
@@ -53,13 +45,6 @@ class BenchmarkEntry:
             `None` where this cannot be decided: no warmup file, or fewer than three processes.
     """
 
-    signature_key: str
-    kind: RequestKind
-    output_filter: tuple[str, ...]
-    batch_size: int | None
-    shapes: Mapping[str, tuple[int, ...]]
-    in_file: bool
-    rows: RowSource
     cold_ms: float | None
     cold_range_ms: Range | None
     warm_ms: float | None
@@ -166,9 +151,11 @@ class BenchmarkReport(Report):
 
     def sentences(self) -> list[str]:
         """Explains the table: the medians, the cost of loading the file, the noise, the notes."""
-        each = render_count(self.processes, "newly started server", "newly started servers")
-        if self.engine == "process":
-            each = render_count(self.processes, "fresh process", "fresh processes")
+        each = (
+            render_count(self.processes, "fresh process", "fresh processes")
+            if self.engine == "process"
+            else render_count(self.processes, "newly started server", "newly started servers")
+        )
         if self.engine == "server":
             lines = [f"steady: the median of the {self.requests} requests after the first one."]
         elif self.records:

@@ -28,7 +28,7 @@ from keras_warmup.bench.model_server import DEFAULT_LOAD_TIMEOUT_S, ModelServer
 from keras_warmup.bench.processes import Engine, RunTiming
 from keras_warmup.bench.report import EngineKind
 from keras_warmup.errors import ReplayError, ServerError
-from keras_warmup.records.warmup_file import WARMUP_PATH
+from keras_warmup.records.warmup_file import warmup_path
 
 MODEL_SERVER_ENV = "KERAS_WARMUP_MODEL_SERVER"
 MODEL_SERVER_NAME = "tensorflow_model_server"
@@ -146,10 +146,11 @@ def docker_command(image: str) -> ServerCommand:
     return ServerCommand(argv, name, stop=(docker, "rm", "--force", container))
 
 
+@dataclasses.dataclass(frozen=True)
 class LaunchedServer:
     """Starts a server for each run, and stops it afterwards.
 
-    Args:
+    Attributes:
         export_dir: a SavedModel.
         command: command that starts the server.
         model_name: name to serve the model by.
@@ -157,20 +158,11 @@ class LaunchedServer:
         timeout_s: seconds to wait until the model is loaded.
     """
 
-    def __init__(
-        self,
-        export_dir: str,
-        command: ServerCommand,
-        *,
-        model_name: str,
-        server_args: Sequence[str] = (),
-        timeout_s: float = DEFAULT_LOAD_TIMEOUT_S,
-    ) -> None:
-        self._export_dir = export_dir
-        self._command = command
-        self._model_name = model_name
-        self._server_args = tuple(server_args)
-        self._timeout_s = timeout_s
+    export_dir: str
+    command: ServerCommand
+    model_name: str
+    server_args: Sequence[str] = ()
+    timeout_s: float = DEFAULT_LOAD_TIMEOUT_S
 
     def time_run(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
@@ -199,22 +191,22 @@ class LaunchedServer:
             base_path = stack.enter_context(tempfile.TemporaryDirectory(prefix="keras-warmup-"))
             # A server in a container may run as another user.
             os.chmod(base_path, 0o755)
-            version_dir = os.path.join(base_path, _version_of(self._export_dir))
-            _link_model(self._export_dir, version_dir, warmup_file)
+            version_dir = os.path.join(base_path, _version_of(self.export_dir))
+            _link_model(self.export_dir, version_dir, warmup_file)
             output = stack.enter_context(tempfile.TemporaryFile())
             port = _free_port()
             argv = [
                 *(
                     part.replace("{port}", str(port)).replace("{base_path}", base_path)
-                    for part in self._command.argv
+                    for part in self.command.argv
                 ),
                 f"--port={port}",
                 "--rest_api_port=0",
-                f"--model_name={self._model_name}",
+                f"--model_name={self.model_name}",
                 f"--model_base_path={base_path}",
                 f"--enable_model_warmup={'false' if warmup_file is None else 'true'}",
                 "--max_num_load_retries=0",
-                *self._server_args,
+                *self.server_args,
             ]
             start = time.perf_counter()
             try:
@@ -222,30 +214,20 @@ class LaunchedServer:
                     argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
                 )
             except OSError as error:
-                raise ServerError(
-                    f"Cannot start {self._command.name}: {error.strerror}."
-                ) from error
-            stack.callback(_stop, server, self._command.stop)
+                raise ServerError(f"Cannot start {self.command.name}: {error.strerror}.") from error
+            stack.callback(_stop, server, self.command.stop)
 
-            def output_text() -> str:
-                return _error_lines(output, replayed=warmup_file is not None)
-
-            def check_running() -> None:
+            client = stack.enter_context(PredictionClient(f"127.0.0.1:{port}", self.model_name))
+            try:
+                client.wait_available(self.timeout_s, lambda: server.poll() is None)
+            except (ReplayError, ServerError) as error:
+                lines = _error_lines(output, replayed=warmup_file is not None)
                 if server.poll() is not None:
                     raise ReplayError(
-                        f"{self._command.name} did not load {self._export_dir!r}: it exited with "
-                        f"code {server.returncode}. Its output:\n{output_text()}"
-                    )
-
-            client = stack.enter_context(PredictionClient(f"127.0.0.1:{port}", self._model_name))
-            try:
-                client.wait_available(self._timeout_s, check_running)
-            except (ReplayError, ServerError) as error:
-                if server.poll() is not None:
-                    raise
-                raise type(error)(
-                    f"{error}\nOutput of {self._command.name}:\n{output_text()}"
-                ) from error
+                        f"{self.command.name} did not load {self.export_dir!r}: it exited with "
+                        f"code {server.returncode}. Its output:\n{lines}"
+                    ) from None
+                raise type(error)(f"{error}\nOutput of {self.command.name}:\n{lines}") from error
             yield client, (time.perf_counter() - start) * 1000
 
 
@@ -262,14 +244,12 @@ def _link_model(export_dir: str, version_dir: str, warmup_file: str | None) -> N
     holds no other version.
     """
     for directory, _, names in tf.io.gfile.walk(export_dir):
-        target = version_dir
-        if directory != export_dir:
-            target = os.path.join(version_dir, os.path.relpath(directory, export_dir))
+        target = os.path.join(version_dir, os.path.relpath(directory, export_dir))
         os.makedirs(target, exist_ok=True)
         for name in names:
             _link(os.path.join(directory, name), os.path.join(target, name))
     if warmup_file is not None:
-        path = os.path.join(version_dir, *WARMUP_PATH.split("/"))
+        path = warmup_path(version_dir)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         if os.path.lexists(path):
             os.remove(path)

@@ -71,11 +71,11 @@ def bind_encoded(
         DataError: rows that should be serialized `tf.Example`s are not.
     """
     matched = _try_match(batch.x, signature)
-    encoded: dict[str, _Encoded] = {}
-    for name, string_format in string_formats.items():
-        made = _encode(batch, signature, name, string_format, matched)
-        if made is not None:
-            encoded[name] = made
+    encoded = {
+        name: made
+        for name, string_format in string_formats.items()
+        if (made := _encode(batch, signature, name, string_format, matched)) is not None
+    }
     if not encoded:
         return bind_batch(batch, signature)
     paths = _match_others(batch.x, signature, set(encoded), matched)

@@ -95,12 +95,12 @@ def build_examples(features: Mapping[str, Any], spec: FeatureSpecs) -> Array:
 
 def feature_casts(features: Mapping[str, Any], spec: FeatureSpecs) -> dict[str, str]:
     """Returns feature key -> cast that `build_examples` makes, such as `float64 -> float32`."""
-    casts = {}
-    for key, feature in spec.items():
-        dtype = _dtype_name(features[key]) if features.get(key) is not None else feature.dtype
-        if dtype != feature.dtype:
-            casts[key] = f"{dtype} -> {feature.dtype}"
-    return casts
+    dtypes = {key: _dtype_name(features[key]) for key in spec if features.get(key) is not None}
+    return {
+        key: f"{dtype} -> {spec[key].dtype}"
+        for key, dtype in dtypes.items()
+        if dtype != spec[key].dtype
+    }
 
 
 def check_examples(serialized: Array | Sequence[bytes], spec: FeatureSpecs) -> None:
@@ -260,12 +260,8 @@ def _parsing_feature(feature: FeatureSpec) -> Any:
         return tf.io.FixedLenFeature(shape, dtype)
     size = int(np.prod(cast(list[int], shape), dtype=np.int64))
     values = feature.default * size if len(feature.default) == 1 else feature.default
-    return tf.io.FixedLenFeature(shape, dtype, _as_shape(values, feature.dtype, shape))
-
-
-def _as_shape(values: tuple[Any, ...], dtype: str, shape: list[int | None]) -> Array:
-    array = as_objects(list(values)) if dtype == "string" else np.array(values, dtype=dtype)
-    return array.reshape(cast(list[int], shape))
+    default = as_objects(values) if dtype == tf.string else np.array(values, feature.dtype)
+    return tf.io.FixedLenFeature(shape, dtype, default.reshape(cast(list[int], shape)))
 
 
 def _composite_problems(features: Mapping[str, Any], spec: FeatureSpecs) -> list[str]:

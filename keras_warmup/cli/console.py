@@ -88,9 +88,6 @@ def one_line_warnings() -> Iterator[None]:
         if issubclass(category, UserWarning):
             print_line(f"warning: {message}")
 
-    original = warnings.showwarning
-    warnings.showwarning = show
-    try:
+    with warnings.catch_warnings():  # restores `showwarning`
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.showwarning = original

@@ -131,19 +131,18 @@ def rename_new(source: str, target: str, *, model_last: bool = True) -> None:
         FileExistsError: `target` exists; an empty directory counts.
         OSError, tf.errors.OpError: the rename failed; files that were moved were moved back.
     """
-    if scheme_of(source):
-        if tf.io.gfile.exists(target):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-        if scheme_of(source) in _ATOMIC_SCHEMES:
-            tf.io.gfile.rename(source, target)
-        else:
-            _move_files(source, target, model_last)
-        return
-    if _renameat2(source, target, _RENAME_NOREPLACE):
+    scheme = scheme_of(source)
+    if not scheme and _renameat2(source, target, _RENAME_NOREPLACE):
         return
     # rename(2) alone replaces an empty directory.
     if exists(target):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+    if scheme in _ATOMIC_SCHEMES:
+        tf.io.gfile.rename(source, target)
+        return
+    if scheme:
+        _move_files(source, target, model_last)
+        return
     try:
         os.rename(source, target)
     except OSError as error:
@@ -171,9 +170,7 @@ def exchange(one: str, other: str) -> bool:
         FileNotFoundError: one of them does not exist.
         OSError: the exchange failed.
     """
-    if scheme_of(one):
-        return False
-    return _renameat2(one, other, _RENAME_EXCHANGE)
+    return not scheme_of(one) and _renameat2(one, other, _RENAME_EXCHANGE)
 
 
 def replace_file(source: str, target: str, *, flush: bool = True) -> None:

@@ -37,7 +37,6 @@ from keras_warmup.publishing.filesystem import (
     PARTIAL,
     exists,
     make_directory,
-    remove_empty,
     remove_tree,
     rename_new,
     sync,
@@ -173,12 +172,11 @@ class Workspace:
             path = _hidden_sibling(self.target)
             os.rename(self.path, path)
             self.path = path
-        # The lock goes last: no other sweep takes the workspace while it is there.
-        for name in _names_in(self.path):
-            if name != _LOCK:
-                remove_tree(join(self.path, name))
-        remove_tree(join(self.path, _LOCK))
-        remove_empty(self.path)
+            # The lock goes last: no other sweep takes the workspace while it is there.
+            for name in os.listdir(path):
+                if name != _LOCK:
+                    remove_tree(join(path, name))
+        remove_tree(self.path)
 
 
 def sweep(parent: str, *, tidy: Callable[[Workspace], None] | None = None) -> None:
@@ -255,16 +253,6 @@ def _put_back(old: str, target: str) -> None:
         with contextlib.suppress(FileExistsError):
             rename_new(old, target)
             sync(parent_of(target))
-
-
-def _names_in(directory: str) -> list[str]:
-    if scheme_of(directory):
-        return (
-            [name.rstrip("/") for name in tf.io.gfile.listdir(directory)]
-            if exists(directory)
-            else []
-        )
-    return os.listdir(directory)
 
 
 def _warn_of_remains(workspace: Workspace, error: Exception) -> None:

@@ -127,14 +127,17 @@ def _user_names_of(function: FunctionDef) -> dict[int, bytes]:
 
 def _children(value: StructuredValue) -> list[StructuredValue]:
     """Returns the children of a structure in flatten order: dict keys sorted, sequences as is."""
-    kind = value.WhichOneof("kind")
-    if kind in ("tuple_value", "list_value"):
-        return list(getattr(value, kind).values)
-    if kind == "dict_value":
-        return [value.dict_value.fields[key] for key in sorted(value.dict_value.fields)]
-    if kind == "named_tuple_value":
-        return [pair.value for pair in value.named_tuple_value.values]
-    return []
+    match value.WhichOneof("kind"):
+        case "tuple_value":
+            return list(value.tuple_value.values)
+        case "list_value":
+            return list(value.list_value.values)
+        case "dict_value":
+            return [value.dict_value.fields[key] for key in sorted(value.dict_value.fields)]
+        case "named_tuple_value":
+            return [pair.value for pair in value.named_tuple_value.values]
+        case _:
+            return []
 
 
 def _count_tensors(value: StructuredValue) -> int:
@@ -145,36 +148,37 @@ def _count_tensors(value: StructuredValue) -> int:
 
 def _fill(value: StructuredValue, input_names: Iterator[str | None]) -> Any:
     """Returns the structure with the next one of `input_names` in place of each tensor."""
-    kind = value.WhichOneof("kind")
-    if kind in ("tensor_spec_value", "bounded_tensor_spec_value"):
-        return next(input_names)
-    if kind == "list_value":
-        return [_fill(child, input_names) for child in _children(value)]
-    if kind in ("tuple_value", "named_tuple_value"):
-        return tuple(_fill(child, input_names) for child in _children(value))
-    if kind == "dict_value":
-        return {
-            key: _fill(value.dict_value.fields[key], input_names)
-            for key in sorted(value.dict_value.fields)
-        }
-    # A Python value (`training=False`) or None, which tracing made part of the function.
-    return None
+    match value.WhichOneof("kind"):
+        case "tensor_spec_value" | "bounded_tensor_spec_value":
+            return next(input_names)
+        case "list_value":
+            return [_fill(child, input_names) for child in _children(value)]
+        case "tuple_value" | "named_tuple_value":
+            return tuple(_fill(child, input_names) for child in _children(value))
+        case "dict_value":
+            return {
+                key: _fill(value.dict_value.fields[key], input_names)
+                for key in sorted(value.dict_value.fields)
+            }
+        case _:
+            # A Python value (`training=False`) or None, which tracing made part of the function.
+            return None
 
 
 def _tensors_of(info: TensorInfo) -> list[str]:
     """Returns the names of the graph tensors of an input or output; a composite one has several."""
-    encoding = info.WhichOneof("encoding")
-    if encoding == "composite_tensor":
-        return [
-            name
-            for component in info.composite_tensor.components
-            for name in _tensors_of(component)
-        ]
-    if encoding == "coo_sparse":
-        sparse = info.coo_sparse
-        return [
-            sparse.indices_tensor_name,
-            sparse.values_tensor_name,
-            sparse.dense_shape_tensor_name,
-        ]
-    return [info.name]
+    match info.WhichOneof("encoding"):
+        case "composite_tensor":
+            return [
+                name
+                for component in info.composite_tensor.components
+                for name in _tensors_of(component)
+            ]
+        case "coo_sparse":
+            return [
+                info.coo_sparse.indices_tensor_name,
+                info.coo_sparse.values_tensor_name,
+                info.coo_sparse.dense_shape_tensor_name,
+            ]
+        case _:
+            return [info.name]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -22,7 +22,6 @@ from keras_warmup.savedmodel.files import require_file
 from keras_warmup.savedmodel.graph_limits import check_graph
 
 DEFAULT_SIGNATURE_KEY = "serving_default"
-SERVE_TAGS = ("serve",)
 # Entries that TensorFlow writes for itself (init op, train op); clients cannot call them.
 RESERVED_PREFIX = "__saved_model_"
 # protobuf neither makes nor parses a message of 2 GiB or more.
@@ -67,7 +66,6 @@ class Signature:
         structure: the positional arguments of the exported function: a tuple of nested tuples,
             lists and dicts whose leaves are input names of this signature (`None` where an argument
             is not an input). `None` where the file does not hold it.
-        tags: tags of the meta graph it was read from.
     """
 
     key: str
@@ -76,7 +74,6 @@ class Signature:
     outputs: Mapping[str, SignatureTensor]
     defaults: frozenset[str]
     structure: Any = None
-    tags: tuple[str, ...] = SERVE_TAGS
 
     @property
     def fixed_batch_size(self) -> int | None:
@@ -101,28 +98,23 @@ class Signature:
         )
 
 
-def read_meta_graph(
-    export_dir: str | os.PathLike[str], tags: Sequence[str] | None = None
-) -> MetaGraphDef:
-    """Reads the meta graph that a server would load.
+def read_meta_graph(export_dir: str | os.PathLike[str]) -> MetaGraphDef:
+    """Reads the meta graph that a server would load: the one with the tag `serve` alone.
 
     Args:
         export_dir: version directory of a SavedModel, on any file system of `tf.io.gfile`.
-        tags: exact tags of the meta graph. Defaults to `None`: `("serve",)`, as in TensorFlow
-            Serving.
 
     Returns:
         A `MetaGraphDef`.
 
     Raises:
-        SignatureError: there is no SavedModel, it cannot be parsed, no meta graph has these tags,
+        SignatureError: there is no SavedModel, it cannot be parsed, no meta graph has this tag,
             or its graph cannot be walked (`graph_limits.check_graph`).
     """
-    wanted = set(SERVE_TAGS if tags is None else tags)
     where = as_path(export_dir)
     meta_graphs = read_saved_model(_file_of(where)).meta_graphs
     for meta_graph in meta_graphs:
-        if set(meta_graph.meta_info_def.tags) == wanted:
+        if set(meta_graph.meta_info_def.tags) == {"serve"}:
             check_graph(meta_graph.graph_def)
             return meta_graph
     found = (
@@ -131,8 +123,8 @@ def read_meta_graph(
     )
     found += ", ..." if len(meta_graphs) > 10 else ""
     raise SignatureError(
-        f"SavedModel {where!r} has no meta graph with tags {sorted(wanted)}. Tags found: "
-        f"{found}. Export the model with the tag 'serve'."
+        f"SavedModel {where!r} has no meta graph with tags ['serve']. Tags found: {found}. "
+        "Export the model with the tag 'serve'."
     )
 
 
@@ -157,7 +149,6 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
             "Export fewer signatures."
         )
     structures = ArgumentStructures(meta_graph)
-    tags = tuple(sorted(meta_graph.meta_info_def.tags))
     signatures = []
     for key in sorted(meta_graph.signature_def):
         if key.startswith(RESERVED_PREFIX):
@@ -179,7 +170,6 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
                 outputs=outputs,
                 defaults=frozenset(definition.defaults),
                 structure=structures.of(definition),
-                tags=tags,
             )
         )
     return signatures

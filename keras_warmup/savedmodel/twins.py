@@ -77,11 +77,11 @@ def _computation_of(
         return None
     name_of = {source_of(spec.tensor): name for name, spec in signature.inputs.items()}
     fed = [nodes.get(source) for source in name_of]
-    if any(one is None or one.op != "Placeholder" for one in fed) or len(name_of) != len(
-        signature.inputs
+    if (
+        any(one is None or one.op != "Placeholder" for one in fed)
+        or len(name_of) != len(signature.inputs)
+        or not set(name_of) <= {source_of(tensor) for tensor in node.input}
     ):
-        return None
-    if not set(name_of) <= {source_of(tensor) for tensor in node.input}:
         return None
     # The attributes are copied, and may be long.
     budget.spend(len(node.input) + node.ByteSize() // 100, "")

@@ -143,9 +143,7 @@ def find_unsafe_ops(graph: ModelGraph, signatures: Sequence[Signature]) -> tuple
 
 
 def render_unsafe_ops(ops: Sequence[UnsafeOp]) -> str:
-    """Returns one sentence for a warning; empty for no ops."""
-    if not ops:
-        return ""
+    """Returns a warning about one op or more."""
     named = [f"{shown(one.op)} ({one.effect}: {one.where})" for one in ops[:5]]
     more = f" and {len(ops) - 5} more" if len(ops) > 5 else ""
     return (

@@ -29,7 +29,7 @@ from keras_warmup._protos import (
 from keras_warmup.errors import ReplayError
 from keras_warmup.op_errors import cure_of, describe_op_error, status_of
 from keras_warmup.records.prediction_logs import log_kind, log_signature_key
-from keras_warmup.savedmodel.signatures import DEFAULT_SIGNATURE_KEY, SERVE_TAGS, read_meta_graph
+from keras_warmup.savedmodel.signatures import DEFAULT_SIGNATURE_KEY, read_meta_graph
 from keras_warmup.serving.rules import (
     CLASSIFY_METHOD,
     REGRESS_METHOD,
@@ -251,7 +251,6 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
 
 def open_session(
     export_dir: str | os.PathLike[str],
-    tags: Sequence[str] = SERVE_TAGS,
     *,
     unoptimized: Collection[str] = (),
 ) -> ServingSession:
@@ -259,7 +258,6 @@ def open_session(
 
     Args:
         export_dir: version directory of a SavedModel.
-        tags: exact tags of the meta graph to load.
         unoptimized: keys of signatures of which only the results are needed, not the time. Neither
             what only they run nor loading passes through TensorFlow's graph optimizer. Defaults to
             none: everything is optimized, as in a server.
@@ -268,11 +266,11 @@ def open_session(
         A context manager.
 
     Raises:
-        SignatureError: there is no SavedModel, or no meta graph with these tags.
+        SignatureError: there is no SavedModel, or no meta graph with the tag `serve`.
         ReplayError: its graph cannot be imported, its variables cannot be restored, or its init op
             fails.
     """
-    return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir, tags), unoptimized)
+    return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir), unoptimized)
 
 
 def _describe(log: PredictionLog) -> str:

@@ -84,12 +84,9 @@ class VerifyReport(Report):
                 box=box.SIMPLE_HEAD,
                 pad_edge=False,
             )
-            table.add_column("#", justify="right")
-            table.add_column("signature")
-            table.add_column("kind")
-            table.add_column("bytes", justify="right")
-            table.add_column("replay ms", justify="right")
-            table.add_column("at load")
+            for name in ("#", "signature", "kind", "bytes", "replay ms", "at load"):
+                is_number = name in ("#", "bytes", "replay ms")
+                table.add_column(name, justify="right" if is_number else "left")
             for record in self.records:
                 ms = "-" if record.replay_ms is None else f"{record.replay_ms:.1f}"
                 effect = "runs" if record.ok else "see below"

@@ -254,7 +254,6 @@ def test_estimators_and_tf1_exports_have_none(name: str, saved_models: pathlib.P
 
 
 def test_the_sentence_escapes_names_and_counts_what_it_leaves_out() -> None:
-    assert render_unsafe_ops(()) == ""
     one = UnsafeOp("Read\x1b", "unknown op", "init op, node 'n'")
     assert render_unsafe_ops([one]) == (
         "The model runs ops that act outside of it: 'Read\\x1b' (unknown op: init op, node 'n'). "
