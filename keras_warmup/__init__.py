@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keras_warmup.bench.model_server import ModelServer as ModelServer
     from keras_warmup.callbacks import BatchCapture as BatchCapture
     from keras_warmup.callbacks import WarmupExport as WarmupExport
+    from keras_warmup.data.per_signature import PerSignature as PerSignature
     from keras_warmup.errors import WarmupError as WarmupError
     from keras_warmup.export import add_warmup as add_warmup
     from keras_warmup.export import export_with_warmup as export_with_warmup
@@ -30,6 +31,7 @@ _MODULE_OF = {
     "WarmupExport": "callbacks",
     "BatchCapture": "callbacks",
     "ModelServer": "bench.model_server",
+    "PerSignature": "data.per_signature",
     "WarmupError": "errors",
     "export_with_warmup": "export",
     "save": "export",
@@ -44,6 +46,7 @@ _MODULE_OF = {
 __all__ = [
     "BatchCapture",
     "ModelServer",
+    "PerSignature",
     "WarmupError",
     "WarmupExport",
     "WarmupOptions",

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import keras
-import tensorflow as tf
 
-from keras_warmup.errors import OptionsError, PublishError, WarmupError, warn_or_print
-from keras_warmup.op_errors import describe_op_error
+from keras_warmup.data.batch import Batch
+from keras_warmup.data.per_signature import PerSignature
+from keras_warmup.errors import ExportError, OptionsError, PublishError, warn_or_print
 from keras_warmup.options import (
-    DEFAULT_BATCH_SIZE,
     DEFAULT_MAX_BYTES,
     WarmupOptions,
     as_options,
     is_integer,
 )
-from keras_warmup.paths import absolute, as_path, explained, reason_of
-from keras_warmup.pipeline.export_model import publish_model
+from keras_warmup.paths import absolute, as_path, explained
+from keras_warmup.pipeline.export_model import (
+    ExportRequest,
+    WarmVersionKeptError,
+    describe_failure,
+    publish_model,
+    rows_to_keep,
+)
+from keras_warmup.pipeline.keras_model import (
+    describe_misfit,
+    has_call,
+    no_call_cure,
+    try_export,
+)
 from keras_warmup.publishing.publish import (
     Published,
     check_free,
@@ -34,13 +46,11 @@ from keras_warmup.publishing.versions import fields_of, format_filepath, has_ver
 from keras_warmup.report import WarmupReport
 from keras_warmup.training.best_epoch import BestEpoch
 from keras_warmup.training.callback_order import move_behind_restoring
-from keras_warmup.training.capture import BatchTap, remember
+from keras_warmup.training.capture import CAPTURED_ROWS, BatchTap, remember
 
 OnError = Literal["raise", "warn"]
 
 _NUM_BATCHES = 8
-# The batch sizes of a later export are not known yet: `fit`'s default batch size bounds the rows.
-_CAPTURE_ROWS = 32
 
 
 class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
@@ -57,36 +67,39 @@ class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._tap is not None:
-            self._tap.begin(self._model)
+            self._tap.begin(self._model, on_first_batch=self._on_first_batch)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._tap is not None:
             self._tap.before_step(self._model)
 
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        # At each epoch, so that an interrupted fit still leaves what it saw.
-        self._remember()
-
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._tap is not None:
             self._tap.end(self._model)
-            self._remember()
+        self._remember()
+
+    def _on_first_batch(self, batch: Batch) -> None:
+        # From the first batch on, so that an interrupted fit leaves what was sampled.
+        self._remember()
 
     def _remember(self) -> None:
-        if self._tap is not None and (batches := self._tap.batches()):
-            remember(self._model, batches, len(self._tap.seen_shapes()))
+        """Makes the sample of this callback the one that exports of the model use."""
+        if self._tap is not None:
+            remember(self._model, self._tap)
 
 
 class BatchCapture(_Tapped):
     """Remembers some training batches for a later `export_with_warmup(model, path)`.
 
-    Training is bit-identical with and without it. The batches are kept as long as the model exists;
-    they take at most 256 MiB.
+    Training is bit-identical with and without it. The batches are kept as long as the model, or a
+    model that shares its layers, exists; they take at most 256 MiB.
 
     Args:
         num_batches: number of batches to keep, sampled evenly over the whole `fit`. Defaults to
             `8`.
         seed: seed of the sample. Defaults to `0`.
+        whole_batches: keep whole batches, as `WarmupOptions.whole_batches` needs them. Defaults to
+            `False`: at most 32 rows of each.
 
     Raises:
         OptionsError: an argument is out of range.
@@ -98,7 +111,9 @@ class BatchCapture(_Tapped):
     ```
     """
 
-    def __init__(self, num_batches: int = _NUM_BATCHES, seed: int = 0) -> None:
+    def __init__(
+        self, num_batches: int = _NUM_BATCHES, seed: int = 0, *, whole_batches: bool = False
+    ) -> None:
         problems = []
         if not is_integer(num_batches, at_least=1):
             problems.append(f"num_batches must be an integer >= 1, got {num_batches!r}")
@@ -106,7 +121,17 @@ class BatchCapture(_Tapped):
             problems.append(f"seed must be an integer >= 0, got {seed!r}")
         if problems:
             raise OptionsError("Bad BatchCapture options: " + "; ".join(problems) + ".")
-        super().__init__(BatchTap(num_batches, _CAPTURE_ROWS, seed, DEFAULT_MAX_BYTES))
+        super().__init__(
+            BatchTap(num_batches, CAPTURED_ROWS, seed, DEFAULT_MAX_BYTES, whole=whole_batches)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Version:
+    """A version that a callback published, and whether it has a warmup file."""
+
+    published: Published
+    is_warm: bool
 
 
 class WarmupExport(_Tapped):
@@ -140,9 +165,15 @@ class WarmupExport(_Tapped):
         save_freq: `"train_end"` or `"epoch"`. Defaults to `"train_end"`.
         max_to_keep: number of versions to keep, at least 1; older ones that this instance published
             are removed. Defaults to `None`: all.
-        export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
-        on_error: `"raise"` or `"warn"` when an export fails. Defaults to `None`: raise at the end
-            of training, warn at an epoch.
+        export_model: the model to export in place of the trained one, such as `vae.encoder`, or a
+            function that returns it for the trained model, called at each export. Defaults to
+            `None`: the trained model.
+        export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`;
+            it is given the `export_model` where there is one.
+        on_error: what happens when an export fails. Defaults to `None`: where only the warmup
+            fails, the model is published without a warmup file (`report.cold`), with a warning; any
+            other failure raises at the end of training and warns at an epoch. `"raise"`: any
+            failure raises, and nothing is published. `"warn"`: as `None`, but never raises.
         verbose: 1 prints a line for each export, 0 nothing. Defaults to `1`.
 
     Attributes:
@@ -171,6 +202,7 @@ class WarmupExport(_Tapped):
         save_best_only: bool = False,
         save_freq: Literal["train_end", "epoch"] = "train_end",
         max_to_keep: int | None = None,
+        export_model: keras.Model | Callable[[Any], keras.Model] | None = None,
         export_fn: Callable[[Any, str], Any] | None = None,
         on_error: OnError | None = None,
         verbose: int = 1,
@@ -188,15 +220,21 @@ class WarmupExport(_Tapped):
             )
         if max_to_keep is not None and (not is_integer(max_to_keep, at_least=1)):
             problems.append(f"max_to_keep must be an integer >= 1 or None, got {max_to_keep!r}")
+        if export_model is not None and not callable(export_model):  # a keras.Model is callable
+            problems.append(
+                "export_model must be a keras.Model, or a function that returns one for the "
+                f"trained model, got {type(export_model).__name__}"
+            )
         if export_fn is not None and not callable(export_fn):
             problems.append(f"export_fn must be callable, got {type(export_fn).__name__}")
         if on_error not in (None, "raise", "warn"):
             problems.append(f"on_error must be 'raise', 'warn' or None, got {on_error!r}")
-        if save_freq == "epoch" and hasattr(data, "__next__"):
-            problems.append(
-                f"data must be read again at each epoch, but a {type(data).__name__} can be read "
-                "once; pass a function that returns a new one"
-            )
+        for one in data.data.values() if isinstance(data, PerSignature) else [data]:
+            if save_freq == "epoch" and hasattr(one, "__next__"):
+                problems.append(
+                    f"data must be read again at each epoch, but a {type(one).__name__} can be "
+                    "read once; pass a function that returns a new one"
+                )
         if problems:
             raise OptionsError("Bad WarmupExport options: " + "; ".join(problems) + ".")
         self.filepath = as_path(filepath)
@@ -205,23 +243,27 @@ class WarmupExport(_Tapped):
         with explained(self.filepath):
             self._directory = os.getcwd()
         self._options = as_options(warmup)
-        rows = max(DEFAULT_BATCH_SIZE, *(self._options.batch_sizes or (DEFAULT_BATCH_SIZE,)))
-        super().__init__(
-            BatchTap(_NUM_BATCHES, rows, self._options.seed, self._options.max_bytes)
-            if data is None
-            else None
+        options = self._options
+        tap = BatchTap(
+            _NUM_BATCHES,
+            rows_to_keep(options),
+            options.seed,
+            options.max_bytes,
+            whole=options.whole_batches,
         )
+        super().__init__(tap if data is None else None)
         self.data = data
         self.monitor = monitor
         self.mode = mode
         self.save_best_only = save_best_only
         self.save_freq = save_freq
         self.max_to_keep = max_to_keep
+        self.export_model = export_model
         self.export_fn = export_fn
         self.on_error = on_error
         self.verbose = verbose
         self.reports: list[WarmupReport] = []
-        self._published: list[Published] = []
+        self._published: list[_Version] = []
         self._failed_epochs: list[int] = []
         self._best = BestEpoch(monitor, mode)
         self._epochs_run = 0
@@ -238,10 +280,11 @@ class WarmupExport(_Tapped):
             check_writable(absolute(directory, self._directory), self.filepath)
         else:
             template = self._path()
-            check_publishable(template, overwrite=self._ours_at(template) is not None)
+            check_publishable(template, overwrite=self._version_at(template) is not None)
         hint = version_hint(self.filepath)
         if hint and self.verbose:
             print(f"WarmupExport: {hint}")
+        self._require_exportable()
         move_behind_restoring(self)
         super().on_train_begin(logs)
 
@@ -252,7 +295,7 @@ class WarmupExport(_Tapped):
         last = max((self.params or {}).get("epochs") or 0, epoch + 1)
         for number in range(epoch + 1, last + 1) if self.save_freq == "epoch" else [last]:
             path = self._path(number)
-            if self._ours_at(path) is None:
+            if self._version_at(path) is None:
                 check_free(path)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -289,6 +332,58 @@ class WarmupExport(_Tapped):
             return
         self._export("at the end of training", "raise")
 
+    def _require_exportable(self) -> None:
+        """Refuses, before the first step, a model that has nothing to serve.
+
+        Raises:
+            ExportError: the model defines no call, and neither `export_model` nor `export_fn` is
+                given (`on_error="warn"` warns).
+        """
+        model = self._model if self.export_model is None else self.export_model
+        if self.export_fn is not None or not isinstance(model, keras.Model) or has_call(model):
+            return
+        text = f"WarmupExport cannot export model {model.name!r}: {no_call_cure(model)}"
+        if self.on_error != "warn":
+            raise ExportError(text)
+        _warn(text)
+
+    def _on_first_batch(self, batch: Batch) -> None:
+        """Refuses a model that cannot be exported; warns where the batches do not fit it.
+
+        It is called after the first step, since only that shows how the model is called.
+
+        Raises:
+            ExportError: `model.export` would fail (`on_error="warn"` warns).
+        """
+        super()._on_first_batch(batch)
+        model = self._model if self.export_model is None else self.export_model
+        if self.export_fn is None and self.export_model is None:
+            error = try_export(self._model, batch)
+            if error is not None:
+                text = (
+                    f"WarmupExport cannot export model {self._model.name!r}: its call raises "
+                    f"{type(error).__name__} on what model.export would trace it with. "
+                    "Pass data= with what the call takes, or export another model with "
+                    "export_model= or export_fn=."
+                )
+                if self.on_error != "warn":
+                    raise ExportError(text) from error
+                _warn(text)
+                return
+        if self.export_fn is None and self._options.transform is None:
+            problem = describe_misfit(model, batch) if isinstance(model, keras.Model) else None
+            if problem:
+                outcome = (
+                    "the model is published without a warmup file"
+                    if model is self._model
+                    else "the rows are made up from the signatures"
+                )
+                _warn(
+                    f"WarmupExport cannot make warmup records of these training batches. {problem} "
+                    f"Training goes on; at its end {outcome}. Pass data= with rows that the model "
+                    "takes, or export another model with export_model= or export_fn=."
+                )
+
     def _check_fields(self) -> None:
         """Checks `filepath` at the end of the first epoch, when metric names are first known."""
         known = {"epoch", *self._logs}
@@ -315,54 +410,80 @@ class WarmupExport(_Tapped):
             return False
 
     def _export(self, when: str, default: OnError) -> bool:
+        self._remember()  # another callback may sample for other options
         try:
             template = self._path(self._epoch, self._logs)
-            ours = self._ours_at(template)
-            report, published = publish_model(
-                self.model,
+            replaced = self._version_at(template)
+            request = ExportRequest(
                 template,
-                data=self.data,
-                options=self._options,
-                export_fn=self.export_fn,
-                overwrite=ours is not None,
-                replaces=ours,
+                self.data,
+                self._options,
+                overwrite=replaced is not None,
+                replaces=None if replaced is None else replaced.published,
+                allow_cold=self.on_error != "raise",
+                replaces_warm=replaced is not None and replaced.is_warm,
             )
+            report, published = publish_model(self._model_to_export(), request, self.export_fn)
+        except WarmVersionKeptError as kept:
+            _warn(
+                f"WarmupExport published nothing {when}: the warm version at {template!r} stays. "
+                f"{describe_failure(kept.failure)}"
+            )
+            return False
         # No failure - a full disk, a user's export_fn, TensorFlow - may end a training of days.
         except Exception as error:
             if (self.on_error or default) == "raise":
                 raise
-            _warn(f"WarmupExport published nothing {when}. {_with_cause(error)}")
+            _warn(f"WarmupExport published nothing {when}. {describe_failure(error)}")
             return False
         self.reports.append(report)
-        self._published = [one for one in self._published if one.path != published.path] + [
-            published
-        ]
-        self._remove_oldest()
+        version = _Version(published, is_warm=bool(report.records))
+        others = [one for one in self._published if one.published.path != published.path]
+        self._published = [*others, version]
+        self._remove_oldest(version)
         if self.verbose:
             # The progress bar of an epoch ends without a newline.
             start = "\n" if default == "warn" and (self.params or {}).get("verbose") else ""
             print(f"{start}WarmupExport: {_summary(report)}")
         return True
 
+    def _model_to_export(self) -> keras.Model:
+        model = self.export_model
+        if model is None:
+            return self.model
+        if not isinstance(model, keras.Model):
+            model = model(self.model)
+        if not isinstance(model, keras.Model):
+            raise OptionsError(
+                f"export_model must return a keras.Model, got {type(model).__name__}."
+            )
+        return model
+
     def _path(self, epoch: int | None = None, logs: Mapping[str, Any] | None = None) -> str:
         """Returns the absolute path to publish to; `{version}` is left in it."""
         return absolute(format_filepath(self.filepath, epoch, logs), self._directory)
 
-    def _ours_at(self, path: str) -> Published | None:
+    def _version_at(self, path: str) -> _Version | None:
         """Returns the version that this instance published at a path, unless it was replaced."""
         target = target_of(path)
-        return next(
-            (one for one in self._published if one.path == target and is_still_there(one)), None
-        )
+        for version in self._published:
+            if version.published.path == target and is_still_there(version.published):
+                return version
+        return None
 
-    def _remove_oldest(self) -> None:
-        while self.max_to_keep is not None and len(self._published) > self.max_to_keep:
+    def _remove_oldest(self, newest: _Version) -> None:
+        """Removes versions over `max_to_keep`; a cold version never evicts a warm one."""
+        if self.max_to_keep is None:
+            return
+        removable = [one for one in self._published[:-1] if newest.is_warm or not one.is_warm]
+        for version in removable[: max(0, len(self._published) - self.max_to_keep)]:
+            self._published.remove(version)
             try:
-                remove_published(self._published.pop(0))
+                remove_published(version.published)
             except PublishError as error:
                 _warn(
-                    f"WarmupExport keeps a version more than max_to_keep={self.max_to_keep}. "
-                    f"{error}"
+                    "WarmupExport keeps a version more than "
+                    f"max_to_keep={self.max_to_keep}. {error}"
                 )
 
 
@@ -370,26 +491,20 @@ def _warn(text: str) -> None:
     warn_or_print(text, stacklevel=4)
 
 
-def _with_cause(error: Exception) -> str:
-    """Returns the error's text with that of its cause: a warning has no traceback.
-
-    Only the type is given of causes that may quote training data, such as those of a `transform`.
-    """
-    text = f"{type(error).__name__}: {error}"
-    cause = error.__cause__
-    if cause is None or not isinstance(error, WarmupError):
-        return text
-    if isinstance(cause, tf.errors.OpError):
-        said = f": {describe_op_error(cause)}"
-    else:
-        said = f": {reason_of(cause)}" if isinstance(cause, OSError) else ""
-    return text if said and said[2:] in text else f"{text} Cause: {type(cause).__name__}{said}."
-
-
 def _summary(report: WarmupReport) -> str:
+    if report.cold:
+        return f"published {report.export_dir} COLD, without a warmup file (see the warning)"
     count = len(report.records)
     records = "1 warmup record" if count == 1 else f"{count or 'no'} warmup records"
-    rows = " of made-up rows" if report.synthetic else ""
-    kinds = ", ".join(f"{record.kind} {record.signature_key}" for record in report.records)
-    listed = f" ({kinds})" if kinds else ""
-    return f"published {report.export_dir} with {records}{rows}{listed}"
+    if report.synthetic:
+        records += " of made-up rows"
+    kinds = ", ".join(
+        dict.fromkeys(f"{record.kind} {record.signature_key}" for record in report.records)
+    )
+    parts = [f"published {report.export_dir} with {records}{f' ({kinds})' if kinds else ''}"]
+    if report.real_rows:
+        parts.append(f"up to {report.real_rows} real rows ship inside it")
+    unproved = [key for key, proof in report.proofs.items() if proof != "proved"]
+    if unproved:
+        parts.append(f"not proved: {', '.join(unproved)}")
+    return "; ".join(parts)

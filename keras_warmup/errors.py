@@ -26,12 +26,20 @@ class DataError(WarmupError, ValueError):
     """The data given (or captured) cannot be read as batches, or there are no data."""
 
 
+class NoDataError(DataError):
+    """There are no rows for a signature, and `on_no_data="error"`."""
+
+
 class BindingError(WarmupError, ValueError):
     """A batch does not fit the inputs of a signature."""
 
 
 class SignatureError(WarmupError, LookupError):
     """A signature, input or output is not in the SavedModel, or the SavedModel cannot be read."""
+
+
+class UnservableError(SignatureError):
+    """No server can run a signature, because it calls Python functions."""
 
 
 class RecordsError(WarmupError, ValueError):

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal
 
 import keras
 
+from keras_warmup.errors import OptionsError, warn_or_print
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.pipeline.export_model import (
     ExportFn,
+    ExportRequest,
+    describe_failure,
     publish_model,
     publish_object,
     warm_existing,
 )
+from keras_warmup.publishing.publish import Published, target_of
 from keras_warmup.report import WarmupReport
+
+OnError = Literal["raise", "warn"]
 
 
 def export_with_warmup(
@@ -26,6 +33,7 @@ def export_with_warmup(
     warmup: WarmupOptions | Mapping[str, Any] | None = None,
     export_fn: ExportFn | None = None,
     overwrite: bool = False,
+    on_error: OnError = "raise",
 ) -> WarmupReport:
     """Exports a Keras model with the warmup file that TensorFlow Serving replays when it loads it.
 
@@ -40,10 +48,14 @@ def export_with_warmup(
         data: rows to warm with. Arrays, dicts, lists or tuples of arrays and DataFrames are x.
             Elements of a `tf.data.Dataset`, a `PyDataset` or a generator (or a function that
             returns one) are `(x[, y[, sample_weight]])`, as in `fit`. Defaults to the batches
-            captured while the model was trained.
+            captured while the model, or one that shares its layers, was trained. `PerSignature`
+            gives each signature rows of its own.
         warmup: `WarmupOptions`, or a mapping of its fields.
         export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
         overwrite: replace the directory at `path`. Defaults to `False`.
+        on_error: `"warn"`: never raises. Where only the warmup fails, the model is published
+            without a warmup file (`report.cold` gives the reason), with a warning; where the export
+            fails, nothing is published (`report.published` is false). Defaults to `"raise"`.
 
     Returns:
         A `WarmupReport`: the records, what was proved, what stays cold and why.
@@ -57,15 +69,10 @@ def export_with_warmup(
     report = keras_warmup.export_with_warmup(model, "./digits/{version}")
     ```
     """
-    report, _ = publish_model(
-        model,
-        path,
-        data=data,
-        options=as_options(warmup),
-        export_fn=export_fn,
-        overwrite=overwrite,
+    request = ExportRequest(
+        path, data, as_options(warmup), overwrite=overwrite, allow_cold=on_error == "warn"
     )
-    return report
+    return _report_of(request, on_error, partial(publish_model, model, request, export_fn))
 
 
 def save(
@@ -76,6 +83,7 @@ def save(
     *,
     data: Any = None,
     warmup: WarmupOptions | Mapping[str, Any] | None = None,
+    on_error: OnError = "raise",
 ) -> WarmupReport:
     """Saves as `tf.saved_model.save` does, with a warmup file, a SavedModel that a server can run.
 
@@ -90,6 +98,7 @@ def save(
         options: `tf.saved_model.SaveOptions`.
         data: rows to warm with, as `export_with_warmup` takes them.
         warmup: `WarmupOptions`, or a mapping of its fields.
+        on_error: as `export_with_warmup` takes it. Defaults to `"raise"`.
 
     Returns:
         A `WarmupReport`.
@@ -98,9 +107,11 @@ def save(
         WarmupError: a subclass of it for each kind of failure. The directory at `export_dir` is
             unchanged.
     """
-    return publish_object(
-        obj, export_dir, signatures, save_options=options, data=data, options=as_options(warmup)
+    request = ExportRequest(
+        export_dir, data, as_options(warmup), overwrite=True, allow_cold=on_error == "warn"
     )
+    publish = partial(publish_object, obj, request, signatures, options)
+    return _report_of(request, on_error, publish)
 
 
 def add_warmup(
@@ -139,3 +150,29 @@ def add_warmup(
         append=append,
         refuse_unsafe_ops=refuse_unsafe_ops,
     )
+
+
+def _report_of(
+    request: ExportRequest,
+    on_error: OnError,
+    publish: Callable[[], tuple[WarmupReport, Published]],
+) -> WarmupReport:
+    if on_error not in ("raise", "warn"):
+        raise OptionsError(f"on_error must be 'raise' or 'warn', got {on_error!r}.")
+    try:
+        report, _ = publish()
+    except Exception as error:  # a full disk, a user's export_fn, TensorFlow
+        if on_error == "raise":
+            raise
+        path, why = _described_path(request.path), describe_failure(error)
+        warn_or_print(f"Nothing was published to {path!r}. {why}", stacklevel=3)
+        return WarmupReport(path, None, (), cold=why, published=False)
+    return report
+
+
+def _described_path(path: object) -> str:
+    """Returns a path for a message, `{version}` filled in where that is possible."""
+    try:
+        return target_of(path)  # type: ignore[arg-type]
+    except Exception:  # it may be what failed
+        return str(path)

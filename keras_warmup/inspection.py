@@ -15,8 +15,16 @@ from keras_warmup.options import XLA_FLAGS
 from keras_warmup.paths import as_path
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_records, warmup_path
-from keras_warmup.report import RecordList, RecordReport, RequestKind, printable, to_plain
+from keras_warmup.report import (
+    RecordList,
+    RecordReport,
+    Report,
+    RequestKind,
+    printable,
+    to_plain,
+)
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
+from keras_warmup.savedmodel.ops import describe_foreign_ops
 from keras_warmup.savedmodel.request_kinds import TFRT_NOTE, servable_kinds
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.savedmodel.string_formats import (
@@ -35,7 +43,7 @@ MAX_LISTED_RECORDS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
-class InspectedSignature:
+class InspectedSignature(Report):
     """A signature and facts about its graph.
 
     Attributes:
@@ -67,7 +75,7 @@ class InspectedSignature:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inspection:
+class Inspection(Report):
     """The contents of a SavedModel that matter for warmup.
 
     Attributes:
@@ -160,8 +168,7 @@ def _notes(one: InspectedSignature) -> list[str]:
         )
     if facts.writes_state:
         notes.append("writes state: warmup requests change it")
-    if facts.foreign_ops:
-        notes.append(f"ops outside core TensorFlow: {', '.join(facts.foreign_ops)}")
+    notes += [f"needs {clause}" for clause in describe_foreign_ops(facts.foreign_ops)]
     if facts.unrestored_variables:
         notes.append(
             f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never "

@@ -32,15 +32,19 @@ class WarmupOptions:
 
     Args:
         signatures: signature keys to warm. Defaults to `None`: every servable signature.
-        batch_sizes: exact batch sizes to warm. Defaults to `None`: one batch of 2 rows for each set
-            of tensors (a batch of 1 never warms the first matrix product), or the batch that the
-            signature fixes.
+        batch_sizes: exact batch sizes to warm. `"auto"`: the sizes of `batching_parameters`, else
+            1, 4, 16, ... up to and including the training batch, for signatures with convolutions
+            or batched matrix products (attention), whose other sizes stay slow; one size for the
+            other signatures. Defaults to `None`: one batch of 2 rows for each set of tensors (a
+            batch of 1 never warms the first matrix product), or the batch that the signature fixes.
         output_filters: sets of output aliases that clients ask for in
             `PredictRequest.output_filter`, *in addition* to all outputs. A list of lists applies to
             each signature that has those aliases; a dict keyed by signature_key restricts them.
         kinds: request kinds to write, among `predict`, `classify`, `regress` and `multi_inference`,
             for each signature that can serve them. Defaults to `None`: Classify or Regress where
             the signature has their inputs and outputs, else Predict.
+        whole_batches: send each batch whole, as one request, for models whose inputs differ in
+            their first dimension (a graph's nodes and edges). Defaults to `False`: rows are picked.
         transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the
             model was fed it.
         xla: also write a record for each exact batch size of signatures that compile with XLA. The
@@ -52,8 +56,7 @@ class WarmupOptions:
         share_twin_signatures: let signatures that are the same function of the same inputs (`serve`
             and `serving_default` of `model.export`) use the same tensors, once both gave the same
             outputs for the same rows: one record then warms both, in half the load time. Defaults
-            to
-            `None`: in exports this package makes, not in `add_warmup`.
+            to `None`: in exports this package makes, not in `add_warmup`.
         max_load_seconds: warn where replaying the records takes longer than this. It is a lower
             bound of the load time that they add, since the process that replays is warm already;
             `keras-warmup bench` measures it. Defaults to `None`: never.
@@ -75,9 +78,10 @@ class WarmupOptions:
     """
 
     signatures: Sequence[str] | None = None
-    batch_sizes: Sequence[int] | None = None
+    batch_sizes: Sequence[int] | Literal["auto"] | None = None
     output_filters: OutputFilters | None = None
     kinds: Sequence[RequestKind] | None = None
+    whole_batches: bool = False
     transform: Transform | None = None
     xla: bool = False
     batching_parameters: str | os.PathLike[str] | None = None
@@ -109,16 +113,19 @@ class WarmupOptions:
         problems: list[str] = []
         # Iterators are read once, here; numpy integers become plain ones.
         for name, items in (
-            ("signatures", "signature keys"),
-            ("kinds", "request kinds"),
-            ("batch_sizes", "integers >= 1"),
+            ("signatures", "a sequence of signature keys"),
+            ("kinds", "a sequence of request kinds"),
+            ("batch_sizes", '"auto" or a sequence of integers >= 1'),
         ):
             value = getattr(self, name)
-            if value is not None:
+            is_auto = isinstance(value, str) and (name, value) == ("batch_sizes", "auto")
+            if value is not None and not is_auto:
                 object.__setattr__(self, name, _read_sequence(name, items, value, problems))
         if any(not isinstance(key, str) for key in self.signatures or ()):
             problems.append(f"signatures must hold signature keys (str), got {self.signatures!r}")
-        if not all(is_integer(size, at_least=1) for size in self.batch_sizes or ()):
+        if isinstance(self.batch_sizes, str):
+            pass
+        elif not all(is_integer(size, at_least=1) for size in self.batch_sizes or ()):
             problems.append(
                 f"batch_sizes must hold integers >= 1, got {list(self.batch_sizes or ())!r}"
             )
@@ -142,7 +149,7 @@ class WarmupOptions:
         parameters = self.batching_parameters
         if parameters is not None and not isinstance(parameters, (str, os.PathLike)):
             problems.append(f"batching_parameters must be a path, got {type(parameters).__name__}")
-        for name in ("xla", "verify", "method_name"):
+        for name in ("xla", "verify", "method_name", "whole_batches"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} must be True or False, got {getattr(self, name)!r}")
         share = self.share_twin_signatures
@@ -169,6 +176,12 @@ class WarmupOptions:
             problems.append(f"on_no_data must be 'synthesize' or 'error', got {self.on_no_data!r}")
         if problems:
             raise OptionsError("Bad warmup options: " + "; ".join(problems) + ".")
+
+    @property
+    def exact_batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that `batch_sizes` lists; empty for `"auto"` and `None`."""
+        sizes = self.batch_sizes
+        return tuple(sizes) if sizes is not None and not isinstance(sizes, str) else ()
 
     def filters_for(self, signature_key: str, outputs: Sequence[str]) -> list[tuple[str, ...]]:
         """Returns the output filters asked of one signature, in the order given.
@@ -230,7 +243,7 @@ def _read_sequence(
 ) -> tuple[Any, ...] | None:
     """Returns a sequence option as a tuple; adds a problem where it is no sequence, or empty."""
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        problems.append(f"{name} must be a sequence of {items}, got {value!r}")
+        problems.append(f"{name} must be {items}, got {value!r}")
         return None
     read = tuple(value)
     if not read:

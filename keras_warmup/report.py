@@ -22,6 +22,19 @@ class Report:
         plain: dict[str, Any] = to_plain(self)
         return plain
 
+    def _repr_html_(self) -> str:
+        """Returns the report as a notebook shows it."""
+        import io
+
+        from rich.console import Console
+
+        console = Console(record=True, file=io.StringIO(), width=120)
+        console.print(self)
+        style = "white-space:pre;overflow-x:auto;line-height:normal;font-family:monospace"
+        return console.export_html(
+            inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>'
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class RecordReport(Report):
@@ -70,6 +83,13 @@ class WarmupReport(Report):
         synthetic: whether any record holds made-up rows.
         seed: the seed of the choice of rows.
         verified: whether every record was replayed before publishing.
+        random_signatures: keys of signatures that give other outputs for an equal request.
+        training_serving_skew: signature_key -> names of the inputs that `fit` filled with other
+            features than the signature does: training and serving disagree.
+        real_rows: number of real rows in the records, an upper bound; records that were kept do not
+            count.
+        cold: why the model was published without a warmup file; empty where it was not.
+        published: whether anything was published.
         shared_signatures: signature_key -> the twin whose tensors it uses since this export.
         load_added_ms: sum of the replays, a lower bound of the load time that the file adds (the
             process that replays is warm already); `None` where nothing was replayed.
@@ -93,6 +113,11 @@ class WarmupReport(Report):
     shared_signatures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     load_added_ms: float | None = None
     load_ms: float | None = None
+    random_signatures: tuple[str, ...] = ()
+    training_serving_skew: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    real_rows: int = 0
+    cold: str = ""
+    published: bool = True
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -115,6 +140,15 @@ class WarmupReport(Report):
             f"shapes {key}: {share:.0%} of those seen are covered"
             for key, share in self.shape_coverage.items()
         ]
+        texts += [
+            f"random {key}: an equal request gives other outputs" for key in self.random_signatures
+        ]
+        texts += [
+            f"skew {key}: fit fed other features to {', '.join(names)} than requests do"
+            for key, names in self.training_serving_skew.items()
+        ]
+        if self.cold:
+            texts.append(f"cold: {self.cold}")
         texts += [f"note: {note}" for note in self.notes]
         # A note may quote an error of several lines.
         return Group(

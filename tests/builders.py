@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup._protos import MetaGraphDef, ModelSpec, PredictionLog, TensorProto
+from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport
 from keras_warmup.binding.bind import BoundBatch
+from keras_warmup.data.batch import Batch
+from keras_warmup.data.sampling import BatchSample, shape_of
 from keras_warmup.options import WarmupOptions
 from keras_warmup.planning.batching_parameters import BatchingParameters
 from keras_warmup.planning.bound_signature import BoundSignature
@@ -19,6 +23,7 @@ from keras_warmup.planning.plan import Plan, plan_requests
 from keras_warmup.records.warmup_file import warmup_path, write_records
 from keras_warmup.savedmodel.graph import GraphFacts
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor, read_signatures
+from keras_warmup.training.capture import BatchTap
 
 
 def predict_log(
@@ -125,6 +130,7 @@ def plan_with(
     taken: int = 0,
     batching: BatchingParameters | None = None,
     shapes_seen: int = 0,
+    training_batch_size: int = 0,
     **options: Any,
 ) -> Plan:
     """Plans the requests of signatures with `WarmupOptions(**options)`."""
@@ -134,6 +140,7 @@ def plan_with(
         taken=taken,
         batching=batching,
         shapes_seen=shapes_seen,
+        training_batch_size=training_batch_size,
     )
 
 
@@ -241,3 +248,55 @@ def filled_rows(
 ) -> np.ndarray[Any, Any]:
     """Builds `size` rows of this shape that hold one value."""
     return np.full((size, *shape), value, dtype)
+
+
+def tap_with(*batches: Batch) -> BatchTap:
+    """Builds a tap whose sample holds these batches, as after a `fit`."""
+    tap = BatchTap(len(batches), max(batch.size for batch in batches), 0, 2**20)
+    tap.sample = BatchSample(len(batches), 0)
+    for batch in batches:
+        tap.sample.add(batch, shape_of(batch.x))
+    return tap
+
+
+def benchmark_entry(**changes: Any) -> BenchmarkEntry:
+    """Builds the figures of one request, changed by `changes`."""
+    base = BenchmarkEntry(
+        signature_key="serving_default",
+        kind="predict",
+        output_filter=(),
+        batch_size=2,
+        shapes={"x": (2, 3)},
+        in_file=True,
+        rows="data",
+        cold_ms=120.0,
+        cold_range_ms=(100.0, 140.0),
+        warm_ms=1.5,
+        warm_range_ms=(1.2, 2.0),
+        steady_p50_ms=0.8,
+        steady_p99_ms=1.4,
+        ratio=80.0,
+        faster=True,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def benchmark_report(*entries: BenchmarkEntry, **changes: Any) -> BenchmarkReport:
+    """Builds a report of these requests, changed by `changes`."""
+    base = BenchmarkReport(
+        export_dir="./digits/1",
+        entries=entries,
+        load_ms=300.0,
+        load_range_ms=(290.0, 320.0),
+        load_added_ms=150.0,
+        load_added_range_ms=(140.0, 170.0),
+        records=1,
+        bytes=400,
+        processes=5,
+        requests=20,
+        seed=0,
+        engine="process",
+        noise="Noise: little.",
+        notes=(),
+    )
+    return dataclasses.replace(base, **changes)

@@ -18,9 +18,11 @@ import tensorflow as tf
 import keras_warmup as kw
 from keras_warmup import callbacks
 from keras_warmup.errors import OptionsError, PublishError
+from keras_warmup.pipeline.export_model import ExportFn, ExportRequest
 from keras_warmup.publishing.publish import Published, staged
 from keras_warmup.report import RecordReport, WarmupReport
-from keras_warmup.training.capture import captured_batches
+from keras_warmup.training.capture import find_capture
+from tests.builders import predict_inputs
 
 X = np.random.default_rng(0).normal(size=(24, 3)).astype("float32")
 Y = X.sum(axis=1, keepdims=True)
@@ -52,7 +54,7 @@ def kernel_of(export_dir: str | os.PathLike[str]) -> np.ndarray:
     return outputs[1:] - outputs[:1]
 
 
-class Exports(list[dict[str, Any]]):
+class Exports(list[tuple[keras.Model, ExportRequest, ExportFn | None]]):
     """Replaces `publish_model`: publishes a small file, and keeps the arguments of each call.
 
     Attributes:
@@ -64,12 +66,12 @@ class Exports(list[dict[str, Any]]):
     error = OSError("no space left on device")
 
     def __call__(
-        self, model: keras.Model, path: str, **options: Any
+        self, model: keras.Model, request: ExportRequest, export_fn: ExportFn | None = None
     ) -> tuple[WarmupReport, Published]:
-        self.append({"model": model, "path": path, **options})
+        self.append((model, request, export_fn))
         if len(self) in self.fails_at:
             raise self.error
-        with staged(path, overwrite=options["overwrite"]) as staging:
+        with staged(request.path, overwrite=request.overwrite) as staging:
             pathlib.Path(staging, "saved_model.pb").write_text(str(model.get_weights()[0].ravel()))
             # A new directory may get the inode of a removed one; `variables` tells them apart.
             pathlib.Path(staging, "variables").mkdir()
@@ -100,7 +102,8 @@ def test_fit_publishes_a_warm_model_at_train_end(
     np.testing.assert_allclose(kernel_of(report.export_dir), model.get_weights()[0], rtol=1e-6)
     assert tree(tmp_path / "m") == ["1"]
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"WarmupExport: published {tmp_path}/m/1 with 1 warmup record (predict serving_default)"
+        f"WarmupExport: published {tmp_path}/m/1 with 1 warmup record (predict serving_default); "
+        "up to 2 real rows ship inside it"
     )
 
 
@@ -157,13 +160,14 @@ def test_data_given_is_used_and_nothing_is_captured(tmp_path: pathlib.Path) -> N
     export = kw.WarmupExport(tmp_path / "1", data=X, verbose=0)
     fit(model, export)
     assert {record.source for record in export.reports[0].records} == {"data"}
-    assert captured_batches(model) == []
+    assert find_capture(model) is None
 
 
 def test_batch_capture_feeds_a_later_export(tmp_path: pathlib.Path) -> None:
     model = make_model()
     fit(model, kw.BatchCapture(num_batches=2, seed=5))
-    assert 1 <= len(captured_batches(model)) <= 2
+    capture = find_capture(model)
+    assert capture is not None and 1 <= len(capture.batches()) <= 2
     report = kw.export_with_warmup(model, tmp_path / "1")
     assert {record.source for record in report.records} == {"captured"}
 
@@ -181,6 +185,22 @@ def test_batch_capture_and_two_exports_share_a_fit(tmp_path: pathlib.Path) -> No
     assert tree(tmp_path) == ["a", "b"]
 
 
+@pytest.mark.parametrize("order", ["export first", "export last"])
+@pytest.mark.parametrize("whole", [False, True], ids=["rows", "whole batches"])
+def test_an_export_uses_its_own_sample_beside_a_capture(
+    order: str, whole: bool, tmp_path: pathlib.Path
+) -> None:
+    model = make_model()
+    export = kw.WarmupExport(tmp_path / "1", warmup={"batch_sizes": [20]}, verbose=0)
+    capture = kw.BatchCapture(num_batches=1, whole_batches=whole)
+    ordered = [export, capture] if order == "export first" else [capture, export]
+    model.fit(X, Y, batch_size=24, verbose=0, callbacks=ordered)
+    (record,) = export.reports[0].records
+    assert record.shapes == {"features": (20, 3)}
+    (log,) = kw.read_records(tmp_path / "1")
+    assert len(np.unique(predict_inputs(log)["features"], axis=0)) == 20
+
+
 def test_interrupted_fit_publishes_nothing_but_leaves_its_finished_epochs(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -193,7 +213,8 @@ def test_interrupted_fit_publishes_nothing_but_leaves_its_finished_epochs(
     with pytest.raises(KeyboardInterrupt):
         fit(model, kw.WarmupExport(tmp_path / "m" / "1", verbose=0), Interrupt())
     assert tree(tmp_path) == []
-    assert captured_batches(model)
+    capture = find_capture(model)
+    assert capture is not None and capture.batches()
 
 
 def test_interrupt_in_an_export_passes_and_leaves_nothing_half_published(
@@ -267,7 +288,7 @@ def test_fixed_path_is_overwritten_by_its_own_instance_only(
     model = make_model()
     fit(model, export)
     fit(model, export)
-    assert [call["overwrite"] for call in exports] == [False, True, True, True]
+    assert [request.overwrite for _, request, _ in exports] == [False, True, True, True]
     assert tree(tmp_path) == ["1"]
     assert (tmp_path / "1" / "saved_model.pb").read_text() == str(model.get_weights()[0].ravel())
     with pytest.raises(PublishError, match=r"it exists \(a directory\)"):
@@ -323,17 +344,10 @@ def test_export_asks_for_what_the_callback_was_given(
 ) -> None:
     model, export_fn = make_model(), lambda model, export_dir: None
     fit(model, kw.WarmupExport(tmp_path / "1", data=X, warmup={"seed": 7}, export_fn=export_fn))
-    assert exports == [
-        {
-            "model": model,
-            "path": str(tmp_path / "1"),
-            "data": X,
-            "options": kw.WarmupOptions(seed=7),
-            "export_fn": export_fn,
-            "overwrite": False,
-            "replaces": None,
-        }
-    ]
+    request = ExportRequest(
+        str(tmp_path / "1"), X, kw.WarmupOptions(seed=7), overwrite=False, allow_cold=True
+    )
+    assert exports == [(model, request, export_fn)]
 
 
 # -- the best --------------------------------------------------------------------------------------
@@ -732,8 +746,8 @@ def test_successful_fit_warns_of_nothing(tmp_path: pathlib.Path, exports: Export
 
 def test_signatures_of_the_public_callbacks() -> None:
     names = (
-        "filepath data warmup monitor mode save_best_only save_freq max_to_keep export_fn on_error "
-        "verbose"
+        "filepath data warmup monitor mode save_best_only save_freq max_to_keep export_model "
+        "export_fn on_error verbose"
     )
     assert list(inspect.signature(kw.WarmupExport).parameters) == names.split()
     assert os.fspath(kw.WarmupExport(pathlib.Path("m/1")).filepath) == "m/1"
@@ -776,6 +790,39 @@ def test_epoch_exports_change_no_state_that_training_reads(
     assert train(warm) == plain
     assert len(warm.reports) == 3
     assert {proof.partition(" ")[0] for proof in warm.reports[-1].proofs.values()} == {"unproved:"}
+
+
+class Lookup(keras.Model):
+    """Cannot be traced with float32 ids, as Keras tries to at each export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = self.add_weight(shape=(5, 2), name="table")
+
+    def call(self, x: Any) -> Any:
+        return tf.gather(self.table, x["ids"][:, 0])
+
+
+@pytest.mark.parametrize("jit_compile", [False, "auto"])
+def test_training_goes_on_after_an_export_that_keras_cannot_trace_with_floats(
+    jit_compile: Any, tmp_path: pathlib.Path
+) -> None:
+    def train(*callbacks: keras.callbacks.Callback) -> tuple[Any, np.ndarray]:
+        keras.utils.set_random_seed(1)
+        model = Lookup()
+        model.compile("sgd", "mse", jit_compile=jit_compile)
+        ids = {"ids": (np.arange(24) % 5).reshape(24, 1).astype("int32")}
+        fitted = model.fit(
+            ids, np.zeros((24, 2)), batch_size=8, epochs=3, verbose=0, callbacks=list(callbacks)
+        )
+        return fitted.history, model.get_weights()[0]
+
+    history, table = train()
+    export = kw.WarmupExport(tmp_path / "{version}", save_freq="epoch", on_error="raise", verbose=0)
+    history_with, table_with = train(export)
+    assert len(export.reports) == 3
+    assert history_with == history
+    np.testing.assert_array_equal(table_with, table)
 
 
 def test_chdir_during_fit_leads_max_to_keep_to_no_other_directory(
@@ -855,4 +902,5 @@ def test_warning_of_a_failed_transform_quotes_no_value(tmp_path: pathlib.Path) -
     with pytest.warns(UserWarning) as caught:
         fit(make_model(), export)
     said = " ".join(str(warning.message) for warning in caught)
-    assert "published nothing" in said and "ValueError" in said and "Alice" not in said
+    assert "is published COLD" in said and "ValueError" in said and "Alice" not in said
+    assert "Alice" not in export.reports[-1].cold

@@ -6,6 +6,7 @@ compared. What one stage of the pipeline does is tested in tests/pipeline.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -32,7 +33,13 @@ from keras_warmup.errors import (
 )
 from keras_warmup.serving.replay import open_session
 from keras_warmup.training.capture import remember
-from tests.builders import functional_model, input_of_four, predict_inputs, random_rows
+from tests.builders import (
+    functional_model,
+    input_of_four,
+    predict_inputs,
+    random_rows,
+    tap_with,
+)
 
 
 class Weigh(keras.Model):
@@ -410,8 +417,8 @@ def test_captured_batches_come_before_made_up_rows_and_data_before_both(
     assert report.synthetic
     assert {record.source for record in report.records} == {"synthetic"}
     assert set(report.proofs.values()) == {"unproved: made-up rows"}
-    batches = [batch.__class__(batch.x, batch.size, "captured") for batch in read_batches(data)]
-    remember(model, batches)
+    batches = [dataclasses.replace(batch, source="captured") for batch in read_batches(data)]
+    remember(model, tap_with(*batches))
     report = kw.export_with_warmup(model, tmp_path / "2")
     assert {record.source for record in report.records} == {"captured"}
     report = kw.export_with_warmup(model, tmp_path / "3", data=data)
@@ -446,7 +453,7 @@ def test_rows_that_do_not_fit_are_refused(
         kw.export_with_warmup(model, tmp_path / "1", data=array)
     assert str(error.value) == (
         f"Cannot bind batch to signature 'serve': input 'x' expects float32 [None, 4], {why}. Cast "
-        "or reshape it in the dataset, or pass transform=."
+        "or reshape it in the dataset, or pass warmup={'transform': ...}."
     )
     assert os.listdir(tmp_path) == []
 

@@ -18,7 +18,15 @@ from keras_warmup.options import WarmupOptions, as_options
         ({"signatures": "serve"}, "signatures must be a sequence of signature keys, got 'serve'"),
         ({"signatures": []}, "signatures must not be empty; leave it out for the default"),
         ({"signatures": [[1]]}, "signatures must hold signature keys (str), got ([1],)"),
-        ({"batch_sizes": 1.5}, "batch_sizes must be a sequence of integers >= 1, got 1.5"),
+        (
+            {"batch_sizes": 1.5},
+            'batch_sizes must be "auto" or a sequence of integers >= 1, got 1.5',
+        ),
+        (
+            {"batch_sizes": "all"},
+            """batch_sizes must be "auto" or a sequence of integers >= 1, got 'all'""",
+        ),
+        ({"signatures": "auto"}, "signatures must be a sequence of signature keys, got 'auto'"),
         ({"batch_sizes": [0]}, "batch_sizes must hold integers >= 1, got [0]"),
         ({"batch_sizes": [True]}, "batch_sizes must hold integers >= 1, got [True]"),
         (
@@ -43,6 +51,7 @@ from keras_warmup.options import WarmupOptions, as_options
             "output_filters must not name an output twice, got ['a', 'a']",
         ),
         ({"xla": "false"}, "xla must be True or False, got 'false'"),
+        ({"whole_batches": 1}, "whole_batches must be True or False, got 1"),
         ({"verify": None}, "verify must be True or False, got None"),
         (
             {"max_records": 1001},
@@ -102,9 +111,9 @@ def test_an_unknown_option_is_refused_with_the_nearest_and_all_known_ones() -> N
         WarmupOptions(batch_size=[1])
     assert str(error.value) == (
         "Unknown warmup option 'batch_size'. Did you mean 'batch_sizes'? Known options: "
-        "signatures, batch_sizes, output_filters, kinds, transform, xla, batching_parameters, "
-        "share_twin_signatures, max_load_seconds, max_records, max_bytes, method_name, model_name, "
-        "seed, verify, on_no_data."
+        "signatures, batch_sizes, output_filters, kinds, whole_batches, transform, xla, "
+        "batching_parameters, share_twin_signatures, max_load_seconds, max_records, max_bytes, "
+        "method_name, model_name, seed, verify, on_no_data."
     )
 
 

@@ -12,6 +12,7 @@ import keras_warmup as kw
 PUBLIC = [
     "BatchCapture",
     "ModelServer",
+    "PerSignature",
     "WarmupError",
     "WarmupExport",
     "WarmupOptions",

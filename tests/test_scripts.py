@@ -108,6 +108,17 @@ def test_text_is_sent_as_it_was_trained_on(
     assert kw.verify(tmp_path / "sentences" / "1").ok
 
 
+def test_vae_serves_its_encoder_and_its_decoder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    run(monkeypatch, "vae.py", tmp_path)
+    for part, name in (("encoder", "image"), ("decoder", "code")):
+        (log,) = kw.read_records(tmp_path / part / "1")
+        assert list(log.predict_log.request.inputs) == [name]
+        assert kw.verify(tmp_path / part / "1").ok
+    assert capsys.readouterr().out.count("proof serving_default: proved") == 2
+
+
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in NOTEBOOKS])
 def test_help_says_how_to_run_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -181,11 +181,11 @@ class _AvailableRows:
         if batches:
             # Bound together: what reads a string input of one signature shows how rows for another
             # are serialized.
-            bound, cold = bind_signatures(meta_graph, signatures, ExportInputs(batches), options)
-            self._given = {one.signature.key: one.batches for one in bound}
+            result = bind_signatures(meta_graph, signatures, ExportInputs(batches), options)
+            self._given = {one.key: one.batches for one in result.bound}
             self.notes = [
                 f"data= was not sent to signature {key!r}: {reason}"
-                for key, reason in sorted(cold.items())
+                for key, reason in sorted(result.cold.items())
             ]
 
     def recorded(self, signature: Signature) -> list[BoundBatch]:
@@ -200,9 +200,9 @@ class _AvailableRows:
     def synthetic(self, signature: Signature) -> Sequence[BoundBatch]:
         """Returns made-up rows, the same in each call."""
         options = dataclasses.replace(self._options, signatures=(signature.key,), transform=None)
-        return bind_signatures(self._meta_graph, [signature], ExportInputs(()), options)[0][
-            0
-        ].batches
+        inputs = ExportInputs()
+        result = bind_signatures(self._meta_graph, [signature], inputs, options)
+        return result.bound[0].batches
 
 
 def _read_record(

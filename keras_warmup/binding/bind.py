@@ -29,7 +29,7 @@ from keras_warmup.errors import BindingError
 from keras_warmup.options import Transform
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
-_CURE = "Cast or reshape it in the dataset, or pass transform=."
+_CURE = "Cast or reshape it in the dataset, or pass warmup={'transform': ...}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,9 +145,9 @@ def _transformed_leaves(
     except Exception as error:  # the user's code may raise anything
         got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in walk(batch.x))
         raise BindingError(
-            f"transform raised {type(error).__name__} for signature {signature.key!r}, which takes "
-            f"{render_inputs(signature)}; transform was given {got}. Change transform= so that it "
-            "takes x as the model was given it."
+            f"transform raised {type(error).__name__} for signature {signature.key!r}, which "
+            f"takes {render_inputs(signature)}; transform was given {got}. Change the transform "
+            "so that it takes x as the model was given it."
         ) from error
     if not isinstance(made, Mapping):
         raise BindingError(
@@ -186,6 +186,8 @@ def _bind_arrays(
         reasons = []
         try:
             leaf = as_array(leaf)
+            if spec.shape == () and leaf.ndim == 1 and len(leaf) and not batch.is_whole:
+                leaf = leaf[:1].reshape(())  # a scalar takes one row
             reasons = _shape_problems(spec, leaf)
             arrays[name], cast = cast_array(leaf, spec.dtype)
             if cast:
@@ -198,7 +200,7 @@ def _bind_arrays(
                 f"{describe(leaf)} from {where} ({'; '.join(reasons)})"
             )
     composite_rows = {name: one.rows for name, one in leaves.items() if one.rows is not None}
-    rows = _rows_of_inputs(arrays, signature) | composite_rows
+    rows = {} if batch.is_whole else _rows_of_inputs(arrays, signature) | composite_rows
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name!r} has {count}" for name, count in sorted(rows.items()))
         problems.append(f"the inputs have different numbers of rows ({listed})")
@@ -210,8 +212,9 @@ def _bind_arrays(
             f"Cannot bind batch to signature {signature.key!r}: {'; '.join(problems)}.{hint} "
             f"{_CURE}"
         )
-    if composite_rows:
-        return BoundBatch(arrays, None, 1, frozenset(), batch.source, casts, ignored)
+    if composite_rows or batch.is_whole:
+        whole_x = None if composite_rows else x
+        return BoundBatch(arrays, whole_x, 1, frozenset(), batch.source, casts, ignored)
     batched = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
     size = next(iter(rows.values()), max(batched.values(), default=1))
     row_inputs = frozenset(name for name, count in batched.items() if count == size)
@@ -237,7 +240,7 @@ def _shape_problems(spec: SignatureTensor, leaf: np.ndarray) -> list[str]:
         return []
     shape = leaf.shape
     if len(shape) != len(spec.shape):
-        return ["rank differs"]
+        return ["rank differs" if shape else "no batch dimension: batch the data, as for fit"]
     # The first dimension is the batch: rows are sliced or tiled to the size in the signature.
     axes = [axis for axis in range(1, len(shape)) if spec.shape[axis] not in (None, shape[axis])]
     return [f"shape differs in dimensions {axes}"] if axes else []

@@ -42,7 +42,7 @@ def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]
     """
     leaves = dict(walk(batch.x))
     ragged = [path for path in dict.fromkeys(paths) if isinstance(leaves[path], tf.RaggedTensor)]
-    if not ragged:
+    if not ragged or batch.is_whole:
         x = map_leaves(lambda path, leaf: _from_sparse(leaf) if path in paths else leaf, batch.x)
         return [DensePart(dataclasses.replace(batch, x=x))]
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -57,8 +57,8 @@ def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]
     if not groups:
         raise BindingError(
             f"Cannot bind batch: no row of {', '.join(render_path(path) for path in ragged)} is "
-            "dense, and the signature takes dense tensors. Pass a transform= that pads as your "
-            "clients do."
+            "dense, and the signature takes dense tensors. Pass warmup={'transform': ...} with a "
+            "function that pads as your clients do."
         )
     parts = []
     for indices in groups.values():
@@ -68,9 +68,8 @@ def dense_parts(batch: Batch, paths: Collection[FeaturePath]) -> list[DensePart]
                 return np.stack([rows[path][index] for index in indices])
             return _take_rows(_from_sparse(leaf) if path in paths else leaf, indices)
 
-        parts.append(
-            DensePart(Batch(map_leaves(take, batch.x), len(indices), batch.source), indices)
-        )
+        x = map_leaves(take, batch.x)
+        parts.append(DensePart(dataclasses.replace(batch, x=x, size=len(indices)), indices))
     return parts
 
 
@@ -106,7 +105,7 @@ def _from_ragged(leaf: Any) -> Any:
 
 def _take_rows(leaf: Any, rows: list[int]) -> Any:
     if leaf is None or isinstance(leaf, np.ndarray):
-        return None if leaf is None else leaf[rows]
+        return leaf if leaf is None or leaf.ndim == 0 else leaf[rows]
     if isinstance(leaf, tf.RaggedTensor):
         return tf.gather(leaf, rows)
     indices, shape = leaf.indices.numpy(), leaf.dense_shape.numpy()

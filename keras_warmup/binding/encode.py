@@ -190,7 +190,8 @@ def _encode(
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: input {name!r} reads "
             f"{describe_string_format(string_format)}, and {render_path(path)} is "
-            f"{describe(leaf)}. Give the bytes as clients send them, or pass transform=."
+            f"{describe(leaf)}. Give the bytes as clients send them, or pass "
+            f"warmup={{'transform': ...}}."
         )
     return _Encoded(encode_rows(leaf, string_format), frozenset({path}))
 

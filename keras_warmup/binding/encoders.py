@@ -20,7 +20,7 @@ from keras_warmup.savedmodel.string_formats import (
     describe_string_format,
 )
 
-_CURE = "Give the bytes a client would send, or pass transform=."
+_CURE = "Give the bytes a client would send, or pass warmup={'transform': ...}."
 
 
 def encode_rows(rows: Array, string_format: StringFormat) -> Array:
@@ -58,7 +58,7 @@ def encode_rows(rows: Array, string_format: StringFormat) -> Array:
     if rows.dtype.name != string_format.out_type or rows.ndim == 0:
         raise BindingError(
             f"{where}: expected {string_format.out_type} [n, ...]. Cast the data, or pass "
-            "transform=."
+            "warmup={'transform': ...}."
         )
     if isinstance(string_format, TensorParser):
         with tf.device("CPU"):
@@ -107,7 +107,7 @@ def encode_images(images: Array, decoder: ImageDecoder) -> Array:
             cannot be written.
     """
     where = f"Cannot encode images for {describe_string_format(decoder)}"
-    cure = "Pass transform= to give the encoded files yourself"
+    cure = "Pass warmup={'transform': ...} to give the encoded files yourself"
     takes_16_bits = decoder.dtype == "uint16" and "png" in decoder.formats
     allowed = ("uint8", "uint16") if takes_16_bits else ("uint8",)
     if images.dtype.name not in allowed:

@@ -81,8 +81,8 @@ def build_examples(features: Mapping[str, Any], spec: FeatureSpecs) -> Array:
         )
     if problems:
         raise BindingError(
-            f"Cannot build tf.Examples: {'; '.join(problems)}. Change the data, or pass transform= "
-            "to give the serialized Examples yourself."
+            f"Cannot build tf.Examples: {'; '.join(problems)}. Change the data, or pass "
+            f"warmup={{'transform': ...}} to give the serialized Examples yourself."
         )
     rows = [
         _serialize({key: column[row] for key, column in columns.items()}, spec)
@@ -178,7 +178,7 @@ def refuse_unbuildable(input_name: str, string_format: StringFormat) -> None:
         return
     raise BindingError(
         f"Cannot bind features to input {input_name!r}: {reason}. Give the serialized bytes as "
-        "data, or pass transform=."
+        "data, or pass warmup={'transform': ...}."
     )
 
 
@@ -205,8 +205,9 @@ def _check_round_trip(
         parsed = tf.io.parse_example(serialized, parsing_spec(spec))
     except tf.errors.InvalidArgumentError as error:
         raise BindingError(
-            f"The built tf.Examples cannot be parsed with the model's feature spec "
-            f"({sorted(spec)}). Pass transform= to give the serialized Examples yourself."
+            "The built tf.Examples cannot be parsed with the model's feature spec "
+            f"({sorted(spec)}). Pass warmup={{'transform': ...}} to give the serialized Examples "
+            "yourself."
         ) from error
     for key, column in columns.items():
         if not all(
@@ -215,8 +216,8 @@ def _check_round_trip(
         ):
             raise BindingError(
                 f"The built tf.Examples have other values of feature {key!r} "
-                f"({_render(spec[key])}) than the data when parsed. Pass transform= to give the "
-                "serialized Examples yourself."
+                f"({_render(spec[key])}) than the data when parsed. Pass warmup={{'transform': "
+                f"...}} to give the serialized Examples yourself."
             )
 
 

@@ -47,7 +47,7 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
                 f"Cannot bind batch to signature {signature.key!r}: x has {len(leaves)} unnamed "
                 "leaves and the SavedModel does not store their order among the inputs "
                 f"{sorted(signature.inputs)}. Pass x as a dict keyed by input name, or pass "
-                "transform=."
+                "warmup={'transform': ...}."
             )
         has_composite = any(
             isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)) for _, leaf in leaves
@@ -57,7 +57,7 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: missing inputs {missing}. The "
             f"signature takes {render_inputs(signature)}; the batch has {got or 'nothing'}."
-            f"{hint} Add the features to the dataset, or pass transform=."
+            f"{hint} Add the features to the dataset, or pass warmup={{'transform': ...}}."
         )
     used = set(found.values())
     return found, tuple(render_path(path) for path, _ in leaves if path not in used)
@@ -103,7 +103,7 @@ def hint_of_components(names: Iterable[str], signature: Signature) -> str:
         return ""
     return (
         " If a ragged or sparse argument of the function is served as several inputs, such as x "
-        "and x_1, transform= must return the tensor under the name of the first one."
+        "and x_1, a transform must return the tensor under the name of the first one."
     )
 
 
@@ -192,7 +192,7 @@ def _match_names(
     if ambiguous:
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: {'; '.join(ambiguous)}, and the "
-            "SavedModel does not say which. Pass transform= to name the inputs."
+            "SavedModel does not say which. Pass warmup={'transform': ...} to name the inputs."
         )
     matched = {name: paths[0] for name, paths in found.items()}
     _refuse_renumbered(matched, [path for path, _ in leaves], signature)
@@ -216,8 +216,8 @@ def _refuse_renumbered(
             raise BindingError(
                 f"Cannot bind batch to signature {signature.key!r}: the names of the inputs "
                 f"{series} may be keys of the batch, or numbers that TensorFlow assigned in "
-                "another order, and the SavedModel does not say which. Pass transform= to name "
-                "the inputs."
+                "another order, and the SavedModel does not say which. Pass warmup={'transform': "
+                "...} to name the inputs."
             )
 
 

@@ -33,7 +33,8 @@ def synthesize_rows(
     """Makes up rows from a signature alone.
 
     Floats are uniform in [0, 1). Integers are 0, the only index that every table has. Strings are
-    empty, or a `tf.Example` or an image if the graph reads one. Booleans are false.
+    empty, or a `tf.Example` or an image if the graph reads one, also inside an Example. Booleans
+    are false.
 
     Args:
         signature: the signature to make rows for.
@@ -50,7 +51,7 @@ def synthesize_rows(
     size = signature.fixed_batch_size or DEFAULT_BATCH_SIZE
     arrays = {
         name: _strings(spec, string_formats[name], size)
-        if name in string_formats and _is_vector(spec)
+        if name in string_formats and _takes_strings(spec)
         else _array(signature, spec, rng, size)
         for name, spec in sorted(signature.inputs.items())
         if name not in signature.defaults
@@ -61,9 +62,9 @@ def synthesize_rows(
     return BoundBatch(arrays, None, size if row_inputs else 1, row_inputs, "synthetic")
 
 
-def _is_vector(spec: SignatureTensor) -> bool:
+def _takes_strings(spec: SignatureTensor) -> bool:
     # Estimators leave the rank of their Examples unknown.
-    return spec.shape is None or len(spec.shape) == 1
+    return spec.shape is None or len(spec.shape) <= 1
 
 
 def _array(
@@ -99,18 +100,26 @@ def _strings(spec: SignatureTensor, string_format: StringFormat, size: int) -> n
             {key: _feature(feature, rows) for key, feature in inner.spec.items()}, inner.spec
         )
     elif isinstance(inner, ImageDecoder):
-        made = encode_images(
-            np.zeros((rows, FREE_DIM, FREE_DIM, inner.channels or _RGB), inner.dtype), inner
-        )
+        made = _images(inner, rows)
     else:
         made = as_objects([b""] * rows)
-    return encode_base64(made) if isinstance(string_format, Base64) else made
+    if isinstance(string_format, Base64):
+        made = encode_base64(made)
+    return made[:1].reshape(()) if spec.shape == () else made
+
+
+def _images(decoder: ImageDecoder, rows: int) -> np.ndarray:
+    size = (rows, FREE_DIM, FREE_DIM, decoder.channels or _RGB)
+    return encode_images(np.zeros(size, decoder.dtype), decoder)
 
 
 def _feature(feature: FeatureSpec, rows: int) -> np.ndarray | tf.RaggedTensor | tf.SparseTensor:
     dtype = object if feature.dtype == "string" else np.dtype(feature.dtype)
     shape = tuple(1 if size is None else size for size in feature.shape or ())
-    values = np.full((rows, *shape), b"" if dtype is object else 0, dtype=dtype)
+    value: bytes | int = b"" if dtype is object else 0
+    if feature.image is not None:
+        value = bytes(_images(feature.image, 1)[0])
+    values = np.full((rows, *shape), value, dtype=dtype)
     if feature.kind == "dense":
         return values
     column = tf.constant(values.reshape(rows, 1))

@@ -9,7 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from keras_warmup.bench.model_server import ModelServer
 from keras_warmup.cli.console import (
@@ -63,10 +63,23 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _read_batch_sizes(
+    sizes: list[int | Literal["auto"]] | None,
+) -> list[int] | Literal["auto"] | None:
+    """Returns `WarmupOptions.batch_sizes` of the values of `--batch-size`."""
+    exact = [size for size in sizes or () if size != "auto"]
+    if sizes and len(exact) < len(sizes):
+        if exact:
+            raise OptionsError("--batch-size auto plans the sizes itself; give it alone")
+        return "auto"
+    return exact or None
+
+
 def _add(arguments: argparse.Namespace) -> int:
     options = WarmupOptions(
         signatures=arguments.signature,
-        batch_sizes=arguments.batch_size,
+        batch_sizes=_read_batch_sizes(arguments.batch_size),
+        whole_batches=arguments.whole_batches,
         output_filters=[filter_.split(",") for filter_ in arguments.output_filter]
         if arguments.output_filter
         else None,

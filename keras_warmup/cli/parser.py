@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Literal
 
 from keras_warmup._version import __version__
 from keras_warmup.report import REQUEST_KINDS
@@ -130,6 +130,15 @@ def _add_command(commands: Any, name: str, summary: str, examples: str) -> argpa
     return parser
 
 
+def _batch_size(value: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be an integer or auto, got {value!r}") from None
+
+
 def _add_options_of_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
@@ -153,9 +162,15 @@ def _add_options_of_add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size",
         action="append",
-        type=int,
-        metavar="N",
-        help="warm exactly this batch size; may be repeated",
+        type=_batch_size,
+        metavar="N|auto",
+        help="warm exactly this batch size; may be repeated; auto: 1, 4, 16, ... up to the rows of "
+        "FILE, for signatures whose other sizes stay slow",
+    )
+    parser.add_argument(
+        "--whole-batches",
+        action="store_true",
+        help="send all rows of FILE as one request (inputs that differ in their first dimension)",
     )
     parser.add_argument(
         "--output-filter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,13 +24,19 @@ class Batch:
         x: nested dicts, lists and tuples of leaves. A leaf is a `np.ndarray` of shape
             `[size, ...]` (strings are object arrays of `bytes`), a `tf.RaggedTensor` or
             `tf.SparseTensor` whose first dimension is `size`, or `None`.
-        size: rows in the batch.
+            A leaf of rank 0 belongs to every row.
+        size: rows in the batch; 1 for a whole batch.
         source: where the rows come from.
+        is_whole: whether the batch is one request, whose arrays may differ in their first
+            dimension: it is never sliced.
+        full_size: rows of the batch that these rows were taken from; 0 where they are all of it.
     """
 
     x: Any
     size: int
     source: Source = "data"
+    is_whole: bool = False
+    full_size: int = 0
 
 
 def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:
@@ -57,9 +64,13 @@ def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:
 
 
 def map_leaves(function: Callable[[FeaturePath, Any], Any], x: Any, path: FeaturePath = ()) -> Any:
-    """Rebuilds `x` with each leaf replaced by `function(path, leaf)`; keeps namedtuples."""
+    """Rebuilds `x` with each leaf replaced by `function(path, leaf)`.
+
+    Keeps namedtuples, and `OrderedDict`s, which Keras flattens in another order than a dict.
+    """
     if isinstance(x, Mapping):
-        return {key: map_leaves(function, value, (*path, key)) for key, value in x.items()}
+        made = {key: map_leaves(function, value, (*path, key)) for key, value in x.items()}
+        return OrderedDict(made) if isinstance(x, OrderedDict) else made
     if is_sequence(x):
         items = [map_leaves(function, item, (*path, index)) for index, item in enumerate(x)]
         if isinstance(x, tuple):
@@ -111,17 +122,26 @@ def leaf_nbytes(leaf: Any) -> int:
 
 
 def slice_rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Returns the rows `start` to `stop` of a batch; its arrays are views of those of `batch`."""
+    """Returns the rows `start` to `stop` of a batch; its arrays are views of those of `batch`.
+
+    A whole batch is returned as it is.
+    """
+    if batch.is_whole:
+        return batch
     x = map_leaves(lambda _, leaf: slice_leaf(leaf, start, stop), batch.x)
-    return Batch(x, stop - start, batch.source)
+    full_size = batch.full_size or batch.size
+    return dataclasses.replace(batch, x=x, size=stop - start, full_size=full_size)
 
 
 def slice_leaf(leaf: Any, start: int, stop: int) -> Any:
-    """Returns the rows `start` to `stop` of a leaf, which may be on a device; `None` for `None`."""
+    """Returns the rows `start` to `stop` of a leaf, which may be on a device.
+
+    `None` and leaves of rank 0 are returned as they are.
+    """
     if isinstance(leaf, tf.SparseTensor):
         shape = [stop - start, *leaf.dense_shape.numpy()[1:]]
         return tf.sparse.slice(leaf, [start] + [0] * (len(shape) - 1), shape)
-    return None if leaf is None else leaf[start:stop]
+    return leaf if leaf is None or len(leaf.shape) == 0 else leaf[start:stop]
 
 
 def stack_rows(rows: Sequence[Any]) -> np.ndarray:

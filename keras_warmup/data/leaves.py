@@ -20,35 +20,31 @@ ACCEPTED = (
 )
 
 
-def count_rows(x: Any, where: str) -> int:
-    """Returns the first dimension that all leaves of `x` share.
+def count_rows(x: Any, where: str, *, is_whole: bool = False) -> int:
+    """Returns the first dimension that all leaves of `x` share; leaves of rank 0 do not count.
 
     Args:
         x: nested dicts, lists and tuples of leaves, on the host or on a device.
         where: what x belongs to, for messages.
+        is_whole: whether x is one request, so that its first dimensions may differ; it has 1 row.
 
     Raises:
-        DataError: there is no leaf, a leaf is a scalar, or the first dimensions differ.
+        DataError: there is no leaf, or the first dimensions differ.
     """
-    rows: dict[str, int] = {}
-    for path, leaf in walk(x):
-        if leaf is None:
-            continue
-        if len(leaf.shape) == 0:
-            raise DataError(
-                f"Cannot read {render_path(path)} of {where}: expected rows in the first "
-                f"dimension, got {describe(leaf)}. Batch the data, as for fit."
-            )
-        rows[render_path(path)] = _rows_of_leaf(leaf)
-    if not rows:
+    leaves = [(path, leaf) for path, leaf in walk(x) if leaf is not None]
+    if not leaves:
         raise DataError(f"Cannot read {where}: x has no arrays. {ACCEPTED}")
+    rows = {render_path(path): _rows_of_leaf(leaf) for path, leaf in leaves if len(leaf.shape)}
+    if is_whole:
+        return 1 if all(rows.values()) else 0
     if len(set(rows.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in rows.items())
         raise DataError(
             f"Cannot read {where}: its arrays have different numbers of rows: {listed}. Pass "
-            "arrays with the same number of rows."
+            "arrays with the same number of rows; where each batch is one request, as a graph of "
+            "nodes and edges is, pass warmup={'whole_batches': True}."
         )
-    return next(iter(rows.values()))
+    return next(iter(rows.values()), 1)
 
 
 def read_leaf(leaf: Any, where: str) -> Any:

@@ -6,6 +6,7 @@ TensorFlow. The same seed gives the same choice.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 from collections.abc import Iterator
@@ -256,7 +257,7 @@ def copy_arrays(batch: Batch) -> Batch:
     def copy(_: object, leaf: Any) -> Any:
         return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
-    return Batch(map_leaves(copy, batch.x), batch.size, batch.source)
+    return dataclasses.replace(batch, x=map_leaves(copy, batch.x))
 
 
 def _choose_rows(sample: BatchSample, batch: Batch, rows: int) -> Batch:

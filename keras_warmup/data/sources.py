@@ -6,6 +6,7 @@ generators and functions that return one of these are accepted.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import traceback
@@ -35,7 +36,9 @@ DEFAULT_BATCH_SIZE = 32
 _END = object()
 
 
-def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator[Batch]:
+def read_batches(
+    data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, whole: bool = False
+) -> Iterator[Batch]:
     """Reads data as batches of model input.
 
     Args:
@@ -49,6 +52,7 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
             each of shape `[rows, 1]`, as `fit(dict(frame))` reads it. Batches read from an iterator
             are lost to its next reader; a `UserWarning` says so.
         batch_size: rows of each batch made from arrays or from a dataset of scalar strings.
+        whole: whether each batch is one request, which is never sliced; arrays are one batch.
 
     Returns:
         An iterator over batches. It is infinite if the data is, and reads only what is requested.
@@ -64,11 +68,11 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
             "Pass the tf.data.Dataset it was made from."
         )
     if isinstance(data, tf.data.Dataset):
-        return _read_elements(_batch_strings(data, batch_size), "the tf.data.Dataset")
+        return _read_elements(_batch_strings(data, batch_size), "the tf.data.Dataset", whole)
     if is_class_of(data, "keras", "PyDataset") or is_class_of(data, "tf_keras", "Sequence"):
-        return _read_elements(_iterate_py_dataset(data), "the PyDataset")
+        return _read_elements(_iterate_py_dataset(data), "the PyDataset", whole)
     if is_class_of(data, "torch", "DataLoader"):
-        return _read_elements(data, "the DataLoader")
+        return _read_elements(data, "the DataLoader", whole)
     if isinstance(data, types.GeneratorType) or (
         hasattr(data, "__next__") and not isinstance(data, Mapping)
     ):
@@ -79,10 +83,10 @@ def read_batches(data: Any, *, batch_size: int = DEFAULT_BATCH_SIZE) -> Iterator
             UserWarning,
             stacklevel=2,
         )
-        return _read_elements(data, f"the {type(data).__name__}")
+        return _read_elements(data, f"the {type(data).__name__}", whole)
     if callable(data) and not hasattr(data, "__array__"):
-        return _read_function(data, batch_size)
-    return _read_arrays(data, batch_size)
+        return _read_function(data, batch_size, whole)
+    return _read_arrays(data, batch_size, whole)
 
 
 def unpack_x(element: Any, where: str) -> Any:
@@ -104,18 +108,18 @@ def unpack_x(element: Any, where: str) -> Any:
     return keras.utils.unpack_x_y_sample_weight(element)[0]
 
 
-def _read_x(x: Any, where: str) -> Batch:
+def _read_x(x: Any, where: str, whole: bool) -> Batch:
     """Reads a structure of array-likes as a batch on the host."""
     x = _join_string_lists(x)
     host = map_leaves(lambda path, leaf: read_leaf(leaf, f"{render_path(path)} of {where}"), x)
-    return Batch(host, count_rows(host, where))
+    return Batch(host, count_rows(host, where, is_whole=whole), is_whole=whole)
 
 
-def _read_elements(elements: Iterable[Any], where: str) -> Iterator[Batch]:
+def _read_elements(elements: Iterable[Any], where: str, whole: bool) -> Iterator[Batch]:
     is_empty = True
     for index, element in enumerate(_iterate_safely(elements, where)):
         name = f"element {index} of {where}"
-        batch = _read_x(unpack_x(element, name), name)
+        batch = _read_x(unpack_x(element, name), name, whole)
         # fit accepts elements without rows.
         if batch.size:
             is_empty = False
@@ -169,7 +173,7 @@ def _iterate_py_dataset(data: Any) -> Iterator[Any]:
         yield data[index]
 
 
-def _read_function(function: Callable[[], Any], batch_size: int) -> Iterator[Batch]:
+def _read_function(function: Callable[[], Any], batch_size: int, whole: bool) -> Iterator[Batch]:
     name = getattr(function, "__name__", type(function).__name__)
     needed = _required_parameters(function)
     if needed:
@@ -180,13 +184,13 @@ def _read_function(function: Callable[[], Any], batch_size: int) -> Iterator[Bat
     made = _call_safely(function, f"Cannot read data: the function {name!r} failed")
     # No warning about one-shot iterators: this one has no other reader.
     if hasattr(made, "__next__"):
-        return _read_elements(made, f"what the function {name!r} returns")
+        return _read_elements(made, f"what the function {name!r} returns", whole)
     if made is None:
         raise DataError(
             f"Cannot read data: the function {name!r} returned None. Return a generator, dataset "
             "or arrays."
         )
-    return read_batches(made, batch_size=batch_size)
+    return read_batches(made, batch_size=batch_size, whole=whole)
 
 
 def _required_parameters(function: Callable[..., Any]) -> list[str]:
@@ -202,22 +206,24 @@ def _required_parameters(function: Callable[..., Any]) -> list[str]:
     ]
 
 
-def _read_arrays(data: Any, batch_size: int) -> Iterator[Batch]:
+def _read_arrays(data: Any, batch_size: int, whole: bool) -> Iterator[Batch]:
     if is_class_of(data, "pandas", "DataFrame") and not has_numbers_only(data):
         data = _columns_of(data)
-    whole = _read_x(data, "data")
-    if not whole.size:
+    batch = _read_x(data, "data", whole)
+    if not batch.size:
         shapes = ", ".join(
             f"{render_path(path)} is {describe(leaf)}"
-            for path, leaf in walk(whole.x)
+            for path, leaf in walk(batch.x)
             if leaf is not None
         )
         raise DataError(
             f"Cannot read data: it has no rows: {shapes}. Pass data with at least one row."
         )
     return (
-        slice_rows(whole, start, min(start + batch_size, whole.size))
-        for start in range(0, whole.size, batch_size)
+        dataclasses.replace(
+            slice_rows(batch, start, min(start + batch_size, batch.size)), full_size=0
+        )
+        for start in range(0, batch.size, batch_size)
     )
 
 

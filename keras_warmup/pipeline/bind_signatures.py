@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -12,9 +14,16 @@ from keras_warmup.binding.bind import BoundBatch, bind_batch
 from keras_warmup.binding.encode import bind_encoded, parse_if_needed
 from keras_warmup.binding.match import match_inputs
 from keras_warmup.binding.synthesize import synthesize_rows
-from keras_warmup.data.batch import Batch
-from keras_warmup.errors import BindingError, DataError, SignatureError
+from keras_warmup.data.batch import Batch, is_string_vector
+from keras_warmup.errors import (
+    BindingError,
+    DataError,
+    NoDataError,
+    SignatureError,
+    UnservableError,
+)
 from keras_warmup.options import WarmupOptions
+from keras_warmup.pipeline.keras_model import arrange_inputs, inputs_by_name, takes_one_string
 from keras_warmup.planning.bound_signature import BoundSignature
 from keras_warmup.report import REQUEST_KINDS, RequestKind
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
@@ -31,21 +40,41 @@ class ExportInputs:
     """The rows of an export, and what is known of their model.
 
     Attributes:
-        batches: rows in the model's own structure; empty where they must be made up.
-        model: the Keras model they belong to, for the proof; `None` where there is none.
+        batches: rows as they were given or captured; empty where they must be made up.
+        per_signature: signature_key -> rows for it alone, as given with `PerSignature`.
+        model: the Keras model that is exported, for the proof; `None` where there is none.
         own_calls: keys of the signatures known to be the model's own call.
-        ignored: features that the model does not take.
+        is_borrowed: whether the rows were captured from another model that shares layers with
+            `model`: then they need not fit.
         shapes_seen: number of row shapes seen while sampling, if more than the batches hold.
+        training_batch_size: rows of the largest batch seen; 0 where there is none.
         structures: signature_key -> structure of its arguments, where the exporter knows it and the
             SavedModel does not record it.
     """
 
-    batches: Sequence[Batch]
+    batches: Sequence[Batch] = ()
+    per_signature: Mapping[str, Sequence[Batch]] = dataclasses.field(default_factory=dict)
     model: keras.Model | None = None
     own_calls: frozenset[str] = frozenset()
-    ignored: tuple[str, ...] = ()
+    is_borrowed: bool = False
     shapes_seen: int = 0
+    training_batch_size: int = 0
     structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class BindResult:
+    """What binding the rows to the signatures gave.
+
+    Attributes:
+        bound: signatures with rows bound to their inputs.
+        cold: signature_key -> why it stays cold.
+        unfit: signature_key -> why the captured rows do not fit it, so that rows are made up.
+    """
+
+    bound: list[BoundSignature]
+    cold: dict[str, str]
+    unfit: dict[str, str]
 
 
 def choose_signatures(
@@ -72,7 +101,9 @@ def bind_signatures(
     signatures: Sequence[Signature],
     inputs: ExportInputs,
     options: WarmupOptions,
-) -> tuple[list[BoundSignature], dict[str, str]]:
+    *,
+    twins: Mapping[str, str] | None = None,
+) -> BindResult:
     """Binds the rows to each signature.
 
     Args:
@@ -80,22 +111,19 @@ def bind_signatures(
         signatures: the signatures to warm.
         inputs: the rows to send.
         options: what is asked for.
-
-    Returns:
-        The signatures with rows bound to their inputs; and signature_key -> why it stays cold, for
-        those that the rows do not fit.
+        twins: signature_key -> key of a signature that is the same function, whose rows it takes
+            where `PerSignature` has none for it.
 
     Raises:
-        BindingError: the rows do not fit a signature that was asked for or is the model's own
-            call, or they fit no signature.
+        BindingError: the rows do not fit a signature that was asked for, is the model's own call or
+            has rows of its own; or they fit no signature.
         SignatureError: no request can reach such a signature.
         DataError: there are no rows, and `on_no_data="error"`.
     """
-    if not inputs.batches and options.on_no_data == "error":
-        _refuse_no_data(signatures)
+    _require_known_signatures(inputs, signatures)
     # Rows may be serialized for one signature while another takes the features themselves.
     formats = {signature.key: find_string_formats(graph, signature) for signature in signatures}
-    binder = _Binder(inputs, options, formats)
+    binder = _Binder(inputs, options, formats, twins or {})
     bound: list[BoundSignature] = []
     cold: dict[str, str] = {}
     errors: list[BindingError | DataError | SignatureError] = []
@@ -103,13 +131,14 @@ def bind_signatures(
         try:
             bound.append(_bind_signature(graph, signature, binder, options))
         except (BindingError, DataError, SignatureError) as error:
-            if options.signatures is not None or signature.key in inputs.own_calls:
+            asked = options.signatures is not None or signature.key in inputs.per_signature
+            if asked or signature.key in inputs.own_calls or isinstance(error, NoDataError):
                 raise
             cold[signature.key] = f"{_why_unreachable(signature)}{error}"
             errors.append(error)
-    if errors and not bound and inputs.batches:
+    if errors and not bound and (inputs.batches or inputs.per_signature):
         raise errors[0]
-    return _bind_common_examples(bound, binder), cold
+    return BindResult(_bind_common_examples(bound, binder), cold, binder.unfit)
 
 
 def _bind_signature(
@@ -125,7 +154,7 @@ def _bind_signature(
             f"({fixed}), so rows of one batch cannot fill them."
         )
     facts = graph_facts(graph, signature)
-    _refuse_python_ops(signature, facts)
+    refuse_python_ops(signature, facts)
     batches = binder.bind(signature)
     can_predict = servable_kinds(signature)["predict"] is None
     return BoundSignature(signature, facts, batches, kinds, task, can_predict)
@@ -135,9 +164,15 @@ class _Binder:
     """Binds the rows of an export to one signature after another."""
 
     def __init__(
-        self, inputs: ExportInputs, options: WarmupOptions, formats: Mapping[str, StringFormats]
+        self,
+        inputs: ExportInputs,
+        options: WarmupOptions,
+        formats: Mapping[str, StringFormats],
+        twins: Mapping[str, str],
     ) -> None:
         self.formats = dict(formats)
+        self.unfit: dict[str, str] = {}
+        self._twins = twins
         self._inputs = inputs
         self._options = options
         self._parsers = [
@@ -148,28 +183,79 @@ class _Binder:
         ]
 
     def bind(self, signature: Signature) -> list[BoundBatch]:
-        """Returns the rows as the signature takes them."""
+        """Returns the rows as the signature takes them.
+
+        Raises:
+            BindingError, DataError, SignatureError: the rows do not fit.
+        """
         formats, inputs = self.formats[signature.key], self._inputs
         if not signature.inputs:
             return [BoundBatch({}, None, 1, frozenset(), "synthetic")]
-        if not inputs.batches:
+        own = self._own_batches(signature.key)
+        batches = own or inputs.batches
+        if not batches:
+            if self._options.on_no_data == "error":
+                raise NoDataError(
+                    f"No data to warm signature {signature.key!r}, and on_no_data='error'. "
+                    "Pass data=, or train with WarmupExport or BatchCapture in callbacks=."
+                )
             return [synthesize_rows(signature, formats, self._options.seed)]
         transform = self._options.transform
         if transform is not None:
+            return [bound for batch in batches for bound in bind_batch(batch, signature, transform)]
+        try:
+            return [bound for batch in batches for bound in self._bind_batch(batch, signature)]
+        except BindingError as error:
+            if own or not inputs.is_borrowed or self._options.on_no_data == "error":
+                raise
+            self.unfit[signature.key] = str(error)
+            return [synthesize_rows(signature, formats, self._options.seed)]
+
+    def _own_batches(self, key: str) -> Sequence[Batch]:
+        """Returns the rows that `PerSignature` has for a signature, or for a twin of it."""
+        lead = self._twins.get(key, key)
+        for other, batches in self._inputs.per_signature.items():
+            if key == other or lead == self._twins.get(other, other):
+                return batches
+        return ()
+
+    def _bind_batch(self, batch: Batch, signature: Signature) -> list[BoundBatch]:
+        """Binds a batch, by the model's own structure for its own call, else as it was given.
+
+        A custom signature of a model may take other features than the model's inputs. Only where
+        the batch does not fit it as given, the structure and the names of the model's inputs are
+        tried.
+        """
+        model = self._inputs.model
+        # Serialized Examples have no structure yet: a signature that parses them takes them so.
+        if model is None or (is_string_vector(batch) and not takes_one_string(model)):
+            return self._bind_as_given(batch, signature)
+        if signature.key in self._inputs.own_calls:
+            arranged = arrange_inputs(model, batch.x)
             return [
-                bound
-                for batch in inputs.batches
-                for bound in bind_batch(batch, signature, transform)
+                dataclasses.replace(bound, ignored=(*bound.ignored, *arranged.ignored))
+                for bound in self._encode(dataclasses.replace(batch, x=arranged.x), signature)
             ]
-        if signature.key in inputs.structures:
-            signature = dataclasses.replace(signature, structure=inputs.structures[signature.key])
-        batches = [
-            parse_if_needed(batch, signature, formats, self._parsers) for batch in inputs.batches
-        ]
-        if inputs.model is None:
-            for batch in batches:
-                _require_agreement(batch, signature)
-        return [bound for batch in batches for bound in bind_encoded(batch, signature, formats)]
+        try:
+            return self._bind_as_given(batch, signature)
+        except BindingError as error:
+            for arrange in (lambda x: arrange_inputs(model, x).x, partial(inputs_by_name, model)):
+                with contextlib.suppress(BindingError):
+                    x = arrange(batch.x)
+                    if x is not None:
+                        return self._encode(dataclasses.replace(batch, x=x), signature)
+            raise error
+
+    def _bind_as_given(self, batch: Batch, signature: Signature) -> list[BoundBatch]:
+        batch = parse_if_needed(batch, signature, self.formats[signature.key], self._parsers)
+        _require_agreement(batch, signature)
+        return self._encode(batch, signature)
+
+    def _encode(self, batch: Batch, signature: Signature) -> list[BoundBatch]:
+        if signature.key in self._inputs.structures:
+            structure = self._inputs.structures[signature.key]
+            signature = dataclasses.replace(signature, structure=structure)
+        return bind_encoded(batch, signature, self.formats[signature.key])
 
 
 def _bind_common_examples(bound: list[BoundSignature], binder: _Binder) -> list[BoundSignature]:
@@ -228,22 +314,24 @@ def _why_unreachable(signature: Signature) -> str:
     return f"no {made_for} request can reach it: {reason}. " if reason else ""
 
 
-def _refuse_python_ops(signature: Signature, facts: GraphFacts) -> None:
+def refuse_python_ops(signature: Signature, facts: GraphFacts) -> None:
+    """Raises an `UnservableError` for a signature that calls Python functions."""
     if facts.python_ops:
-        raise SignatureError(
+        raise UnservableError(
             f"Signature {signature.key!r} calls Python ({', '.join(facts.python_ops)}), which a "
             "server does not have: every request fails there, and a warmup record would keep the "
             "model from loading. Replace tf.py_function and tf.numpy_function by TensorFlow ops."
         )
 
 
-def _refuse_no_data(signatures: Sequence[Signature]) -> None:
-    for signature in signatures:
-        if signature.inputs:
-            raise DataError(
-                f"No data to warm signature {signature.key!r}, and on_no_data='error'. Pass data=, "
-                "or train with WarmupExport or BatchCapture in callbacks=."
-            )
+def _require_known_signatures(inputs: ExportInputs, signatures: Sequence[Signature]) -> None:
+    keys = {signature.key for signature in signatures}
+    unknown = sorted(set(inputs.per_signature) - keys)
+    if unknown:
+        raise SignatureError(
+            f"PerSignature has data for the signatures {unknown}, which are not warmed. Warmed: "
+            f"{sorted(keys)}."
+        )
 
 
 def _require_agreement(batch: Batch, signature: Signature) -> None:
@@ -260,6 +348,6 @@ def _require_agreement(batch: Batch, signature: Signature) -> None:
         keys = ", ".join(f"x[{name!r}]" for name in crossed)
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: {keys} may be the names of inputs "
-            "or the keys of the exported function, and these differ. Pass transform= to name the "
-            "inputs, or export with export_with_warmup, which knows the model."
+            "or the keys of the exported function, and these differ. Pass warmup={'transform': "
+            "...} to name the inputs, or export with export_with_warmup, which knows the model."
         )

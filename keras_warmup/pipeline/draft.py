@@ -10,7 +10,7 @@ from typing import Any
 from keras_warmup.errors import ProofError, ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs
-from keras_warmup.pipeline.proof import RANDOM_OR_STATEFUL, prove_request, same_values
+from keras_warmup.pipeline.proof import RANDOM, prove_request, same_outputs
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import build_log, encode_log
 from keras_warmup.records.prediction_logs import describe_log
@@ -21,6 +21,8 @@ from keras_warmup.serving.replay import ServingSession, open_session
 
 # Errors that made-up values can cause. A missing file or kernel fails whatever the values are.
 _ERRORS_OF_VALUES = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
+# A signature with random ops may give equal outputs by chance, as a flip of few images does.
+_REPLAYS_OF_RANDOM = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,12 +96,14 @@ class ReplayResult:
         equal_twins: keys of twins that gave the same outputs as their lead.
         unequal_twins: keys of twins that gave other outputs. Replay ends at the first record with
             such a twin.
+        random: keys of signatures that gave other outputs when the same record was replayed again.
     """
 
     load_ms: float | None = None
     proofs: dict[str, str] = dataclasses.field(default_factory=dict)
     equal_twins: set[str] = dataclasses.field(default_factory=set)
     unequal_twins: set[str] = dataclasses.field(default_factory=set)
+    random: set[str] = dataclasses.field(default_factory=set)
 
 
 def write_draft(
@@ -204,18 +208,28 @@ def _replay(
         request = record.request
         if not isinstance(request, PlannedRequest) or not _fetches_all_outputs(record):
             continue
+        graph = facts[request.signature_key]
+        changes = graph.random or graph.writes_state
+        # Dropout in an LSTM only advances a seed; augmentation that is left on changes the outputs.
+        if not result.random.issuperset(request.warms) and any(
+            not same_outputs(replayed.outputs, session.replay(log).outputs)
+            for _ in range(_REPLAYS_OF_RANDOM if graph.random else int(changes))
+        ):
+            result.random.update(request.warms)
+            if not inputs.own_calls.isdisjoint(request.warms):
+                result.random.update(inputs.own_calls & facts.keys())
         for key in twins.keys() & set(request.warms):
-            equal = _is_equal_twin(session, request, key, replayed.outputs)
+            equal = key not in result.random and _is_equal_twin(
+                session, request, key, replayed.outputs
+            )
             (result.equal_twins if equal else result.unequal_twins).add(key)
         if result.unequal_twins:
             break
         unproved = [key for key in request.warms if key not in result.proofs]
         if inputs.model is None or not unproved:
             continue
-        signature_facts = facts[request.signature_key]
-        if signature_facts.random or signature_facts.writes_state:
-            # Such a call could change the training that goes on after this export.
-            proof = RANDOM_OR_STATEFUL
+        if result.random & set(unproved):
+            proof = RANDOM
         else:
             proof = prove_request(
                 inputs.model,
@@ -223,9 +237,11 @@ def _replay(
                 replayed.outputs,
                 replay_again=lambda log=log: session.replay(log).outputs,  # type: ignore[misc]
                 own_call=not inputs.own_calls.isdisjoint(request.warms),
+                is_plain=not changes,
             )
         # The keys of one request share its tensors, or are equal twins.
         result.proofs.update(dict.fromkeys(unproved, proof))
+    result.proofs.update(dict.fromkeys(result.random & result.proofs.keys(), RANDOM))
     return result
 
 
@@ -250,9 +266,7 @@ def _is_equal_twin(
         theirs = session.replay(log).outputs
     except ReplayError:  # replayed by itself, as a server would run it, it may be refused
         return False
-    return set(theirs) == set(outputs) and all(
-        same_values(outputs[alias], theirs[alias]) for alias in outputs
-    )
+    return same_outputs(outputs, theirs)
 
 
 def signatures_left_cold(records: Collection[DraftRecord]) -> dict[str, str]:

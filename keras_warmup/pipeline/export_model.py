@@ -5,38 +5,53 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_warmup.data.batch import Batch, FeaturePath, is_string_vector, map_leaves, walk
+from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, walk
+from keras_warmup.data.per_signature import PerSignature
 from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
-from keras_warmup.errors import ExportError, OptionsError, WarmupError, warn_caller
-from keras_warmup.op_errors import text_of
+from keras_warmup.errors import (
+    ExportError,
+    NoDataError,
+    OptionsError,
+    ProofError,
+    PublishError,
+    UnsafeOpsError,
+    UnservableError,
+    WarmupError,
+    warn_caller,
+)
+from keras_warmup.op_errors import describe_op_error, text_of
 from keras_warmup.options import DEFAULT_BATCH_SIZE, WarmupOptions
 from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.keras_model import (
-    arrange_batch,
     captured_signature,
+    is_called_otherwise,
     is_subclassed,
     require_built,
-    takes_one_string,
 )
-from keras_warmup.pipeline.warm import warm_saved_model
+from keras_warmup.pipeline.warm import check_servable, warm_saved_model
 from keras_warmup.publishing.filesystem import remove_tree
-from keras_warmup.publishing.publish import Published, staged
+from keras_warmup.publishing.publish import Published, Staging, staged
 from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover
-from keras_warmup.savedmodel.saving import one_copy_of_each_variable, save_saved_model
+from keras_warmup.savedmodel.saving import (
+    keep_functions,
+    one_copy_of_each_variable,
+    quiet_save,
+    save_saved_model,
+)
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
-from keras_warmup.training.capture import captured_batches, captured_shapes
+from keras_warmup.training.capture import CAPTURED_ROWS, find_capture
 
 ExportFn = Callable[[Any, str], Any]
 
@@ -59,26 +74,50 @@ _FILE_ERRORS = (
 )
 
 
+class WarmVersionKeptError(Exception):
+    """Only the warmup failed, and a cold model may not replace a warm one.
+
+    Attributes:
+        failure: the error of the warmup.
+    """
+
+    def __init__(self, failure: Exception) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRequest:
+    """What to publish, and what may happen when it fails.
+
+    Attributes:
+        path: the version directory to publish; may hold `{version}`.
+        data: rows to warm with; `None` for the batches captured in `fit`.
+        options: what to warm.
+        overwrite: replace the directory at `path`.
+        replaces: the one version that `overwrite` may replace; `None` for any.
+        allow_cold: publish the model without a warmup file where only the warmup fails.
+        replaces_warm: whether `replaces` has a warmup file: a cold version never replaces it.
+    """
+
+    path: str | os.PathLike[str]
+    data: Any
+    options: WarmupOptions
+    overwrite: bool = False
+    replaces: Published | None = None
+    allow_cold: bool = False
+    replaces_warm: bool = False
+
+
 def publish_model(
-    model: keras.Model,
-    path: str | os.PathLike[str],
-    *,
-    data: Any,
-    options: WarmupOptions,
-    export_fn: ExportFn | None,
-    overwrite: bool,
-    replaces: Published | None = None,
+    model: keras.Model, request: ExportRequest, export_fn: ExportFn | None = None
 ) -> tuple[WarmupReport, Published]:
     """Exports a Keras model with its warmup file.
 
     Args:
         model: a built Keras model.
-        path: the version directory to publish; may hold `{version}`.
-        data: rows to warm with; `None` for the batches captured in `fit`.
-        options: what to warm.
+        request: where and with what.
         export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
-        overwrite: replace the directory at `path`.
-        replaces: the one version that `overwrite` may replace; `None` for any.
 
     Returns:
         The report, and the identity of the published directory.
@@ -91,70 +130,155 @@ def publish_model(
             f"export_with_warmup takes a keras.Model, got {type(model).__name__}. For a tf.Module "
             "use keras_warmup.save."
         )
-    require_built(model)
     if export_fn is not None and not callable(export_fn):
         raise OptionsError(f"export_fn must be callable, got {type(export_fn).__name__}.")
     own_calls = frozenset({"serve", "serving_default"} if export_fn is None else ())
-    with staged(path, overwrite=overwrite, replaces=replaces) as staging:
+
+    def export(staging: Staging, inputs: ExportInputs) -> ExportInputs:
         directory = os.fspath(staging)
-        # Read after the path was checked: an iterator can be read only once.
-        inputs = _read_inputs(model, data, options, own_calls)
-        if export_fn is None:
-            _export(model, directory, inputs.batches)
-        else:
+        if export_fn is not None:
             with one_copy_of_each_variable():
                 export_fn(model, directory)
             require_saved_model(directory)
-        report = _warm_staged(directory, path, inputs, options)
-    return _relocate(report, staging.published.path), staging.published
+            return inputs
+        require_built(model, inputs.batches)
+        with _explain_export_errors(f"model {model.name!r}", "model.export", staging.target):
+            # Where `train_step` calls the model on something else, Keras knows the inputs better.
+            if (
+                is_subclassed(model)
+                and inputs.batches
+                and not inputs.is_borrowed
+                and not is_called_otherwise(model, inputs.batches[0])
+            ):
+                signature = captured_signature(model, inputs.batches)
+                model.export(directory, verbose=False, input_signature=signature)
+            else:
+                model.export(directory, verbose=False)
+        return inputs
+
+    return _publish(model, own_calls, request, export)
 
 
 def publish_object(
-    obj: Any,
-    path: str | os.PathLike[str],
-    signatures: Any,
-    save_options: Any,
-    *,
-    data: Any,
-    options: WarmupOptions,
-) -> WarmupReport:
+    obj: Any, request: ExportRequest, signatures: Any, save_options: Any
+) -> tuple[WarmupReport, Published]:
     """Saves an object as `tf.saved_model.save` does, with its warmup file.
 
     Args:
         obj: a Keras model, `tf.Module` or other trackable object.
-        path: where to save; may hold `{version}`. A directory at `path` is replaced.
+        request: where and with what.
         signatures: as `tf.saved_model.save` takes them.
         save_options: `tf.saved_model.SaveOptions` or `None`.
-        data: rows to warm with; `None` for the batches captured in `fit`.
-        options: what to warm.
 
     Returns:
-        The report.
+        The report, and the identity of the published directory.
 
     Raises:
-        WarmupError: a subclass of it for each kind of failure. The directory at `path` is
+        WarmupError: a subclass of it for each kind of failure. The directory at the path is
             unchanged.
     """
     model = obj if isinstance(obj, keras.Model) else None
-    if model is not None:
-        require_built(model)
-    elif not hasattr(obj, "_trackable_children"):
+    if model is None and not hasattr(obj, "_trackable_children"):
         raise OptionsError(
-            f"save takes a Keras model, tf.Module or other trackable object, got "
+            "save takes a Keras model, tf.Module or other trackable object, got "
             f"{type(obj).__name__}."
         )
     is_own_call = model is not None and signatures is None
     own_calls = frozenset({"serving_default"} if is_own_call else ())
-    with staged(path, overwrite=True) as staging:
+
+    def export(staging: Staging, inputs: ExportInputs) -> ExportInputs:
         directory = os.fspath(staging)
-        inputs = _read_inputs(model, data, options, own_calls)
-        if model is not None and is_own_call and is_subclassed(model) and inputs.batches:
-            signatures, structure = _default_signature(model, inputs.batches)
-            inputs = dataclasses.replace(inputs, structures={"serving_default": structure})
-        with _explain_export_errors(type(obj).__name__, "tf.saved_model.save", directory):
-            save_saved_model(obj, directory, signatures, save_options)
-        report = _warm_staged(directory, path, inputs, options)
-    return _relocate(report, staging.published.path)
+        served = signatures
+        if model is not None:
+            require_built(model, inputs.batches)
+            if is_own_call and is_subclassed(model) and inputs.batches and not inputs.is_borrowed:
+                served, structure = _default_signature(model, inputs.batches)
+                inputs = dataclasses.replace(inputs, structures={"serving_default": structure})
+        with _explain_export_errors(type(obj).__name__, "tf.saved_model.save", staging.target):
+            save_saved_model(obj, directory, served, save_options)
+        return inputs
+
+    return _publish(model, own_calls, request, export)
+
+
+def _publish(
+    model: keras.Model | None,
+    own_calls: frozenset[str],
+    request: ExportRequest,
+    export: Callable[[Staging, ExportInputs], ExportInputs],
+) -> tuple[WarmupReport, Published]:
+    """Exports into a staging directory, warms the SavedModel there and publishes it."""
+    options = request.options
+    with staged(request.path, overwrite=request.overwrite, replaces=request.replaces) as staging:
+        directory = os.fspath(staging)
+        failure: Exception | None = None
+        inputs = ExportInputs(model=model, own_calls=own_calls)
+        try:
+            # Read after the path was checked: an iterator can be read only once.
+            inputs = _read_inputs(inputs, request.data, options)
+        except Exception as error:
+            _require_cold_allowed(error, request)
+            failure = error
+        with quiet_save(), keep_functions(model):
+            inputs = export(staging, inputs)
+        if options.method_name:
+            name_methods(directory, flush=False)
+        if failure is None:
+            try:
+                report = warm_saved_model(
+                    directory,
+                    inputs,
+                    options,
+                    model_name=model_name_of(request.path),
+                    share_twins=True,
+                )
+            except Exception as error:
+                _require_cold_allowed(error, request)
+                failure = error
+        if failure is not None:
+            report = _leave_cold(directory, failure, own_calls, options)
+        # Before the rename: where warnings are errors, nothing is published.
+        _warn_of(report, staging.target, options)
+        with explained(directory, "remove temporary files from"):
+            recover(directory)
+            sweep(os.path.dirname(warmup_path(directory)))
+            # tf.saved_model.save goes on where it cannot remove it.
+            remove_tree(os.path.join(directory, "variables", "variables_temp"))
+            complete_fingerprint(directory)
+    return _relocate(report, staging.published.path), staging.published
+
+
+def _require_cold_allowed(error: Exception, request: ExportRequest) -> None:
+    """Raises the error again, unless it only costs the warmup and a cold model may be published.
+
+    Any error of ours while rows are bound, planned or replayed is one of the warmup: a training is
+    never lost to it. An output that differs from the model's own, a refusal that was asked for and
+    an unwritable disk are not.
+
+    Raises:
+        WarmVersionKeptError: a cold model may be published, but not in place of a warm one.
+    """
+    fatal = (NoDataError, ProofError, PublishError, UnsafeOpsError, UnservableError)
+    is_fatal = isinstance(error, fatal) or (
+        isinstance(error, OSError) and not isinstance(error, WarmupError)
+    )
+    if is_fatal or not request.allow_cold or not request.options.verify:
+        raise error
+    if request.replaces_warm:
+        raise WarmVersionKeptError(error) from error
+
+
+def _leave_cold(
+    directory: str, error: Exception, own_calls: frozenset[str], options: WarmupOptions
+) -> WarmupReport:
+    """Returns the report of a model that is published without a warmup file.
+
+    Raises:
+        ReplayError: a server cannot load the model.
+        UnservableError: a server cannot run the model's own call.
+    """
+    check_servable(directory, own_calls)
+    return WarmupReport(directory, None, (), seed=options.seed, cold=describe_failure(error))
 
 
 def warm_existing(
@@ -190,7 +314,7 @@ def warm_existing(
         require_saved_model(directory)
         recover(directory)
     check_saved_model(directory, refuse=refuse_unsafe_ops)
-    inputs = _read_inputs(None, data, options, frozenset())
+    inputs = _read_inputs(ExportInputs(), data, options)
     report = warm_saved_model(
         directory,
         inputs,
@@ -219,62 +343,43 @@ def require_saved_model(directory: str) -> None:
         )
 
 
-def _read_inputs(
-    model: keras.Model | None, data: Any, options: WarmupOptions, own_calls: frozenset[str]
-) -> ExportInputs:
-    """Reads the rows of `data=`, else those captured in `fit`, in the model's own structure."""
-    batches: Sequence[Batch] = ()
+def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> ExportInputs:
+    """Reads the rows of `data=`, else those captured in `fit`."""
+    if isinstance(data, PerSignature):
+        own = {key: _select(one, options) for key, one in data.data.items()}
+        size = max((batch.full_size for batches in own.values() for batch in batches), default=0)
+        return dataclasses.replace(inputs, per_signature=own, training_batch_size=size)
     if data is not None:
-        rows = max(DEFAULT_BATCH_SIZE, *(options.batch_sizes or (DEFAULT_BATCH_SIZE,)))
-        batches = select_batches(
-            read_batches(data),
-            num_batches=NUM_BATCHES,
-            rows=rows,
-            seed=options.seed,
-            max_read=MAX_READ_BATCHES,
-        )
-    elif model is not None:
-        batches = captured_batches(model)
-    if model is None or options.transform is not None:
-        return ExportInputs(batches, model, own_calls)
-    # Serialized Examples have no structure yet: a signature that parses them takes them as they
-    # are.
-    if batches and not takes_one_string(model) and all(map(is_string_vector, batches)):
-        return ExportInputs(batches, None, own_calls)
-    arranged = [arrange_batch(model, batch) for batch in batches]
-    ignored = tuple(dict.fromkeys(path for _, paths in arranged for path in paths))
-    # Shapes seen in `fit` do not count where data was given.
-    seen = captured_shapes(model) if batches and batches[0].source == "captured" else 0
-    return ExportInputs([batch for batch, _ in arranged], model, own_calls, ignored, seen)
-
-
-def _export(model: keras.Model, directory: str, batches: Sequence[Batch]) -> None:
-    with _explain_export_errors(f"model {model.name!r}", "model.export", directory):
-        if is_subclassed(model) and batches:
-            signature = captured_signature(model, batches)
-            model.export(directory, verbose=False, input_signature=signature)
-        else:
-            model.export(directory, verbose=False)
-
-
-def _warm_staged(
-    directory: str, path: str | os.PathLike[str], inputs: ExportInputs, options: WarmupOptions
-) -> WarmupReport:
-    """Warms a SavedModel in its staging directory, and readies it for publishing at `path`."""
-    if options.method_name:
-        name_methods(directory, flush=False)
-    report = warm_saved_model(
-        directory, inputs, options, model_name=model_name_of(path), share_twins=True
+        batches = _select(data, options)
+        size = max((batch.full_size for batch in batches), default=0)
+        return dataclasses.replace(inputs, batches=batches, training_batch_size=size)
+    capture = None if inputs.model is None else find_capture(inputs.model)
+    if capture is None:
+        return inputs
+    return dataclasses.replace(
+        inputs,
+        batches=capture.batches(),
+        is_borrowed=not capture.is_of(inputs.model),
+        shapes_seen=capture.shapes_seen(),
+        training_batch_size=capture.batch_size(),
     )
-    # Before the rename: where warnings are errors, nothing is published.
-    _warn_of(report, as_path(path), options)
-    with explained(directory, "remove temporary files from"):
-        recover(directory)
-        sweep(os.path.dirname(warmup_path(directory)))
-        # tf.saved_model.save goes on where it cannot remove it.
-        remove_tree(os.path.join(directory, "variables", "variables_temp"))
-        complete_fingerprint(directory)
-    return report
+
+
+def rows_to_keep(options: WarmupOptions) -> int:
+    """Returns the number of rows to keep of each batch, for the batch sizes asked for."""
+    if options.batch_sizes == "auto":
+        return CAPTURED_ROWS
+    return max(DEFAULT_BATCH_SIZE, *options.exact_batch_sizes, 0)
+
+
+def _select(data: Any, options: WarmupOptions) -> list[Batch]:
+    return select_batches(
+        read_batches(data, whole=options.whole_batches),
+        num_batches=NUM_BATCHES,
+        rows=rows_to_keep(options),
+        seed=options.seed,
+        max_read=MAX_READ_BATCHES,
+    )
 
 
 def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[Any, Any]:
@@ -301,7 +406,7 @@ def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[An
 
 
 @contextlib.contextmanager
-def _explain_export_errors(what: str, how: str, directory: str) -> Iterator[None]:
+def _explain_export_errors(what: str, how: str, target: str) -> Iterator[None]:
     """Turns the many types of errors of TensorFlow and Keras into an `ExportError` with a cure."""
     try:
         yield
@@ -309,7 +414,7 @@ def _explain_export_errors(what: str, how: str, directory: str) -> Iterator[None
         raise
     except _FILE_ERRORS as error:
         raise ExportError(
-            f"Cannot export {what}: {how} could not write to {directory!r}: {reason_of(error)}. "
+            f"Cannot export {what}: {how} could not write to {target!r}: {reason_of(error)}. "
             "Nothing was published."
         ) from error
     except (
@@ -339,22 +444,43 @@ def _explain_export_errors(what: str, how: str, directory: str) -> Iterator[None
         if len(quoted) > _MAX_QUOTED:
             quoted = f"{quoted[:_MAX_QUOTED]} ..."
         raise ExportError(
-            f"Cannot export {what} to {directory!r}: {how} raised {type(error).__name__}: "
+            f"Cannot export {what} to {target!r}: {how} raised {type(error).__name__}: "
             f"{quoted.rstrip('.')}. Nothing was published. {cure}"
         ) from error
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
-    """Warns of what the caller should change."""
+    """Warns of what the caller should know or change."""
     texts = []
+    if report.cold:
+        texts.append(
+            f"{where!r} is published COLD, without a warmup file: its first requests will be slow. "
+            f"The warmup failed: {report.cold}"
+        )
+    elif not report.records and not report.skipped:
+        texts.append(f"{where!r} has no signature that a request can reach: it has no warmup file.")
     if report.synthetic:
         texts.append(
             f"The warmup records of {where!r} hold made-up rows, since no data was given or "
-            "captured. Pass data=, or train with keras_warmup.WarmupExport or BatchCapture in "
-            "callbacks=."
+            "captured that fits. Pass data=; or, where fit sampled no batches, train with "
+            "keras_warmup.WarmupExport or BatchCapture in callbacks=."
         )
-    if not report.records and not report.skipped:
-        texts.append(f"{where!r} has no signature that a request can reach: it has no warmup file.")
+    for names in dict.fromkeys(report.training_serving_skew.values()):
+        keys = [key for key, other in report.training_serving_skew.items() if other == names]
+        texts.append(
+            f"Training and serving of {where!r} ({_listed(keys)}) disagree: fit filled the inputs "
+            f"{_listed(names)} with other features than requests do, which go by name. (Keras "
+            "takes the items of an OrderedDict, as make_csv_dataset yields them, by position.) "
+            "Map the batches to a plain dict, dataset.map(lambda x, y: (dict(x), y)), and train "
+            "again."
+        )
+    if report.random_signatures:
+        texts.append(
+            f"Outputs of {where!r} ({_listed(report.random_signatures)}) are random at inference: "
+            "an equal request gives other outputs. Dropout or data augmentation may be left on: "
+            "call such layers with training=False, or leave them out of the exported model. A "
+            "model that samples by design, as the encoder of a VAE does, needs no change."
+        )
     budget = options.max_load_seconds
     if budget is not None and report.load_added_ms is not None:
         seconds = report.load_added_ms / 1000
@@ -366,10 +492,30 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
                 "keras-warmup minimize."
             )
     texts += [
-        (f"Signature {key!r} of {where!r} stays cold: {why}") for key, why in report.skipped.items()
+        f"Signature {key!r} of {where!r} stays cold: {why}" for key, why in report.skipped.items()
     ]
     for text in texts:
         warn_caller(text)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+def describe_failure(error: Exception) -> str:
+    """Returns the error's text with that of its cause: a warning has no traceback.
+
+    Only the type is given of causes that may quote training data, such as those of a `transform`.
+    """
+    text = f"{type(error).__name__}: {error}"
+    cause = error.__cause__
+    if cause is None or not isinstance(error, WarmupError):
+        return text
+    if isinstance(cause, tf.errors.OpError):
+        said = f": {describe_op_error(cause)}"
+    else:
+        said = f": {reason_of(cause)}" if isinstance(cause, OSError) else ""
+    return text if said and said[2:] in text else f"{text} Cause: {type(cause).__name__}{said}."
 
 
 def _relocate(report: WarmupReport, where: str) -> WarmupReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_warmup.binding.bind import bind_leaves
 from keras_warmup.data.batch import (
     Batch,
     FeaturePath,
@@ -19,26 +21,67 @@ from keras_warmup.data.batch import (
     map_leaves,
     render_path,
     render_shape,
+    slice_rows,
     walk,
 )
 from keras_warmup.errors import BindingError, DataError, WarmupError
-from keras_warmup.savedmodel.ops import RANDOM, WRITES
+from keras_warmup.savedmodel.ops import WRITES
+from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 # Names that tf.function keeps as they are; others get a number from it, and the file tells whose.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
-def require_built(model: keras.Model) -> None:
-    """Refuses a model that was never built: it has no weights and no signature.
+def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
+    """Refuses a model that was never built, unless it can be built from a training batch.
+
+    A model with its own `train_step` may never have been called as a whole, although all its layers
+    were trained. A call on a batch then builds it, and creates no weights.
+
+    Args:
+        model: the model to export.
+        batches: rows in the structure of the model's call; may be empty.
 
     Raises:
-        WarmupError: the model was never built.
+        WarmupError: the model has no weights, or cannot be called.
     """
+    if model.built:
+        return
+    layers = model._flatten_layers(include_self=False)
+    if batches and has_call(model) and all(layer.built for layer in layers):
+        with contextlib.suppress(Exception), keras.StatelessScope():  # any error of the user's call
+            model(map_leaves(_tensor_or_none, slice_rows(batches[0], 0, 1).x))
     if not model.built:
-        raise WarmupError(
-            f"Cannot export model {model.name!r}: it was never built, so it has no weights and no "
-            "signature. Call it on a batch, train it, or call model.build(input_shape) first."
+        cure = (
+            "Call it on a batch, train it, or call model.build(input_shape) first."
+            if has_call(model)
+            else no_call_cure(model)
         )
+        raise WarmupError(
+            f"Cannot export model {model.name!r}: it was never built, so it has no signature. "
+            f"{cure}"
+        )
+
+
+def has_call(model: keras.Model) -> bool:
+    """Returns whether the model has a call: a subclass may define only its `train_step`."""
+    return type(model).call is not keras.Model.call
+
+
+def no_call_cure(model: keras.Model) -> str:
+    """Returns what to do about a model that has no call to serve."""
+    parts = [
+        name
+        for name, value in sorted(vars(model).items())
+        if isinstance(value, keras.Model) and not name.startswith("_")
+    ]
+    which = f"one of its parts ({', '.join(parts)})" if parts else "the model that is served"
+    example = f"model.{parts[0]}" if parts else "..."
+    return (
+        f"{type(model).__name__} defines no call(), so there is nothing to serve. Define call(), "
+        f"or export {which}, as in WarmupExport(..., export_model={example}), or with "
+        "export_with_warmup after fit."
+    )
 
 
 def input_structure(model: keras.Model) -> Any:
@@ -53,8 +96,23 @@ def input_structure(model: keras.Model) -> Any:
         return None
 
 
-def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, ...]]:
-    """Arranges a batch in the structure of the model's inputs, as the model's own call does.
+@dataclasses.dataclass(frozen=True)
+class ArrangedInputs:
+    """Rows in the structure of a model's inputs.
+
+    Attributes:
+        x: the rows, in the structure that the model's own call takes.
+        paths: path in `x` -> path of the same leaf in the structure given.
+        ignored: rendered paths of the features that the model does not take.
+    """
+
+    x: Any
+    paths: Mapping[FeaturePath, FeaturePath]
+    ignored: tuple[str, ...] = ()
+
+
+def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
+    """Arranges rows in the structure of the model's inputs, by name where the model goes by name.
 
     Functional models take a dict by Input name for a list of Inputs, a flat list for any structure,
     and add or drop a last dimension of 1 (keras/src/models/functional.py). Subclassed models take
@@ -62,33 +120,133 @@ def arrange_batch(model: keras.Model, batch: Batch) -> tuple[Batch, tuple[str, .
 
     Args:
         model: a built Keras model.
-        batch: rows in the structure the user fed.
-
-    Returns:
-        The arranged batch, and the rendered paths of features the model does not take.
+        x: rows in the structure the user fed.
 
     Raises:
         BindingError: features are missing, or the structures cannot be reconciled.
     """
     structure = input_structure(model)
     if structure is None:
-        return batch, ()
-    found = _find_leaves(model, structure, batch.x)
-    by_path = dict(walk(batch.x))
+        return ArrangedInputs(x, {path: path for path, _ in walk(x)})
+    found = _find_leaves(model, structure, x)
+    by_path = dict(walk(x))
     wanted = dict(walk(structure))
+    missing = [path for path in wanted if path not in found]
+    if any(not _is_optional(wanted[path]) for path in missing):
+        raise BindingError(_missing_text(model, missing, wanted, by_path))
 
     def pick(path: FeaturePath, tensor: Any) -> Any:
         return _adjust_rank(by_path[found[path]], tensor) if path in found else None
 
-    arranged = map_leaves(pick, _plain(structure))
     used = set(found.values())
     ignored = tuple(
         render_path(path) for path, leaf in by_path.items() if path not in used and leaf is not None
     )
-    missing = [path for path in wanted if path not in found]
-    if missing and any(not _is_optional(wanted[path]) for path in missing):
-        raise BindingError(_missing_text(model, missing, wanted, by_path))
-    return dataclasses.replace(batch, x=arranged), ignored
+    return ArrangedInputs(map_leaves(pick, _plain(structure)), found, ignored)
+
+
+def inputs_by_name(model: keras.Model, x: Any) -> dict[str, Any] | None:
+    """Returns the rows as a dict keyed by Input name; `None` where the model has no such names."""
+    structure = input_structure(model)
+    if structure is None:
+        return None
+    arranged = dict(walk(arrange_inputs(model, x).x))
+    named = {tensor.name: arranged[path] for path, tensor in walk(structure)}
+    return named if len(named) == len(arranged) else None
+
+
+def inputs_fed_otherwise(model: keras.Model, x: Any) -> tuple[str, ...]:
+    """Returns the names of the Inputs that the model's call fills with other features than by name.
+
+    Keras flattens an `OrderedDict` in its own order, a dict in the order of its keys.
+
+    Args:
+        model: a built Keras model.
+        x: rows in the structure that was fed.
+    """
+    structure = input_structure(model)
+    if structure is None:
+        return ()
+    paths = arrange_inputs(model, x).paths
+    fed = keras.tree.flatten(map_leaves(lambda path, _: render_path(path), x))
+    by_name = [render_path(paths[path]) for path, _ in walk(structure) if path in paths]
+    names = [tensor.name for path, tensor in walk(structure) if path in paths]
+    if len(fed) != len(by_name):
+        return tuple(names)
+    return tuple(name for name, got, meant in zip(names, fed, by_name, strict=True) if got != meant)
+
+
+def describe_misfit(model: keras.Model, batch: Batch) -> str | None:
+    """Returns why a batch does not fit the model's call; `None` where it does or is not known.
+
+    Args:
+        model: the model to export, after a step of training.
+        batch: rows as they were fed to the model that is trained.
+    """
+    structure = input_structure(model)
+    if structure is None:
+        return _describe_other_call(model, batch)
+    inputs = {
+        tensor.name: SignatureTensor(tensor.name, "", str(tensor.dtype), tuple(tensor.shape))
+        for _, tensor in walk(structure)
+    }
+    signature = Signature("serving_default", "", inputs, {}, frozenset())
+    try:
+        arranged = arrange_inputs(model, batch.x)
+        paths = {tensor.name: path for path, tensor in walk(structure) if path in arranged.paths}
+        bind_leaves(dataclasses.replace(batch, x=arranged.x), signature, paths)
+    except BindingError as error:
+        return str(error)
+    return None
+
+
+def _describe_other_call(model: keras.Model, batch: Batch) -> str | None:
+    """Returns why a batch is not what a subclassed model takes; `None` where that is not known."""
+    if not is_called_otherwise(model, batch):
+        return None
+    shapes = _built_shapes(model, batch.x)
+    inputs = [f"{render_path(path)} {list(shape)}" for path, shape in shapes.items()]
+    return (
+        f"{type(model).__name__} is called on other inputs than the batches hold "
+        f"({', '.join(inputs)})."
+    )
+
+
+def try_export(model: keras.Model, batch: Batch) -> Exception | None:
+    """Returns the error that `model.export` will raise; `None` where there is none or no trial.
+
+    A `train_step` may call the model on something else than the batch, as graph networks and
+    sequence models do, or call only its parts, as siamese networks do. Such models are called as
+    the export will call them, in a graph of its own, where neither the state nor the random numbers
+    of the training are touched.
+
+    Args:
+        model: the model that is trained, after a step.
+        batch: rows as they were fed to it.
+    """
+    if input_structure(model) is not None or not has_call(model):
+        return None
+    otherwise = is_called_otherwise(model, batch)
+    layers = model._flatten_layers(include_self=False)
+    # A call would build the other ones, which were not trained.
+    if not all(layer.built for layer in layers) or (model.built and not otherwise):
+        return None
+    try:
+        specs = _built_specs(model, batch.x) if otherwise else map_leaves(_to_spec, batch.x)
+        model.compute_output_spec(specs)
+    except Exception as error:  # any error of the user's call
+        return error
+    return None
+
+
+def is_called_otherwise(model: keras.Model, batch: Batch) -> bool:
+    """Returns whether a subclassed model was built by calls of another structure than a batch."""
+    built = set(_built_shapes(model, batch.x))
+    return bool(built) and built != {path for path, leaf in walk(batch.x) if leaf is not None}
+
+
+def _to_spec(_path: FeaturePath, leaf: Any) -> Any:
+    return None if leaf is None else keras.KerasTensor(tuple(leaf.shape), _dtype_of(leaf).name)
 
 
 def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath, FeaturePath]:
@@ -235,16 +393,25 @@ def _dtype_of(leaf: Any) -> tf.DType:
     return tf.as_dtype(keras.config.floatx()) if dtype == tf.float64 else dtype
 
 
-def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | None, ...]]:
-    """Returns the shapes the model was built with, by path in `x`, where they correspond."""
+def _built_shape(model: keras.Model, x: Any) -> Any:
+    """Returns the nested shapes that the model was built with, arranged as `x` if it can be."""
     config = model.get_build_config() or {}
     shape = config.get("input_shape", config.get("shapes_dict"))
     if isinstance(shape, Mapping) and len(shape) == 1 and not isinstance(x, Mapping):
-        shape = next(iter(shape.values()))
+        return next(iter(shape.values()))
+    return shape
+
+
+def _is_shape(node: Any) -> bool:
+    return is_sequence(node) and all(size is None or isinstance(size, int) for size in node)
+
+
+def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | None, ...]]:
+    """Returns the shapes the model was built with, by path in `x`, where they correspond."""
     found: dict[FeaturePath, tuple[int | None, ...]] = {}
 
     def visit(node: Any, path: FeaturePath) -> None:
-        if is_sequence(node) and all(size is None or isinstance(size, int) for size in node):
+        if _is_shape(node):
             found[path] = tuple(node)
         elif isinstance(node, Mapping):
             for key, value in node.items():
@@ -253,17 +420,31 @@ def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | N
             for index, value in enumerate(node):
                 visit(value, (*path, index))
 
-    visit(shape, ())
+    visit(_built_shape(model, x), ())
     return found
+
+
+def _built_specs(model: keras.Model, x: Any) -> Any:
+    """Returns the inputs that `model.export` guesses from the shapes the model was built with."""
+
+    def visit(node: Any) -> Any:
+        if _is_shape(node):
+            return keras.KerasTensor((None, *node[1:]), keras.config.floatx())
+        if isinstance(node, Mapping):
+            return {key: visit(value) for key, value in node.items()}
+        return [visit(value) for value in node]
+
+    return visit(_built_shape(model, x))
 
 
 def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
     """Returns the model's own outputs on rows, on the CPU; training is not affected.
 
     The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of
-    the model, but not the assignment of a raw `tf.Variable`, nor draws from the eager random
-    generator. So a call that is not known to be plain is traced first, and is not run if its graph
-    does either. The call is the one that `model.export` traces, with its `training` default.
+    the model, but not the assignment of a raw `tf.Variable`, nor draws from a random generator with
+    state. So a call that is not known to be plain is traced first, and is not run if its graph
+    writes state; a traced call draws nothing from the eager generator. The call is the one that
+    `model.export` traces, with its `training` default.
 
     Args:
         model: a built Keras model.
@@ -277,7 +458,7 @@ def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
 
     def call() -> Any:
         with keras.StatelessScope():
-            return model(map_leaves(lambda _, leaf: None if leaf is None else _tensor(leaf), x))
+            return model(map_leaves(_tensor_or_none, x))
 
     with tf.device("CPU:0"):
         if plain:
@@ -291,13 +472,17 @@ def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
                 *definition.node,
                 *(node for function in definition.library.function for node in function.node_def),
             ]
-            if any(WRITES.match(node.op) or RANDOM.match(node.op) for node in nodes):
+            if any(WRITES.match(node.op) for node in nodes):
                 return None
             outputs = concrete()
     return map_leaves(
         lambda _, leaf: None if leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf)),
         _plain(outputs),
     )
+
+
+def _tensor_or_none(_: FeaturePath, leaf: Any) -> Any:
+    return None if leaf is None else _tensor(leaf)
 
 
 def _tensor(leaf: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +12,17 @@ import numpy as np
 
 from keras_warmup.data.batch import walk
 from keras_warmup.errors import ProofError
-from keras_warmup.pipeline.keras_model import call_model, compute_dtypes
+from keras_warmup.pipeline.keras_model import (
+    arrange_inputs,
+    call_model,
+    compute_dtypes,
+    inputs_fed_otherwise,
+)
 from keras_warmup.planning.planned_request import PlannedRequest
 
 PROVED = "proved"
-RANDOM_OR_STATEFUL = (
-    "unproved: the model's call draws random numbers or writes state, so it is not made to compare"
-)
+STATEFUL = "unproved: the model's call writes state, so it is not made to compare"
+RANDOM = "unproved: outputs are random at inference (an equal request gives other outputs)"
 NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the same rows)"
 # A Session fuses and reorders what the eager call computes step by step. Bytes of a float -> the
 # relative difference allowed.
@@ -33,6 +39,7 @@ def prove_request(
     *,
     replay_again: Callable[[], Mapping[str, np.ndarray]],
     own_call: bool,
+    is_plain: bool = True,
 ) -> str:
     """Compares the replay of a request with the model's own call, as `prove_signature` does.
 
@@ -42,6 +49,7 @@ def prove_request(
         outputs: output alias -> replayed array.
         replay_again: as `prove_signature` takes it.
         own_call: as `prove_signature` takes it.
+        is_plain: whether the signature's graph draws no random numbers and writes no state.
 
     Returns:
         `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
@@ -54,9 +62,16 @@ def prove_request(
         if request.source == "synthetic":
             return "unproved: made-up rows"
         return "unproved: the rows were sent in another form than the model takes"
-    key = request.signature_key
     try:
-        return prove_signature(model, key, x, outputs, replay_again=replay_again, own_call=own_call)
+        return prove_signature(
+            model,
+            request.signature_key,
+            arrange_inputs(model, x).x,
+            outputs,
+            replay_again=replay_again,
+            own_call=own_call,
+            is_plain=own_call and is_plain,
+        )
     except ProofError:
         raise
     # The rows are those of a custom endpoint: on them the model's own code may fail in any way.
@@ -77,6 +92,7 @@ def prove_signature(
     *,
     replay_again: Callable[[], Mapping[str, np.ndarray]],
     own_call: bool,
+    is_plain: bool = False,
 ) -> str:
     """Compares a replayed signature with the model's own call on the same rows.
 
@@ -88,6 +104,7 @@ def prove_signature(
         replay_again: replays the same request once more; called only where the two differ.
         own_call: whether the signature is known to be the model's own call. Otherwise a difference
             may be what the endpoint adds.
+        is_plain: whether the model's call is known to draw no random numbers and write no state.
 
     Returns:
         `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
@@ -97,9 +114,9 @@ def prove_signature(
             differ: in floats, or in integers, bools or strings by more than ties (an argmax of
             near-equal values) explain.
     """
-    mine = call_model(model, x, plain=own_call)
+    mine = call_model(model, x, plain=is_plain)
     if mine is None:
-        return RANDOM_OR_STATEFUL
+        return STATEFUL
     pairs = _pair_outputs(mine, outputs)
     if not pairs:
         return (
@@ -112,7 +129,7 @@ def prove_signature(
         return PROVED
     # Dropout that is left on draws from a seed. The stateless call does not advance it, a Session
     # does.
-    again = _pair_outputs(call_model(model, x, plain=own_call), replay_again())
+    again = _pair_outputs(call_model(model, x, plain=is_plain), replay_again())
     if not again or any(
         not same_values(*both, rounding=rounding)
         for name in pairs
@@ -127,13 +144,59 @@ def prove_signature(
     ties = _ties(pairs, differ)
     if ties:
         return f"unproved: {'; '.join(ties)} (ties?)"
-    listed = ", ".join(f"{name!r} {list(pairs[name][1].shape)}" for name in differ)
+    listed = "; ".join(f"{name!r} {_describe_difference(*pairs[name])}" for name in differ)
     raise ProofError(
         f"Signature {signature_key!r} does not give what model {model.name!r} gives on the same "
-        f"rows. Outputs that differ, with their shapes: {listed}. Inputs may be swapped, or the "
-        "export does not hold the model's weights; nothing was published. Pass transform= to name "
-        "the inputs, or export with export_fn=."
+        f"rows. Outputs that differ: {listed}. Inputs may be swapped, or the export does not hold "
+        "the model's weights; nothing was published. Pass warmup={'transform': ...} to name the "
+        "inputs, or export with export_fn=."
     )
+
+
+def find_skewed_inputs(model: keras.Model, x: Any) -> tuple[str, ...]:
+    """Finds the inputs that `fit` filled with other features than the served signature does.
+
+    `fit` passes a batch to the model as it is; the signature takes inputs by name. Keras flattens
+    an `OrderedDict` (`make_csv_dataset` yields them) in its own order, so that a model of dict
+    inputs may have been trained on swapped columns.
+
+    Args:
+        model: a built Keras model.
+        x: rows exactly as they were captured, container types kept.
+
+    Returns:
+        Names of the inputs, where the model's call on `x` differs from its call by name; else
+        empty.
+    """
+    names = inputs_fed_otherwise(model, x)
+    if not names:
+        return ()
+    with (
+        warnings.catch_warnings(),
+        contextlib.suppress(Exception),
+    ):  # the user's code may not take x
+        warnings.simplefilter("ignore")
+        fed, by_name = call_model(model, x), call_model(model, arrange_inputs(model, x).x)
+        pairs = zip(walk(fed), walk(by_name), strict=True)
+        if fed is not None and not all(same_values(one, two) for (_, one), (_, two) in pairs):
+            return names
+    return ()
+
+
+def _describe_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """Returns shapes and the largest difference of two outputs, without their values."""
+    if ours.shape != theirs.shape:
+        return f"{list(theirs.shape)}, the model's {list(ours.shape)}"
+    shape = list(ours.shape)
+    if _is_exact(ours) or _is_exact(theirs):
+        return f"{shape} in {int(np.sum(ours != theirs))} of {ours.size} values"
+    gaps = np.abs(ours.astype(np.complex128) - theirs.astype(np.complex128))
+    only_ours, only_theirs = np.isnan(ours), np.isnan(theirs)
+    if np.any(only_ours != only_theirs):
+        whose = "the signature's" if np.sum(only_theirs) > np.sum(only_ours) else "the model's"
+        return f"{shape}, {whose} values are NaN where the other's are not"
+    finite = gaps[np.isfinite(gaps)]
+    return f"{shape} by up to {finite.max():.3g}" if finite.size else f"{shape} in infinite values"
 
 
 def _pair_outputs(
@@ -207,3 +270,8 @@ def same_values(ours: np.ndarray, theirs: np.ndarray, *, rounding: float = 0.0) 
     # Small values beside large ones have the rounding errors of the large ones.
     absolute = max(relative * 1e-2, rounding) * float(finite.max()) if finite.size else 0.0
     return bool(np.allclose(left, right, rtol=relative, atol=absolute, equal_nan=True))
+
+
+def same_outputs(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether two replays gave the same outputs, up to rounding."""
+    return set(ours) == set(theirs) and all(same_values(ours[name], theirs[name]) for name in ours)

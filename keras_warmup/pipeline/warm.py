@@ -6,13 +6,19 @@ prove. Whatever can refuse the file does so before the file gets its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
 
+from keras_warmup.data.batch import slice_rows
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.paths import explained
-from keras_warmup.pipeline.bind_signatures import ExportInputs, bind_signatures, choose_signatures
+from keras_warmup.pipeline.bind_signatures import (
+    BindResult,
+    ExportInputs,
+    bind_signatures,
+    choose_signatures,
+    refuse_python_ops,
+)
 from keras_warmup.pipeline.draft import (
     DraftRecord,
     KeptRequest,
@@ -20,6 +26,7 @@ from keras_warmup.pipeline.draft import (
     signatures_left_cold,
     write_draft,
 )
+from keras_warmup.pipeline.proof import PROVED, find_skewed_inputs
 from keras_warmup.planning.batching_parameters import read_batching_parameters
 from keras_warmup.planning.bound_signature import BoundSignature
 from keras_warmup.planning.plan import plan_requests
@@ -28,9 +35,14 @@ from keras_warmup.publishing.filesystem import exists
 from keras_warmup.records.warmup_file import draft_of, read_all_records, warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
+from keras_warmup.savedmodel.ops import describe_foreign_ops
 from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 from keras_warmup.savedmodel.twins import find_twins
+from keras_warmup.serving.replay import open_session
+
+# Rows on which the calls of a model are compared with each other.
+_SKEW_ROWS = 4
 
 
 def warm_saved_model(
@@ -67,11 +79,19 @@ def warm_saved_model(
     graph = ModelGraph(meta_graph)
     # A model that a server cannot run is not published, warm or cold.
     _require_restorable(graph, signatures, export_dir)
-    bound, cold = bind_signatures(graph, choose_signatures(signatures, options), inputs, options)
+    chosen = choose_signatures(signatures, options)
+    same_function = find_twins(meta_graph, chosen)
+    binding = bind_signatures(graph, chosen, inputs, options, twins=same_function)
+    bound, cold = binding.bound, binding.cold
     if options.share_twin_signatures is not None:
         share_twins = options.share_twin_signatures
     # Twins are shown to be equal by replaying both.
-    twins = _find_twins(meta_graph, bound) if share_twins and options.verify else {}
+    warmed = {one.key for one in bound}
+    twins = {
+        key: lead
+        for key, lead in same_function.items()
+        if share_twins and options.verify and {key, lead} <= warmed
+    }
     batching = (
         None
         if options.batching_parameters is None
@@ -89,6 +109,7 @@ def warm_saved_model(
                 batching=batching,
                 twins=twins,
                 shapes_seen=inputs.shapes_seen,
+                training_batch_size=inputs.training_batch_size,
             )
             records = [DraftRecord(KeptRequest(log)) for log in kept]
             records += [DraftRecord(request) for request in plan.requests]
@@ -113,6 +134,8 @@ def warm_saved_model(
             share_tensors(export_dir, twins, flush=in_place)
         if records:
             draft.publish(flush=in_place)
+    ignored = _ignored_features(bound)
+    real_rows = _count_real_rows(records)
     replays_ms = [record.replay_ms for record in records if record.replay_ms is not None]
     return WarmupReport(
         export_dir=export_dir,
@@ -126,16 +149,41 @@ def warm_saved_model(
             for batch in one.batches
             for name, cast in batch.casts.items()
         },
-        ignored_features=_ignored_features(inputs, bound),
+        ignored_features=ignored,
         shape_coverage=plan.shape_coverage,
-        notes=(*plan.notes, *_notes(bound, inputs, records)),
+        notes=(*plan.notes, *_notes(binding, records, real_rows, ignored)),
         synthetic=any(record.is_synthetic for record in records),
         seed=options.seed,
         verified=options.verify,
         shared_signatures=twins,
+        real_rows=real_rows,
+        random_signatures=tuple(sorted(result.random)),
+        training_serving_skew=_find_skew(inputs, result.proofs),
         load_added_ms=sum(replays_ms) if replays_ms else None,
         load_ms=result.load_ms,
     )
+
+
+def check_servable(export_dir: str, own_calls: Collection[str]) -> None:
+    """Checks that a server can load a SavedModel and run its own calls, without any request.
+
+    Args:
+        export_dir: the SavedModel.
+        own_calls: keys of the signatures that must be servable.
+
+    Raises:
+        ReplayError: the model cannot be loaded, its variables not restored, or its init op fails.
+        UnservableError: a signature calls Python functions.
+    """
+    meta_graph = read_meta_graph(export_dir)
+    signatures = read_signatures(meta_graph)
+    graph = ModelGraph(meta_graph)
+    _require_restorable(graph, signatures, export_dir)
+    for signature in signatures:
+        if signature.key in own_calls:
+            refuse_python_ops(signature, graph_facts(graph, signature))
+    with open_session(export_dir):
+        pass
 
 
 def _has_file(path: str) -> bool:
@@ -143,12 +191,15 @@ def _has_file(path: str) -> bool:
         return exists(path)
 
 
-def _find_twins(meta_graph: Any, bound: Sequence[BoundSignature]) -> Mapping[str, str]:
-    """Finds twins, except those whose random numbers or state make them impossible to compare."""
-    return find_twins(
-        meta_graph,
-        [one.signature for one in bound if not one.facts.random and not one.facts.writes_state],
-    )
+def _find_skew(inputs: ExportInputs, proofs: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Returns signature_key -> inputs that `fit` filled with other features, for own calls."""
+    keys = [key for key, proof in proofs.items() if proof == PROVED and key in inputs.own_calls]
+    if not keys or inputs.model is None or not inputs.batches:
+        return {}
+    first = inputs.batches[0]
+    rows = slice_rows(first, 0, min(first.size, _SKEW_ROWS))
+    names = find_skewed_inputs(inputs.model, rows.x)
+    return dict.fromkeys(keys, names) if names else {}
 
 
 def _require_restorable(
@@ -166,11 +217,10 @@ def _require_restorable(
             )
 
 
-def _ignored_features(inputs: ExportInputs, bound: Sequence[BoundSignature]) -> tuple[str, ...]:
+def _ignored_features(bound: Sequence[BoundSignature]) -> tuple[str, ...]:
     """Returns the features that no signature takes."""
     ignored = [set(batch.ignored) for one in bound for batch in one.batches]
-    unused = set.intersection(*ignored) if ignored else set()
-    return tuple(sorted({*inputs.ignored, *unused}))
+    return tuple(sorted(set.intersection(*ignored))) if ignored else ()
 
 
 def _real_rows(request: PlannedRequest) -> set[tuple[int, int]]:
@@ -182,23 +232,31 @@ def _real_rows(request: PlannedRequest) -> set[tuple[int, int]]:
     return {(id(whole), row) for row in range(rows)}
 
 
+def _count_real_rows(records: Sequence[DraftRecord]) -> int:
+    """Counts the real rows that ship in the file; an upper bound.
+
+    Two signatures may use the same row, and of a ragged batch that is sent whole the components are
+    counted.
+    """
+    return len(
+        {
+            row
+            for record in records
+            if isinstance(record.request, PlannedRequest) and not record.is_synthetic
+            for row in _real_rows(record.request)
+        }
+    )
+
+
 def _notes(
-    bound: Sequence[BoundSignature], inputs: ExportInputs, records: Sequence[DraftRecord]
+    binding: BindResult, records: Sequence[DraftRecord], real_rows: int, ignored: Sequence[str]
 ) -> list[str]:
     notes = []
-    # An upper bound: two signatures may use the same row, and of a ragged batch that is sent whole
-    # the components are counted.
-    real = {
-        row
-        for record in records
-        if isinstance(record.request, PlannedRequest) and not record.is_synthetic
-        for row in _real_rows(record.request)
-    }
-    if real:
+    if real_rows:
         kept = sum(record.is_kept for record in records)
         beside = f", beside those of {kept} records that were in the file" if kept else ""
         notes.append(
-            f"Up to {len(real)} real rows of your data ship inside the model{beside}, readable by "
+            f"Up to {real_rows} real rows of your data ship inside the model{beside}, readable by "
             "anyone who has its files."
         )
     if any(record.is_synthetic for record in records):
@@ -206,18 +264,21 @@ def _notes(
             "Rows were made up from the signatures: branches that depend on values may stay cold. "
             "Pass data=."
         )
-    for one in bound:
+    for key, why in binding.unfit.items():
+        notes.append(
+            f"The rows of signature {key!r} are made up: the batches captured in fit belong to "
+            f"another model that shares its layers, and do not fit. {why}"
+        )
+    for one in binding.bound:
         if one.facts.writes_state:
             notes.append(
                 f"Signature {one.key!r} writes variables or tables: the warmup requests change its "
                 "state before the first client's request."
             )
-        if one.facts.foreign_ops:
-            notes.append(
-                f"Signature {one.key!r} needs ops outside core TensorFlow "
-                f"({', '.join(one.facts.foreign_ops)}): a stock server does not have them."
-            )
-    ignored = _ignored_features(inputs, bound)
+        notes += [
+            f"Signature {one.key!r} needs {clause}."
+            for clause in describe_foreign_ops(one.facts.foreign_ops)
+        ]
     if ignored:
         notes.append(f"Features that no signature takes were left out: {', '.join(ignored)}.")
     return notes

@@ -11,10 +11,16 @@ from keras_warmup.planning.bound_signature import BoundSignature
 
 # XLA compiles for each exact size, and clients of an online model send single rows.
 DEFAULT_XLA_BATCH_SIZES = (1, 2)
+# Kernels of convolutions and batched matrix products are prepared for each size; a size between two
+# warmed ones costs little (measured: docs/benchmarks.md).
+_AUTO_FACTOR = 4
 
 
 def plan_batch_sizes(
-    bound: BoundSignature, options: WarmupOptions, batching: BatchingParameters | None
+    bound: BoundSignature,
+    options: WarmupOptions,
+    batching: BatchingParameters | None,
+    training_batch_size: int = 0,
 ) -> list[int | None]:
     """Returns the batch sizes to warm; `[None]` where the inputs have no batch dimension.
 
@@ -22,18 +28,35 @@ def plan_batch_sizes(
         bound: the signature.
         options: `batch_sizes` are taken as they are, unless the signature fixes its batch.
         batching: the batch sizes of a server with `--enable_batching`.
+        training_batch_size: rows of the largest batch seen, for `batch_sizes="auto"`; 0 where it is
+            not known.
     """
     if not any(one.row_inputs for one in bound.batches):
         return [None]
     fixed = bound.signature.fixed_batch_size
     if fixed is not None:
         return [fixed]
-    if options.batch_sizes is not None:
-        return list(dict.fromkeys(options.batch_sizes))
+    if options.exact_batch_sizes:
+        return list(dict.fromkeys(options.exact_batch_sizes))
     if batching is not None and batching.allowed_batch_sizes:
         return list(batching.allowed_batch_sizes)
-    sizes = DEFAULT_XLA_BATCH_SIZES if bound.facts.compiles else (DEFAULT_BATCH_SIZE,)
+    sizes: tuple[int, ...] = (
+        DEFAULT_XLA_BATCH_SIZES if bound.facts.compiles else (DEFAULT_BATCH_SIZE,)
+    )
+    if options.batch_sizes == "auto" and bound.facts.size_matters:
+        largest = max(training_batch_size, DEFAULT_BATCH_SIZE)
+        if batching is not None:
+            largest = min(largest, batching.max_batch_size)
+        sizes = _sizes_up_to(largest)
     return [size for size in sizes if batching is None or size <= batching.max_batch_size] or [1]
+
+
+def _sizes_up_to(largest: int) -> tuple[int, ...]:
+    sizes, size = [], 1
+    while size < largest:
+        sizes.append(size)
+        size *= _AUTO_FACTOR
+    return (*sizes, largest)
 
 
 def describe_ignored_sizes(
@@ -50,16 +73,16 @@ def describe_ignored_sizes(
         batching: the batch sizes of a server with `--enable_batching`.
         sizes: the batch sizes planned for these signatures.
     """
-    asked, name = options.batch_sizes, "batch_sizes"
-    if asked is None and batching is not None:
+    asked, name = options.exact_batch_sizes, "batch_sizes"
+    if not asked and batching is not None:
         asked, name = batching.allowed_batch_sizes, "allowed_batch_sizes"
-    left = [size for size in dict.fromkeys(asked or ()) if size not in sizes]
+    left = [size for size in dict.fromkeys(asked) if size not in sizes]
     if not left:
         return []
     if list(sizes) == [None]:
         why = (
-            "its inputs have no batch dimension, or are the parts of a ragged or sparse tensor, "
-            "which are sent whole"
+            "its inputs have no batch dimension, or whole batches are sent (parts of a ragged or "
+            "sparse tensor, whole_batches=True)"
         )
     else:
         why = f"it fixes its batch at {sizes[0]}"
@@ -94,7 +117,7 @@ def require_batchable(
             f"{names}. Leave batching_parameters out, or leave this signature out with "
             "signatures=."
         )
-    asked = (bound.signature.fixed_batch_size, *(options.batch_sizes or ()))
+    asked = (bound.signature.fixed_batch_size, *options.exact_batch_sizes)
     over = [size for size in asked if size is not None and size > batching.max_batch_size]
     if over:
         raise OptionsError(

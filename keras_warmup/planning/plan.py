@@ -60,6 +60,7 @@ def plan_requests(
     batching: BatchingParameters | None = None,
     twins: Mapping[str, str] | None = None,
     shapes_seen: int = 0,
+    training_batch_size: int = 0,
 ) -> Plan:
     """Plans the fewest requests that warm each signature, output set, batch size and shape.
 
@@ -70,6 +71,7 @@ def plan_requests(
         batching: the batch sizes of a server with `--enable_batching`.
         twins: signature_key -> key of the signature whose tensors it is going to use.
         shapes_seen: number of row shapes seen while sampling; the rows at hand may have fewer.
+        training_batch_size: rows of the largest batch seen, for `batch_sizes="auto"`.
 
     Returns:
         The plan. Equal signatures and options give equal plans.
@@ -102,7 +104,8 @@ def plan_requests(
             )
         if batching is not None:
             require_batchable(lead, options, batching)
-        sizes = plan_batch_sizes(lead, options, batching)
+        sizes = plan_batch_sizes(lead, options, batching, training_batch_size)
+        notes += _describe_repeated_rows(lead, sizes, options)
         notes += describe_ignored_sizes(keys, options, batching, sizes)
         shapes = _shapes_of(lead)
         kept = shapes[:MAX_SHAPES] if _shape_matters(lead.facts) else shapes[:1]
@@ -237,6 +240,20 @@ def _pick_rows(pool: Sequence[BoundBatch], size: int) -> list[tuple[int, int]]:
     """
     picks = [(index, row) for index, one in enumerate(pool) for row in range(one.size)]
     return [picks[index % len(picks)] for index in range(size)]
+
+
+def _describe_repeated_rows(
+    bound: BoundSignature, sizes: Sequence[int | None], options: WarmupOptions
+) -> list[str]:
+    """Returns a note where `batch_sizes="auto"` asks for more rows than there are."""
+    rows = sum(one.size for one in bound.batches)
+    over = [size for size in sizes if size is not None and size > rows]
+    if options.batch_sizes != "auto" or not over:
+        return []
+    return [
+        f"Signature {bound.key!r}: the {rows} rows at hand are repeated in the requests of batch "
+        f"sizes {over}."
+    ]
 
 
 def _shape_matters(facts: GraphFacts) -> bool:

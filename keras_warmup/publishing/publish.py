@@ -73,10 +73,13 @@ class Staging:
 
     Attributes:
         directory: the hidden directory to build in; it exists and is empty at first.
+        target: where it is going to be published, `{version}` filled in; the next version where
+            another exporter takes this one.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, target: str) -> None:
         self.directory = directory
+        self.target = target
         self._published: Published | None = None
 
     def __fspath__(self) -> str:
@@ -129,7 +132,7 @@ def staged(
             workspace = Workspace(target)
             # With the permissions of the umask: a server may run as another user.
             make_directory(workspace.build)
-        staging = Staging(workspace.build)
+        staging = Staging(workspace.build, target)
         yield staging
         staging.published = _publish(workspace, template, target, overwrite, replaces)
     except BaseException:

@@ -31,7 +31,14 @@ from keras_warmup.savedmodel.graph_limits import (
     function_attributes,
     functions_in,
 )
-from keras_warmup.savedmodel.ops import CONVOLVES, PYTHON, RANDOM, WRITES, is_core
+from keras_warmup.savedmodel.ops import (
+    CONVOLVES,
+    MULTIPLIES_BATCHES,
+    PYTHON,
+    RANDOM,
+    WRITES,
+    is_core,
+)
 from keras_warmup.savedmodel.signatures import Signature
 
 # A node, and the frame that it stands in.
@@ -95,6 +102,7 @@ class GraphFacts:
         compiles: XLA must compile a reachable node or function (`jit_compile=True`).
         convolves: a convolution (or its transpose) is reachable. oneDNN keeps primitives of
             convolutions per shape.
+        multiplies_batches: a batched matrix product is reachable, as in attention.
         unrestored_variables: variables that the signature reads and that neither the restore op nor
             the init op assigns, sorted. A Session (so TensorFlow Serving) fails on the first of
             them.
@@ -115,6 +123,12 @@ class GraphFacts:
     writes_state: bool
     random: bool
     python_ops: tuple[str, ...] = ()
+    multiplies_batches: bool = False
+
+    @property
+    def size_matters(self) -> bool:
+        """Whether requests of another batch size than the warmed one stay slow."""
+        return self.convolves or self.multiplies_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -474,6 +488,7 @@ def graph_facts(meta_graph: MetaGraphDef | ModelGraph, signature: Signature) -> 
     return GraphFacts(
         compiles=part.compiles,
         convolves=any(CONVOLVES.match(op) for op in part.ops),
+        multiplies_batches=any(MULTIPLIES_BATCHES.match(op) for op in part.ops),
         unrestored_variables=tuple(sorted(name for _, name in unrestored)),
         foreign_ops=tuple(
             sorted(op for op in ops if not is_core(op) and not graph.has_function(op))

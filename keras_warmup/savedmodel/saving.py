@@ -10,6 +10,7 @@ a *new* variable instead of the exported copy of its value.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+_FUNCTIONS = ("train_function", "test_function", "predict_function")
 # Reentrant, because an export_fn may call keras_warmup.save.
 _lock = threading.RLock()
 
@@ -55,6 +57,43 @@ def one_copy_of_each_variable() -> Iterator[None]:
                 del cls._export_to_saved_model_graph
             else:
                 cls._export_to_saved_model_graph = shadowed
+
+
+@contextlib.contextmanager
+def quiet_save() -> Iterator[None]:
+    """Drops TensorFlow's line "Assets written to: ...", which names a hidden staging directory."""
+    logger = tf.get_logger()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Assets written to: ")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
+
+
+@contextlib.contextmanager
+def keep_functions(model: keras.Model | None) -> Iterator[None]:
+    """Keeps the `train_function` of a model, and its other functions, over an export.
+
+    Keras removes them while it collects what to save, and does not put them back where the call
+    cannot be traced with float32 inputs (`_trackable_children` in
+    keras/src/backend/tensorflow/layer.py). The next step of `fit` would then fail.
+
+    Args:
+        model: the model that is exported; `None` where there is none.
+    """
+    layers = [] if model is None else model._flatten_layers()
+    models = [one for one in layers if isinstance(one, keras.Model)]
+    kept = [(one, name, vars(one).get(name)) for one in models for name in _FUNCTIONS]
+    try:
+        yield
+    finally:
+        for one, name, function in kept:
+            if function is not None and vars(one).get(name) is None:
+                vars(one)[name] = function
 
 
 def save_saved_model(

@@ -22,6 +22,7 @@ class FeatureSpec:
             then the feature is required, unless it is a sequence, which is padded with zeros or
             empty strings.
         row_splits: dtype of the row splits, `int32` or `int64`, for ragged features.
+        image: decoder that reads a dense string feature; `None` for other features.
     """
 
     kind: FeatureKind
@@ -29,6 +30,7 @@ class FeatureSpec:
     shape: tuple[int | None, ...] | None = None
     default: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False)
     row_splits: str | None = None
+    image: ImageDecoder | None = None
 
     @property
     def is_sequence(self) -> bool:

@@ -86,6 +86,9 @@ _EXAMPLE_OPS = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"
 _SEQUENCE_EXAMPLE_OPS = frozenset(
     {"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"}
 )
+# Output arguments of the Example ops -> numbers of sparse features that come before their outputs
+# (core/ops/parsing_ops.cc). Those of ragged features are not followed.
+_EXAMPLE_OUTPUTS = {"sparse_indices": 0, "sparse_values": 1, "sparse_shapes": 2, "dense_values": 3}
 _CHANNELS = (0, 1, 3, 4)
 # Of one default value. More are unusual, and may be a circle.
 _MAX_RESHAPES = 100
@@ -205,12 +208,29 @@ class _Trace:
                         if loop is not None and position < len(loop.body.args)
                     ]
 
+    def _example_parser(self, frame: CallFrame, node: NodeDef) -> StringFormat:
+        """Returns the parser at a node, with the image decoders that read its string features."""
+        parser = _example_parser(self._graph, frame, node)
+        if not isinstance(parser, ExampleParser):
+            return parser
+        spec = dict(parser.spec)
+        dense = [key for key, feature in spec.items() if feature.kind == "dense"]
+        for index, key in enumerate(dense):
+            if spec[key].dtype != "string":
+                continue
+            trace = _Trace(self._graph, self._signature)
+            output = _EXAMPLE_OUTPUTS["dense_values"] * _count_sparse(node) + index
+            found = _agreed_format(list(trace._read_by(frame, node.name, output)))
+            if isinstance(found, ImageDecoder):
+                spec[key] = dataclasses.replace(spec[key], image=found)
+        return ExampleParser(spec)
+
     def _format_read_by(self, frame: CallFrame, node: NodeDef, position: int) -> StringFormat:
         op = node.op
         if op in _EXAMPLE_OPS:
             if position != 0:
                 return Unknown(f"{op} reads it, but not as serialized Examples")
-            return _example_parser(self._graph, frame, node)
+            return self._example_parser(frame, node)
         if op in _SEQUENCE_EXAMPLE_OPS:
             return SequenceExampleParser()
         if op in _IMAGE_FORMATS:
@@ -256,6 +276,10 @@ def _outputs_for(node: NodeDef, position: int) -> range:
     return range(int(node.attr[count].i)) if count else range(1)
 
 
+def _count_sparse(node: NodeDef) -> int:
+    return len(attribute(node, "sparse_types").list.type)
+
+
 def _output_of(body: GraphBody, tensor: str) -> int:
     """Returns the position of a tensor among all outputs of its node.
 
@@ -266,6 +290,8 @@ def _output_of(body: GraphBody, tensor: str) -> int:
     if node is None or tensor.count(":") < 2:
         return index
     argument = tensor.split(":")[1]
+    if node.op in _EXAMPLE_OPS:
+        return _EXAMPLE_OUTPUTS.get(argument, 0) * _count_sparse(node) + index
     if node.op in _RAGGED_RANKS and argument == "output_dense_values":
         return int(attribute(node, _RAGGED_RANKS[node.op]).i)
     return 1 if (node.op, argument) in _SECOND_OUTPUTS else index
@@ -303,10 +329,12 @@ def merge_example_parsers(parsers: list[ExampleParser]) -> StringFormat:
     for parser in parsers:
         for key, spec in parser.spec.items():
             known = merged.setdefault(key, spec)
-            if dataclasses.replace(known, default=None) != dataclasses.replace(spec, default=None):
+            plain = [dataclasses.replace(one, default=None, image=None) for one in (known, spec)]
+            if plain[0] != plain[1]:
                 return Unknown(f"two parsers read feature {key!r} of it in different ways")
-            if spec.required:  # one of them fails without it
-                merged[key] = spec
+            # One of them fails without a required feature.
+            strict = spec if spec.required else known
+            merged[key] = dataclasses.replace(strict, image=known.image or spec.image)
     return ExampleParser(merged)
 
 

@@ -27,7 +27,7 @@ from keras_warmup.savedmodel.graph_bodies import (
     source_of,
 )
 from keras_warmup.savedmodel.graph_limits import constant_value, place_of, shown
-from keras_warmup.savedmodel.ops import PYTHON, is_core
+from keras_warmup.savedmodel.ops import PYTHON, is_core, library_of
 from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
 
 # Found in the op registry: all ops with an input or attribute whose name suggests a file, path,
@@ -200,7 +200,8 @@ def check_saved_model(export_dir: str, *, refuse: bool) -> None:
 @functools.lru_cache(maxsize=1024)
 def _effect_of(op: str) -> str:
     effect = next((effect for effect, pattern in EFFECTS if pattern.fullmatch(op)), "")
-    return effect or ("" if is_core(op) else "unknown op")
+    # TensorFlow Text computes on strings only.
+    return effect or ("" if is_core(op) or library_of(op) == "tensorflow_text" else "unknown op")
 
 
 class _Search:

@@ -9,6 +9,7 @@ from keras_warmup.data.batch import render_shape
 from keras_warmup.options import XLA_FLAGS
 from keras_warmup.records.prediction_logs import log_kind, log_signature_key, log_signature_keys
 from keras_warmup.savedmodel.graph import GraphFacts
+from keras_warmup.savedmodel.ops import describe_foreign_ops
 from keras_warmup.savedmodel.signatures import Signature
 from keras_warmup.serving.replay import Replayed
 from keras_warmup.serving.rules import CLASSIFY_METHOD, PREDICT_METHOD, REGRESS_METHOD
@@ -115,11 +116,8 @@ class ServerNotes:
                     f"it{effect}"
                 )
         foreign = sorted({op for fact in self._facts.values() for op in fact.foreign_ops})
-        if foreign:
-            yield (
-                "The server must be built with these ops, which are not part of core TensorFlow: "
-                f"{', '.join(foreign)}."
-            )
+        for clause in describe_foreign_ops(foreign):
+            yield f"The model needs {clause}."
         for key, fact in self._facts.items():
             if fact.python_ops and key not in self.requested:
                 yield describe_python_ops(key, fact, ": requests for it fail")

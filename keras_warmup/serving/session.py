@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -21,6 +22,7 @@ from keras_warmup.op_errors import describe_op_error, message_of, status_of, tex
 from keras_warmup.paths import reason_of
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.savedmodel.files import check_load_files, read_assets
+from keras_warmup.savedmodel.ops import library_of
 from keras_warmup.serving.grappler import leave_unoptimized
 
 # Errors that TensorFlow raises for a damaged graph: its own, and those that its C++ and Python code
@@ -169,7 +171,13 @@ def never_free(thing: object) -> None:
 def _load_error(what: str, error: Exception, text: str) -> ReplayError:
     cure = "Export the model again, with all its files."
     if "Op type not registered" in message_of(error):
-        cure = "Import the library that registers the op; the model server must be built with it."
+        found = re.search(r"Op type not registered '([^']*)'", message_of(error))
+        library = library_of(found[1]) if found else ""
+        cure = (
+            f"Import {library} before the replay; the stock model server has its ops."
+            if library
+            else "Import the library that registers the op; the model server must be built with it."
+        )
         text = describe_op_error(error).removesuffix(" ...")  # drops advice about TensorFlow 1
     status = status_of(error) if isinstance(error, tf.errors.OpError) else ""
     return ReplayError(f"{what}: {text.rstrip(' .')}. {cure}", status=status)

@@ -10,6 +10,7 @@ model has its own function.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import warnings
 import weakref
@@ -23,36 +24,82 @@ from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, render_path,
 from keras_warmup.data.leaves import count_rows, read_leaf
 from keras_warmup.data.sampling import BatchSample, ShapeKey, copy_arrays, nbytes, shape_of
 from keras_warmup.data.sources import unpack_x
-from keras_warmup.errors import DataError
+from keras_warmup.errors import DataError, ExportError
 
+# Rows kept of a batch where the batch sizes of the export are not known yet: those of `fit`'s
+# default batch.
+CAPTURED_ROWS = 32
 # Without a free dimension all batches warm the same kernels, and more batches cost more taps.
 FIXED_SHAPE_BATCHES = 2
 _NEVER = sys.maxsize
 
-_captured: weakref.WeakKeyDictionary[Any, tuple[tuple[Batch, ...], int]] = (
-    weakref.WeakKeyDictionary()
-)
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+    """The batches sampled in one `fit`; they are read when they are needed.
+
+    Attributes:
+        trained_model: weak reference to the model that was trained.
+        sample: the batches.
+    """
+
+    trained_model: weakref.ref[Any]
+    sample: BatchSample
+
+    def is_of(self, model: Any) -> bool:
+        """Returns whether a model is the one that was trained."""
+        return self.trained_model() is model
+
+    def batches(self) -> list[Batch]:
+        """Returns the even sample in the order of training, then the batches for other shapes."""
+        return self.sample.batches()
+
+    def shapes_seen(self) -> int:
+        """Returns how many shapes of x were seen while sampling."""
+        return len(self.sample.seen_shapes)
+
+    def batch_size(self) -> int:
+        """Returns the number of rows of the largest batch in the sample."""
+        return max((batch.full_size or batch.size for batch in self.batches()), default=0)
 
 
-def remember(model: Any, batches: list[Batch], shapes_seen: int = 0) -> None:
-    """Keeps batches for a model as long as the model lives; replaces those of an earlier `fit`.
+# A capture belongs to the training, not to one model: a model made of the same layers finds it.
+_by_model: weakref.WeakKeyDictionary[Any, Capture] = weakref.WeakKeyDictionary()
+_by_layer: weakref.WeakKeyDictionary[Any, Capture] = weakref.WeakKeyDictionary()
+
+
+def remember(model: Any, tap: BatchTap) -> None:
+    """Remembers the sample of a tap as long as the model or one of its layers exists.
+
+    It replaces the one remembered before, unless the tap has no batch.
 
     Args:
-        model: the model that was trained on them.
-        batches: rows it was trained on.
-        shapes_seen: number of shapes of x seen while sampling, including those of `batches`.
+        model: the model that is trained.
+        tap: the tap that samples its batches.
     """
-    _captured[model] = (tuple(batches), shapes_seen)
+    if tap.sample is not None and tap.batches():
+        capture = Capture(weakref.ref(model), tap.sample)
+        _by_model[model] = capture
+        for layer in model._flatten_layers():
+            _by_layer.pop(layer, None)  # so that the newest capture is the last one
+            _by_layer[layer] = capture
 
 
-def captured_batches(model: Any) -> list[Batch]:
-    """Returns the batches last remembered for this model; an empty list if there are none."""
-    return list(_captured.get(model, ((), 0))[0])
+def find_capture(model: Any) -> Capture | None:
+    """Returns the batches a model was trained on, else those of one that shares its layers.
 
+    Args:
+        model: the model to export.
 
-def captured_shapes(model: Any) -> int:
-    """Returns how many shapes of x were seen in the last `fit` of this model; 0 if none."""
-    return _captured.get(model, ((), 0))[1]
+    Returns:
+        The newest capture; `None` if there is none.
+    """
+    own: Capture | None = _by_model.get(model)
+    if own is not None:
+        return own
+    layers = {id(layer) for layer in model._flatten_layers()}
+    shared: list[Capture] = [one for layer, one in _by_layer.items() if id(layer) in layers]
+    return shared[-1] if shared else None
 
 
 class BatchTap:
@@ -71,30 +118,45 @@ class BatchTap:
         rows: most rows to keep of a batch, at least 1: a contiguous range at a random start.
         seed: seed of every choice.
         max_bytes: most bytes to keep in all; one batch of one row is kept even if it is larger.
+        whole: keep whole batches, each of which is one request. Defaults to `False`.
 
     Attributes:
+        sample: the batches sampled in this `fit`; `None` before the first one.
         problem: why sampling stopped; `None` if it did not.
         taps: steps whose elements were copied or counted.
     """
 
-    def __init__(self, num_batches: int, rows: int, seed: int, max_bytes: int) -> None:
+    def __init__(
+        self, num_batches: int, rows: int, seed: int, max_bytes: int, *, whole: bool = False
+    ) -> None:
         self._num_batches = num_batches
+        self._whole = whole
+        self._on_first_batch: Callable[[Batch], None] | None = None
+        self._first_batch: Batch | None = None
         self._rows = rows
         self._seed = seed
         self._max_bytes = max_bytes
         self._due = _NEVER
         self._step = 0
-        self._sample: BatchSample | None = None
+        self.sample: BatchSample | None = None
         self._warned = False
         self.problem: str | None = None
         self.taps = 0
 
-    def begin(self, model: Any) -> None:
-        """Drops the batches of an earlier `fit` and starts sampling at the next step."""
+    def begin(self, model: Any, *, on_first_batch: Callable[[Batch], None] | None = None) -> None:
+        """Drops the batches of an earlier `fit` and starts sampling at the next step.
+
+        Args:
+            model: the model that is trained.
+            on_first_batch: is called with the first batch kept, after its step is trained. Its
+                errors stop the sampling; an `ExportError` ends the fit.
+        """
         restore(model)
+        self._on_first_batch = on_first_batch
+        self._first_batch = None
         self._due = 0
         self._step = 0
-        self._sample = None
+        self.sample = None
         self._warned = False
         self.problem = None
         self.taps = 0
@@ -108,7 +170,7 @@ class BatchTap:
         original = vars(model).get("train_function")
         if not callable(original):
             self.stop(f"{type(model).__name__} has no train_function of its own")
-            self.warn_if_stopped()
+            self.after_step()
             return
         vars(model)["train_function"] = StandIn(self, model, original)
 
@@ -119,25 +181,34 @@ class BatchTap:
 
     def batches(self) -> list[Batch]:
         """Returns the even sample in the order of training, then the batches for other shapes."""
-        return [] if self._sample is None else self._sample.batches()
+        return [] if self.sample is None else self.sample.batches()
 
     def seen_shapes(self) -> dict[ShapeKey, int]:
         """Returns how many elements were seen with each shape of x, without its rows.
 
         Early steps are looked at more often.
         """
-        return {} if self._sample is None else dict(self._sample.seen_shapes)
+        return {} if self.sample is None else dict(self.sample.seen_shapes)
 
     def stop(self, problem: str) -> None:
         """Stops sampling until the next `begin`; `problem` says why."""
         self.problem = self.problem or problem
         self._due = _NEVER
 
-    def warn_if_stopped(self) -> None:
-        """Warns of the problem, once per `fit`.
+    def after_step(self) -> None:
+        """Passes the first batch on, and warns of a problem once per `fit`.
 
         Call this after the step is trained: users may turn warnings into errors.
         """
+        batch, self._first_batch = self._first_batch, None
+        if batch is not None and self._on_first_batch is not None:
+            try:
+                self._on_first_batch(batch)
+            # A warning that the user made an error, or a model that cannot be exported.
+            except (UserWarning, ExportError):
+                raise
+            except Exception as error:
+                self.stop(f"{type(error).__name__} while checking the first batch")
         if self.problem is None or self._warned:
             return
         self._warned = True
@@ -172,20 +243,24 @@ class BatchTap:
 
     def _keep(self, elements: list[Any], element_spec: Any) -> None:
         where = "a training element"
-        if self._sample is None:
-            free = element_spec is None or _has_free_dimension(unpack_x(element_spec, where))
-            self._sample = BatchSample(
+        if self.sample is None:
+            free = (
+                self._whole
+                or element_spec is None
+                or _has_free_dimension(unpack_x(element_spec, where))
+            )
+            self.sample = BatchSample(
                 self._num_batches if free else min(self._num_batches, FIXED_SHAPE_BATCHES),
                 self._seed,
                 max_bytes=self._max_bytes,
                 cover_shapes=free,
             )
-        sample = self._sample
+        sample = self.sample
         xs = [
             map_leaves(lambda _, leaf: _unwrap(leaf), unpack_x(element, where))
             for element in elements
         ]
-        sizes = [count_rows(x, where) for x in xs]
+        sizes = [count_rows(x, where, is_whole=self._whole) for x in xs]
         shapes = [shape_of(x) for x in xs]
         for shape in shapes:
             sample.count_shape(shape)
@@ -195,7 +270,10 @@ class BatchTap:
             self.sample_next_step()
             return
         chosen = filled[sample.choose_index(len(filled))]
-        sample.add(self._copy(sample, xs[chosen], sizes[chosen]), shapes[chosen])
+        batch, is_first = self._copy(sample, xs[chosen], sizes[chosen]), not sample.batches()
+        sample.add(batch, shapes[chosen])
+        if is_first:
+            self._first_batch = batch
         for index in filled:
             if sample.lacks(shapes[index]):
                 sample.add_shape(self._copy(sample, xs[index], sizes[index]), shapes[index])
@@ -203,16 +281,18 @@ class BatchTap:
 
     def _copy(self, sample: BatchSample, x: Any, size: int) -> Batch:
         """Copies at most `rows` rows of x; fewer if they would exceed the bytes of one batch."""
+        if self._whole:
+            return _whole_on_host(x)
         bound = sample.max_batch_bytes
         rows = self._rows
         if bound is not None:
             rows = max(1, min(rows, bound // max(1, _dense_row_bytes(x))))
         start, stop = sample.choose_rows(size, rows)
-        batch = _rows_on_host(x, start, stop)
+        batch = _rows_on_host(x, start, stop, size)
         # The size of strings and ragged rows is only known on the host.
         if bound is not None and stop - start > 1 and nbytes(batch) > bound:
             rows = max(1, bound * (stop - start) // nbytes(batch))
-            batch = _rows_on_host(x, start, start + rows)
+            batch = _rows_on_host(x, start, start + rows, size)
         return batch
 
 
@@ -236,7 +316,7 @@ class StandIn:
         if vars(self._model).get("train_function") is self:
             vars(self._model)["train_function"] = self.original
         result = self._run(args, kwargs)
-        self._tap.warn_if_stopped()
+        self._tap.after_step()
         return result
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -369,11 +449,18 @@ def _dense_row_bytes(x: Any) -> int:
     return total
 
 
-def _rows_on_host(x: Any, start: int, stop: int) -> Batch:
+def _rows_on_host(x: Any, start: int, stop: int, size: int) -> Batch:
     def read(path: FeaturePath, leaf: Any) -> Any:
         return read_leaf(
             slice_leaf(leaf, start, stop), f"{render_path(path)} of a training element"
         )
 
     # A copy, since an element may share the memory of the user's arrays.
-    return copy_arrays(Batch(map_leaves(read, x), stop - start, "captured"))
+    return copy_arrays(Batch(map_leaves(read, x), stop - start, "captured", full_size=size))
+
+
+def _whole_on_host(x: Any) -> Batch:
+    def read(path: FeaturePath, leaf: Any) -> Any:
+        return read_leaf(leaf, f"{render_path(path)} of a training element")
+
+    return copy_arrays(Batch(map_leaves(read, x), 1, "captured", is_whole=True))

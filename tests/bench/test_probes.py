@@ -96,7 +96,7 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_measured(warm_dir:
     assert str(caught.value) == (
         "Cannot bind batch to signature 'other': input 'x' expects float32 [None, 3], got float32 "
         "[4, 9] from x (shape differs in dimensions [1]). Cast or reshape it in the dataset, or "
-        "pass transform=."
+        "pass warmup={'transform': ...}."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from rich.console import Console
 
 from keras_warmup.bench.report import (
-    BenchmarkEntry,
     BenchmarkReport,
     describe_noise,
     measurement_notes,
@@ -18,47 +16,8 @@ from keras_warmup.bench.report import (
     render_gain,
     render_ms,
 )
-
-
-def entry(**changes: Any) -> BenchmarkEntry:
-    base = BenchmarkEntry(
-        signature_key="serving_default",
-        kind="predict",
-        output_filter=(),
-        batch_size=2,
-        shapes={"x": (2, 3)},
-        in_file=True,
-        rows="data",
-        cold_ms=120.0,
-        cold_range_ms=(100.0, 140.0),
-        warm_ms=1.5,
-        warm_range_ms=(1.2, 2.0),
-        steady_p50_ms=0.8,
-        steady_p99_ms=1.4,
-        ratio=80.0,
-        faster=True,
-    )
-    return dataclasses.replace(base, **changes)
-
-
-def report_of(*entries: BenchmarkEntry, **changes: Any) -> BenchmarkReport:
-    base = BenchmarkReport(
-        export_dir="./digits/1",
-        entries=entries,
-        load_ms=300.0,
-        load_range_ms=(290.0, 320.0),
-        load_added_ms=150.0,
-        load_added_range_ms=(140.0, 170.0),
-        records=1,
-        bytes=400,
-        processes=5,
-        requests=20,
-        seed=0,
-        engine="process",
-        noise="Noise: little.",
-        notes=(),
-    )
-    return dataclasses.replace(base, **changes)
+from tests.builders import benchmark_entry as entry
+from tests.builders import benchmark_report as report_of
 
 
 def lines_of(report: BenchmarkReport) -> list[str]:

@@ -36,7 +36,7 @@ def test_bind_collects_all_mismatches_in_one_error() -> None:
         "input 'image' expects float32 [None, 224, 224, 3], got float32 [3, 224, 3] from "
         "x['image'] (rank differs); input 'text' expects string [None], got float32 [3] from "
         "x['text'] (a number for a string input). Cast or reshape it in the dataset, or pass "
-        "transform=."
+        "warmup={'transform': ...}."
     )
 
 
@@ -86,7 +86,7 @@ def test_all_mismatches_of_a_transform_are_in_one_error() -> None:
         "input 'c' expects int64 [None], got list from transform(x)['c'] (NumPy cannot convert it "
         "to an array: ValueError); input 'd' expects float32 [None], got datetime64[D] [1] from "
         "transform(x)['d'] (datetime64[D] is not a TensorFlow dtype). Cast or reshape it in the "
-        "dataset, or pass transform=."
+        "dataset, or pass warmup={'transform': ...}."
     )
 
 
@@ -113,7 +113,7 @@ def test_arrays_of_a_transform_need_equal_numbers_of_rows(made: Any, problem: st
         )
     assert str(error.value) == (
         f"Cannot bind batch to signature 'serving_default': {problem}. Cast or reshape it in the "
-        "dataset, or pass transform=."
+        "dataset, or pass warmup={'transform': ...}."
     )
 
 
@@ -140,8 +140,8 @@ def test_an_error_inside_transform_is_reported_without_its_text() -> None:
         bind_batch(Batch({"a": filled_rows(1, 4)}, 3), make_signature({"a": FLOATS_4}), transform)
     assert str(error.value) == (
         "transform raised KeyError for signature 'serving_default', which takes 'a' float32 [None, "
-        "4]; transform was given x['a'] (float32 [3, 4]). Change transform= so that it takes x as "
-        "the model was given it."
+        "4]; transform was given x['a'] (float32 [3, 4]). Change the transform so that it takes x "
+        "as the model was given it."
     )
     assert isinstance(error.value.__cause__, KeyError)
 
@@ -236,8 +236,36 @@ def test_equal_shapes_are_never_swapped_with_names_only(shape_of_x: Any, numbere
             Batch(build(shape_of_x, ()), 3), make_signature(dict.fromkeys(names.values(), FLOATS_4))
         )
     except BindingError as error:
-        assert "transform=" in str(error)
+        assert "'transform': ..." in str(error)
         return
     assert {name: array[0, 0] for name, array in bound.arrays.items()} == {
         names[path]: index for index, path in enumerate(paths)
     }
+
+
+def test_data_that_is_not_batched_is_named_so() -> None:
+    with pytest.raises(BindingError) as error:
+        bind_batch(Batch(np.float32(3), 1), make_signature({"a": FLOATS_4}))
+    assert str(error.value) == (
+        "Cannot bind batch to signature 'serving_default': input 'a' expects float32 [None, 4], "
+        "got float32 [] from x (no batch dimension: batch the data, as for fit). Cast or reshape "
+        "it in the dataset, or pass warmup={'transform': ...}."
+    )
+
+
+def test_a_scalar_input_takes_the_first_of_a_column() -> None:
+    signature = make_signature({"a": FLOATS_4, "t": ("float32", ())})
+    rows = {"a": filled_rows(1, 4), "t": np.array([2, 3, 4], "float32")}
+    (bound,) = bind_batch(Batch(rows, 3), signature)
+    assert bound.arrays["t"].shape == () and bound.arrays["t"] == 2
+    assert (bound.size, bound.row_inputs) == (3, {"a"})
+
+
+def test_a_whole_batch_is_one_request_of_arrays_that_differ_in_size() -> None:
+    signature = make_signature({"a": FLOATS_4, "b": FLOATS_4})
+    rows = {"a": filled_rows(1, 4, size=2), "b": filled_rows(2, 4, size=5)}
+    (bound,) = bind_batch(Batch(rows, 1, is_whole=True), signature)
+    assert {name: len(array) for name, array in bound.arrays.items()} == {"a": 2, "b": 5}
+    assert (bound.size, bound.row_inputs) == (1, frozenset())
+    with pytest.raises(BindingError, match="different numbers of rows"):
+        bind_batch(Batch(rows, 2), signature)

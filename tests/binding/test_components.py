@@ -53,7 +53,7 @@ class Composites(tf.Module):
 
 HINT = (
     "If a ragged or sparse argument of the function is served as several inputs, such as x and "
-    "x_1, transform= must return the tensor under the name of the first one."
+    "x_1, a transform must return the tensor under the name of the first one."
 )
 RAGGED = tf.ragged.constant([[1.0, 2.0], [], [3.0], [4.0, 5.0, 6.0]])
 COMPOSITES = {
@@ -145,7 +145,7 @@ def test_inputs_of_different_rows_are_refused_with_a_hint(
         bind_batch(Batch(BOTH, 4), signatures["both"], transform)
     assert str(error.value) == (
         "Cannot bind batch to signature 'both': the inputs have different numbers of rows "
-        f"({rows}). {HINT} Cast or reshape it in the dataset, or pass transform=."
+        f"({rows}). {HINT} Cast or reshape it in the dataset, or pass warmup={{'transform': ...}}."
     )
 
 
@@ -171,7 +171,7 @@ def test_a_composite_beside_other_inputs_needs_a_transform(composites: Any) -> N
         "Cannot bind batch to signature 'both': missing inputs ['a_1']. The signature takes 'a' "
         "float32 [None], 'a_1' int64 [None], 'b' float32 [None, 4]; the batch has x['a'] (ragged "
         f"float32 [4, None]), x['b'] (float32 [4, 4]). {HINT} Add the features to the dataset, or "
-        "pass transform=."
+        "pass warmup={'transform': ...}."
     )
     with pytest.raises(BindingError, match="missing inputs"):
         bind_batch(Batch(COMPOSITES["sparse"], 3), signatures["ragged"])

@@ -204,7 +204,8 @@ def test_numbers_become_the_bytes_the_graph_decodes(
 
 def test_float_images_are_refused_with_the_cure(tmp_path: pathlib.Path) -> None:
     module = Strings()
-    with pytest.raises(BindingError, match="Pass transform= to give the encoded files yourself"):
+    cure = r"Pass warmup=\{'transform': \.\.\.\} to give the encoded files yourself"
+    with pytest.raises(BindingError, match=cure):
         kw.save(module, tmp_path / "1", signatures=module.image, data=IMAGES / np.float32(255))
 
 
@@ -215,7 +216,7 @@ def test_sequence_examples_are_refused(tmp_path: pathlib.Path) -> None:
     assert str(error.value) == (
         "Cannot bind features to input 'sequences': it takes serialized tf.SequenceExamples, which "
         "cannot be built from a batch of features. Give the serialized bytes as data, or pass "
-        "transform=."
+        "warmup={'transform': ...}."
     )
 
 

@@ -75,25 +75,25 @@ def test_base64_holds_rows_encoded_for_the_inner_decoder() -> None:
             NUMBERS,
             TensorParser("int32"),
             "Cannot encode int16 [2, 3] for a string input that takes serialized tensor of int32: "
-            "expected int32 [n, ...]. Cast the data, or pass transform=.",
+            "expected int32 [n, ...]. Cast the data, or pass warmup={'transform': ...}.",
         ),
         (
             NUMBERS,
             PlainText(),
             "Cannot encode int16 [2, 3] for a string input that takes plain text. Give the bytes a "
-            "client would send, or pass transform=.",
+            "client would send, or pass warmup={'transform': ...}.",
         ),
         (
             NUMBERS,
             Base64(CsvDecoder(("int32",))),
             "Cannot encode int16 [2, 3] for a string input that takes CSV with 1 column. Give the "
-            "bytes a client would send, or pass transform=.",
+            "bytes a client would send, or pass warmup={'transform': ...}.",
         ),
         (
             np.array([b"a", 1.5], dtype=object),
             PlainText(),
             "Cannot encode strings mixed with float (string [2]). Give the bytes a client would "
-            "send, or pass transform=.",
+            "send, or pass warmup={'transform': ...}.",
         ),
     ],
     ids=["dtype", "text", "csv", "mixed"],
@@ -121,7 +121,7 @@ def test_other_bytes_than_web_safe_base64_are_not_decoded(row: Any) -> None:
     assert decode_base64(np.array([b"YWJj", row], dtype=object)) is None
 
 
-IMAGE_CURE = "Pass transform= to give the encoded files yourself."
+IMAGE_CURE = "Pass warmup={'transform': ...} to give the encoded files yourself."
 
 
 @pytest.fixture(scope="module")

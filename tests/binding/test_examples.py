@@ -32,7 +32,9 @@ from keras_warmup.savedmodel.string_formats import (
 )
 from keras_warmup.savedmodel.string_inputs import find_string_formats
 
-CURE = "Change the data, or pass transform= to give the serialized Examples yourself."
+CURE = (
+    "Change the data, or pass warmup={'transform': ...} to give the serialized Examples yourself."
+)
 
 
 def objects(*values: Any) -> np.ndarray[Any, Any]:
@@ -397,7 +399,7 @@ def test_inputs_that_nothing_can_be_built_for_are_refused(
         refuse_unbuildable("examples", string_format)
     assert str(error.value) == (
         f"Cannot bind features to input 'examples': {reason}. Give the serialized bytes as data, "
-        "or pass transform=."
+        "or pass warmup={'transform': ...}."
     )
 
 

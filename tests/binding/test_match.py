@@ -85,7 +85,7 @@ def test_the_order_of_unnamed_leaves_is_not_guessed() -> None:
     assert str(error.value) == (
         "Cannot bind batch to signature 'serving_default': x has 2 unnamed leaves and the "
         "SavedModel does not store their order among the inputs ['a', 'b']. Pass x as a dict keyed "
-        "by input name, or pass transform=."
+        "by input name, or pass warmup={'transform': ...}."
     )
 
 
@@ -97,7 +97,7 @@ def test_a_list_is_not_paired_with_a_dict_by_position() -> None:
         )
 
 
-CURE_BY_NAME = "Pass transform= to name the inputs."
+CURE_BY_NAME = "Pass warmup={'transform': ...} to name the inputs."
 
 
 def test_a_name_that_two_leaves_have_is_refused() -> None:
@@ -170,7 +170,8 @@ def test_every_missing_input_is_named() -> None:
     assert str(error.value) == (
         "Cannot bind batch to signature 'serving_default': missing inputs ['b', 'c']. The "
         "signature takes 'a' float32 [None, 4], 'b' float32 [None, 4], 'c' int64 [None]; the batch "
-        "has x['a'] (float32 [3, 4]). Add the features to the dataset, or pass transform=."
+        "has x['a'] (float32 [3, 4]). Add the features to the dataset, or pass "
+        "warmup={'transform': ...}."
     )
 
 

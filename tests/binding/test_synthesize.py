@@ -120,6 +120,30 @@ def test_images_are_in_base64_if_the_graph_decodes_that_first() -> None:
     assert [tf.io.decode_jpeg(row).shape for row in decoded] == [(FREE_DIM, FREE_DIM, 1)] * 2
 
 
+def test_a_scalar_string_is_one_image() -> None:
+    for string_format in (ImageDecoder(("jpeg",), 3), Base64(ImageDecoder(("jpeg",), 3))):
+        bound = make({"image": ("string", ())}, {"image": string_format})
+        row = bound.arrays["image"].item()
+        if isinstance(string_format, Base64):
+            row = tf.io.decode_base64(row)
+        assert tf.io.decode_jpeg(row).shape == (FREE_DIM, FREE_DIM, 3)
+        assert (bound.size, bound.row_inputs) == (1, frozenset())
+
+
+def test_examples_hold_images_where_the_graph_decodes_a_feature() -> None:
+    image = ImageDecoder(("png",), 1, "uint16")
+    spec = {
+        "photo": FeatureSpec("dense", "string", (), image=image),
+        "caption": FeatureSpec("dense", "string", ()),
+    }
+    bound = make({"examples": ("string", (None,))}, {"examples": ExampleParser(spec)})
+    for row in bound.arrays["examples"]:
+        features = tf.train.Example.FromString(row).features.feature
+        decoded = tf.io.decode_png(features["photo"].bytes_list.value[0], dtype=tf.uint16)
+        assert decoded.shape == (FREE_DIM, FREE_DIM, 1)
+        assert list(features["caption"].bytes_list.value) == [b""]
+
+
 def test_other_strings_are_empty() -> None:
     assert make({"text": ("string", (None,))}, {"text": PlainText()}).arrays["text"].tolist() == [
         b"",

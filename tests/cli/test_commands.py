@@ -124,6 +124,26 @@ def test_inspect_prints_inputs_and_outputs(capsys: Capture, export_dir: str) -> 
     ]
 
 
+def test_add_plans_the_batch_sizes_itself(capsys: Capture, export_dir: str, npz: str) -> None:
+    code, out, err = run(capsys, "add", export_dir, "--data", npz, "--json", "--batch-size", "auto")
+    assert (code, err) == (EXIT_OK, "")
+    # The model has neither convolutions nor attention: one size warms all.
+    assert {tuple(record["shapes"]["x"]) for record in json.loads(out)["records"]} == {(2, 4)}
+    code, out, err = run(
+        capsys, "add", export_dir, "--data", npz, "--batch-size", "auto", "--batch-size", "3"
+    )
+    assert (code, err) == (
+        EXIT_USAGE,
+        "keras-warmup: error: --batch-size auto plans the sizes itself; give it alone\n",
+    )
+
+
+def test_add_sends_whole_batches(capsys: Capture, export_dir: str, npz: str) -> None:
+    code, out, err = run(capsys, "add", export_dir, "--data", npz, "--json", "--whole-batches")
+    assert (code, err) == (EXIT_OK, "")
+    assert {tuple(record["shapes"]["x"]) for record in json.loads(out)["records"]} == {(10, 4)}
+
+
 def test_errors_are_one_line_on_stderr(
     capsys: Capture, tmp_path: pathlib.Path, export_dir: str, npz: str
 ) -> None:

@@ -32,6 +32,10 @@ ACCEPTED = (
     "Pass what fit takes: an array, a list, tuple or dict of arrays, a DataFrame, a "
     "tf.data.Dataset, a PyDataset, a torch DataLoader, a generator or a function that returns one."
 )
+SAME_ROWS = (
+    "Pass arrays with the same number of rows; where each batch is one request, as a graph of "
+    "nodes and edges is, pass warmup={'whole_batches': True}."
+)
 
 X = np.arange(20, dtype=np.float32).reshape(5, 4)
 Y = np.arange(5)
@@ -366,11 +370,6 @@ def two_arguments(first: Any, second: Any) -> Any:
             f"Cannot read x[0] of data: expected an array, got bytes. {ACCEPTED}",
         ),
         (
-            np.float32(3),
-            "Cannot read x of data: expected rows in the first dimension, got float32 []. Batch "
-            "the data, as for fit.",
-        ),
-        (
             keras.KerasTensor((None, 3), name="k"),
             f"Cannot read x of data: expected an array, got KerasTensor. {ACCEPTED}",
         ),
@@ -382,7 +381,7 @@ def two_arguments(first: Any, second: Any) -> Any:
         (
             {"a": X, "b": [Y[:4]]},
             "Cannot read data: its arrays have different numbers of rows: x['a'] has 5, x['b'][0] "
-            "has 4. Pass arrays with the same number of rows.",
+            f"has 4. {SAME_ROWS}",
         ),
         (
             np.array([1, "x", None], object),
@@ -425,11 +424,6 @@ def two_arguments(first: Any, second: Any) -> Any:
         ),
         (iter([]), "Cannot read the list_iterator: it is empty. Pass data with at least one row."),
         (
-            tf.data.Dataset.from_tensor_slices((Y, Y)),
-            "Cannot read x of element 0 of the tf.data.Dataset: expected rows in the first "
-            "dimension, got int64 []. Batch the data, as for fit.",
-        ),
-        (
             lambda: iter([(X, Y), (X, Y, Y, Y)]),
             "Cannot read element 1 of what the function '<lambda>' returns: expected x, (x,), (x, "
             "y) or (x, y, sample_weight), got a tuple of 4 parts.",
@@ -437,8 +431,7 @@ def two_arguments(first: Any, second: Any) -> Any:
         (
             lambda: iter([({"a": X, "b": Y[:2]}, Y)]),
             "Cannot read element 0 of what the function '<lambda>' returns: its arrays have "
-            "different numbers of rows: x['a'] has 5, x['b'] has 2. Pass arrays with the same "
-            "number of rows.",
+            f"different numbers of rows: x['a'] has 5, x['b'] has 2. {SAME_ROWS}",
         ),
     ],
     ids=[
@@ -452,7 +445,6 @@ def two_arguments(first: Any, second: Any) -> Any:
         "set",
         "numbers",
         "mixed_list",
-        "scalar",
         "keras_tensor",
         "no_rows",
         "rows_differ",
@@ -465,7 +457,6 @@ def two_arguments(first: Any, second: Any) -> Any:
         "empty_dataset",
         "empty_py_dataset",
         "empty_iterator",
-        "unbatched",
         "four_parts",
         "rows_differ_in_element",
     ],
@@ -619,3 +610,20 @@ def test_no_optional_library_is_imported_for_reading() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
+
+
+def test_an_array_of_rank_0_belongs_to_every_row() -> None:
+    batches = list(read_batches({"x": X, "t": np.float32(2)}, batch_size=3))
+    assert [batch.size for batch in batches] == [3, 2]
+    assert [float(batch.x["t"]) for batch in batches] == [2, 2]
+    assert only({"t": np.float32(2)}).size == 1
+
+
+def test_whole_batches_may_differ_in_their_first_dimension_and_are_never_cut() -> None:
+    graph = {"nodes": X, "edges": np.zeros((90, 2), "int32")}
+    for data in (graph, lambda: iter([graph])):
+        batch = only(data, whole=True, batch_size=2)
+        assert (batch.is_whole, batch.size) == (True, 1)
+        assert {name: len(array) for name, array in batch.x.items()} == {"nodes": 5, "edges": 90}
+    with pytest.raises(DataError, match=r"it has no rows: .*x\['nodes'\] is float32 \[0, 4\]"):
+        list(read_batches({"nodes": X[:0], "edges": X}, whole=True))

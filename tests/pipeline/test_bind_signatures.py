@@ -126,8 +126,8 @@ def test_data_keyed_by_crossed_input_names_is_never_swapped(tmp_path: pathlib.Pa
         kw.add_warmup(tmp_path / "1", {"aa": random_rows(4), "zz": random_rows(4)})
     assert str(error.value) == (
         "Cannot bind batch to signature 'serve': x['aa'], x['zz'] may be the names of inputs or "
-        "the keys of the exported function, and these differ. Pass transform= to name the inputs, "
-        "or export with export_with_warmup, which knows the model."
+        "the keys of the exported function, and these differ. Pass warmup={'transform': ...} to "
+        "name the inputs, or export with export_with_warmup, which knows the model."
     )
 
 

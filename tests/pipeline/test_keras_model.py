@@ -23,8 +23,8 @@ def test_a_model_that_was_never_built_is_refused(tmp_path: pathlib.Path) -> None
         with pytest.raises(WarmupError) as error:
             export(model, tmp_path / "1")
         assert str(error.value) == (
-            "Cannot export model 'unbuilt': it was never built, so it has no weights and no "
-            "signature. Call it on a batch, train it, or call model.build(input_shape) first."
+            "Cannot export model 'unbuilt': it was never built, so it has no signature. Call it on "
+            "a batch, train it, or call model.build(input_shape) first."
         )
     assert os.listdir(tmp_path) == []
 

@@ -45,7 +45,8 @@ def test_one_record_warms_both_twins_and_the_filters_of_either_key_are_kept(
 def test_random_twins_stay_apart(tmp_path: pathlib.Path) -> None:
     x = input_of_four("x")
     noisy = keras.Model(x, keras.layers.Dropout(0.5)(x, training=True))
-    report = kw.export_with_warmup(noisy, tmp_path / "1", data=random_rows(4))
+    with pytest.warns(UserWarning, match="are random at inference"):
+        report = kw.export_with_warmup(noisy, tmp_path / "1", data=random_rows(4))
     assert report.shared_signatures == {}
     assert [record.warms for record in report.records] == [("serving_default",), ("serve",)]
 
@@ -61,14 +62,31 @@ class Counter(tf.Module):
         return {"y": x * 2.0}
 
 
-def test_stateful_twins_stay_apart_and_a_note_says_that_warmup_changes_state(
+class Counting(Counter):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name="x")])
+    def count(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": x + tf.cast(self.seen.assign_add(1), tf.float32)}
+
+
+def test_twins_whose_state_changes_their_outputs_stay_apart(tmp_path: pathlib.Path) -> None:
+    module = Counting()
+    signatures = {"serving_default": module.count, "serve": module.count}
+    with pytest.warns(UserWarning, match="are random at inference"):
+        report = kw.save(module, tmp_path / "1", signatures, data=random_rows())
+    assert report.shared_signatures == {}
+    assert [record.warms for record in report.records] == [("serving_default",), ("serve",)]
+    assert set(report.random_signatures) == set(signatures)
+
+
+def test_stateful_twins_share_a_record_and_a_note_says_that_warmup_changes_state(
     tmp_path: pathlib.Path,
 ) -> None:
     module = Counter()
     signatures = {"serving_default": module.count, "serve": module.count}
     report = kw.save(module, tmp_path / "1", signatures, data=random_rows())
-    assert report.shared_signatures == {}
-    assert [record.warms for record in report.records] == [("serving_default",), ("serve",)]
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert [record.warms for record in report.records] == [("serving_default", "serve")]
+    assert report.random_signatures == ()
     for key in signatures:
         assert (
             f"Signature {key!r} writes variables or tables: the warmup requests change its state "

@@ -50,7 +50,8 @@ def test_batch_sizes_that_a_signature_cannot_take_are_reported() -> None:
     assert planned_sizes(plan) == [("serving_default", None)]
     assert plan.notes == (
         "Signature 'serving_default' cannot take batch_sizes [8], which stay cold: its inputs have "
-        "no batch dimension, or are the parts of a ragged or sparse tensor, which are sent whole.",
+        "no batch dimension, or whole batches are sent (parts of a ragged or sparse tensor, "
+        "whole_batches=True).",
     )
 
 
@@ -87,6 +88,53 @@ def test_sizes_over_the_maximum_of_the_server_are_refused() -> None:
         "Signature 'serving_default': batch sizes [64] are over the server's max_batch_size=32; "
         "such a record keeps the model from loading. Ask for smaller batch_sizes."
     )
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "expected"),
+    [
+        (0, [1, 2]),
+        (1, [1, 2]),
+        (2, [1, 2]),
+        (4, [1, 4]),
+        (5, [1, 4, 5]),
+        (16, [1, 4, 16]),
+        (17, [1, 4, 16, 17]),
+        (256, [1, 4, 16, 64, 256]),
+    ],
+)
+@pytest.mark.parametrize("fact", ["convolves", "multiplies_batches"])
+def test_auto_takes_sizes_up_to_the_training_batch(
+    fact: str, trained_on: int, expected: list[int]
+) -> None:
+    one = bound_signature(rows=300, **{fact: True})
+    plan = plan_with(one, batch_sizes="auto", training_batch_size=trained_on)
+    assert planned_sizes(plan) == [("serving_default", size) for size in expected]
+    assert plan.notes == ()
+
+
+def test_auto_takes_one_size_where_it_does_not_matter_or_is_fixed() -> None:
+    plan = plan_with(bound_signature(), batch_sizes="auto", training_batch_size=64)
+    assert planned_sizes(plan) == [("serving_default", 2)]
+    fixed = bound_signature(fixed_batch_size=3, convolves=True)
+    plan = plan_with(fixed, batch_sizes="auto", training_batch_size=64)
+    assert planned_sizes(plan) == [("serving_default", 3)]
+
+
+def test_auto_notes_rows_that_are_repeated() -> None:
+    one = bound_signature(rows=8, convolves=True)
+    plan = plan_with(one, batch_sizes="auto", training_batch_size=64)
+    assert plan.notes == (
+        "Signature 'serving_default': the 8 rows at hand are repeated in the requests of batch "
+        "sizes [16, 64].",
+    )
+    assert [len(request.picks or ()) for request in plan.requests] == [1, 4, 16, 64]
+
+
+def test_auto_takes_the_sizes_of_the_server() -> None:
+    one = bound_signature(rows=64, convolves=True)
+    plan = plan_with(one, batching=UP_TO_32, batch_sizes="auto", training_batch_size=64)
+    assert [size for _, size in planned_sizes(plan)] == [8, 32]
 
 
 def batching_file(directory: pathlib.Path, text: str) -> pathlib.Path:

@@ -276,8 +276,8 @@ def test_a_foreign_op_is_named_and_nothing_is_replayed(export_dir: str) -> None:
     )
     assert second == "record 0: it was not replayed: the model does not load"
     assert report.server_notes == (
-        "The server must be built with these ops, which are not part of core TensorFlow: "
-        "DecodeMoonbeam.",
+        "The model needs ops outside core TensorFlow (DecodeMoonbeam), which a stock model server "
+        "does not have.",
         SCALAR_NOTE,
     )
 

@@ -25,7 +25,8 @@ import tensorflow as tf
 from keras_warmup.data.batch import Batch
 from keras_warmup.data.sampling import nbytes
 from keras_warmup.training import capture
-from keras_warmup.training.capture import BatchTap, StandIn, captured_batches, remember, restore
+from keras_warmup.training.capture import BatchTap, StandIn, find_capture, remember, restore
+from tests.builders import tap_with
 
 # What a case gives: a model, and the arguments of its `fit`.
 FitArguments = tuple[Any, dict[str, Any]]
@@ -553,12 +554,13 @@ def test_batches_are_remembered_as_long_as_the_model_lives() -> None:
     model, other = make_dense(), make_dense()
     rows = np.ones((3, 4))
     kept = weakref.ref(rows)
-    remember(model, [Batch(np.zeros((2, 4)), 2, "captured")])
-    remember(model, [Batch(rows, 3, "captured")])
+    remember(model, tap_with(Batch(np.zeros((2, 4)), 2, "captured")))
+    remember(model, tap_with(Batch(rows, 3, "captured")))
     del rows
-    assert [batch.size for batch in captured_batches(model)] == [3]
-    assert captured_batches(other) == []
-    del model
+    found = find_capture(model)
+    assert found is not None and [batch.size for batch in found.batches()] == [3]
+    assert find_capture(other) is None
+    del model, found
     keras.backend.clear_session()
     gc.collect()
     assert kept() is None
