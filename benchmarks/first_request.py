@@ -110,9 +110,9 @@ def measure(specimen: Specimen, directory: str, arguments: argparse.Namespace) -
     variants = [Variant(NONE, plain, None, 0), *ours_of(specimen, model, directory, data)]
     meta_graph = read_meta_graph(plain)
     probes = probes_of(specimen, meta_graph, variants[-1].export_dir)
-    candidates, _ = bind_signatures(
+    candidates = bind_signatures(
         meta_graph, read_signatures(meta_graph), ExportInputs(batches_of(data)), WarmupOptions()
-    )
+    ).bound
     # `serving_default` first: it serves clients that name no signature, and tutorials warm it.
     candidates.sort(key=lambda one: one.signature.key != "serving_default")
     ones = [request_of(candidate, 1) for candidate in candidates]
