@@ -11,6 +11,7 @@ stubs, which nothing else needs. mypy sees every proto as `Any`; at run time the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from tensorflow.core.framework.function_pb2 import FunctionDef as FunctionDef
@@ -33,6 +34,9 @@ from tensorflow.python.framework import op_def_registry as _op_def_registry
 # `tf.compat.v1.io.tf_record_iterator` is the same reader behind a deprecation warning. A tf.data
 # iterator takes 0.1 s to shut down.
 from tensorflow.python.lib.io._pywrap_record_io import RecordIterator as _RecordIterator
+
+# A function that is traced in the context of a save is not traced again by the save.
+from tensorflow.python.saved_model import save_context as _save_context
 
 # `tf.saved_model.experimental` only reads fingerprints; `tf.saved_model.save` makes them with this.
 from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting as _fingerprinting
@@ -61,6 +65,16 @@ def checked_records(path: str) -> Iterator[bytes]:
     """
     records: Iterator[bytes] = _RecordIterator(path, "")  # "": no compression
     return records
+
+
+def save_context(options: Any) -> AbstractContextManager[None]:
+    """Returns the context in which `tf.saved_model.save` traces functions.
+
+    Args:
+        options: the `tf.saved_model.SaveOptions` of the save.
+    """
+    context: AbstractContextManager[None] = _save_context.save_context(options)
+    return context
 
 
 def serialized_fingerprint(export_dir: str) -> bytes:

@@ -54,9 +54,9 @@ class WarmupOptions:
             `allowed_batch_sizes`, none over its `max_batch_size`. Signatures that batching cannot
             take are refused.
         share_twin_signatures: let signatures that are the same function of the same inputs (`serve`
-            and `serving_default` of `model.export`) use the same tensors, once both gave the same
-            outputs for the same rows: one record then warms both, in half the load time. Defaults
-            to `None`: in exports this package makes, not in `add_warmup`.
+            and `serving_default` of `model.export`) use the same tensors: one record then warms
+            both, in half the load time. Defaults to `None`: in exports this package makes, not in
+            `add_warmup`.
         max_load_seconds: warn where replaying the records takes longer than this. It is a lower
             bound of the load time that they add, since the process that replays is warm already;
             `keras-warmup bench` measures it. Defaults to `None`: never.
@@ -160,14 +160,11 @@ class WarmupOptions:
             isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0
         ):
             problems.append(f"max_load_seconds must be a number of seconds > 0, got {seconds!r}")
-        if self.verify is False:
-            # These need the replay: an option is not accepted and then ignored.
-            for option, is_given in (
-                ("share_twin_signatures=True", share is True),
-                (f"max_load_seconds={seconds!r}", seconds is not None),
-            ):
-                if is_given:
-                    problems.append(f"{option} needs the replay that verify=False leaves out")
+        if self.verify is False and seconds is not None:
+            # An option is not accepted and then ignored.
+            problems.append(
+                f"max_load_seconds={seconds!r} needs the replay that verify=False leaves out"
+            )
         if not is_integer(self.max_bytes, at_least=1):
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
         if not is_integer(self.seed, at_least=0):

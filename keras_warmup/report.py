@@ -93,9 +93,8 @@ class WarmupReport(Report):
         shared_signatures: signature_key -> the twin whose tensors it uses since this export.
         load_added_ms: sum of the replays, a lower bound of the load time that the file adds (the
             process that replays is warm already); `None` where nothing was replayed.
-        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds. Where
-            twins were compared, TensorFlow's graph optimizer was left out of loading, which then
-            takes about half as long.
+        load_ms: time to load the SavedModel into the Session that replayed it, milliseconds;
+            TensorFlow's graph optimizer is left out of it where that makes no difference.
     """
 
     export_dir: str

@@ -63,8 +63,7 @@ from keras_warmup.options import WarmupOptions, as_options
             "max_load_seconds must be a number of seconds > 0, got nan",
         ),
         (
-            {"max_load_seconds": 1, "share_twin_signatures": True, "verify": False},
-            "share_twin_signatures=True needs the replay that verify=False leaves out; "
+            {"max_load_seconds": 1, "verify": False},
             "max_load_seconds=1 needs the replay that verify=False leaves out",
         ),
         ({"max_load_seconds": -1}, "max_load_seconds must be a number of seconds > 0, got -1"),

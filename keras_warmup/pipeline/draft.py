@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from keras_warmup.errors import ProofError, ReplayError
+from keras_warmup._protos import MetaGraphDef
+from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.proof import RANDOM, prove_request, same_outputs
 from keras_warmup.planning.planned_request import PlannedRequest
-from keras_warmup.records.build import build_log, encode_log
+from keras_warmup.records.build import encode_log
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import RecordsDraft, read_records
 from keras_warmup.report import RecordReport
 from keras_warmup.savedmodel.graph import GraphFacts
-from keras_warmup.serving.replay import ServingSession, open_session
+from keras_warmup.serving.replay import ServingSession
 
 # Errors that made-up values can cause. A missing file or kernel fails whatever the values are.
 _ERRORS_OF_VALUES = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
@@ -93,16 +93,11 @@ class ReplayResult:
     Attributes:
         load_ms: time to load the SavedModel, milliseconds; `None` where nothing was loaded.
         proofs: signature_key -> `proved`, or why the binding was not proved.
-        equal_twins: keys of twins that gave the same outputs as their lead.
-        unequal_twins: keys of twins that gave other outputs. Replay ends at the first record with
-            such a twin.
         random: keys of signatures that gave other outputs when the same record was replayed again.
     """
 
     load_ms: float | None = None
     proofs: dict[str, str] = dataclasses.field(default_factory=dict)
-    equal_twins: set[str] = dataclasses.field(default_factory=set)
-    unequal_twins: set[str] = dataclasses.field(default_factory=set)
     random: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -131,26 +126,26 @@ def write_draft(
 
 def replay_draft(
     export_dir: str,
+    meta_graph: MetaGraphDef,
     path: str,
     records: Sequence[DraftRecord],
     inputs: ExportInputs,
     options: WarmupOptions,
-    twins: Mapping[str, str],
     facts: Mapping[str, GraphFacts],
 ) -> ReplayResult:
     """Reads the draft back and replays it, as the server will.
 
     Args:
-        export_dir: the SavedModel; every signature still has tensors of its own.
+        export_dir: the SavedModel.
+        meta_graph: its meta graph as it will be published.
         path: the file of the draft.
         records: its records; description, replay time and error are filled in.
         inputs: the rows of the records; with a model, the records are proved against it.
         options: whether to replay at all.
-        twins: signature_key -> key of the twin whose record is to warm it.
         facts: signature_key -> facts about its graph.
 
     Returns:
-        The proofs, and which twins are equal.
+        The proofs, and which signatures are random.
 
     Raises:
         ReplayError: the model cannot be loaded, or a record of real rows fails.
@@ -162,27 +157,9 @@ def replay_draft(
         for record, log in _read_back(path, records):
             record.description = describe_log(log)
         return ReplayResult(proofs=unproved if inputs.model is not None else {})
-    # The results of a twin are needed, not its time: a server will have no executor for it. So the
-    # graph optimizer is left out of it first. Any problem found that way is judged by a replay that
-    # runs everything as a server does. A kept record may ask for any signature.
-    compared = {
-        key
-        for record in records
-        if _fetches_all_outputs(record)
-        for key in record.request.warms
-        if key in twins
-    }
-    if compared and not any(record.is_kept for record in records):
-        with (
-            contextlib.suppress(ReplayError, ProofError),
-            open_session(export_dir, unoptimized=compared) as session,
-        ):
-            result = _replay(session, path, records, inputs, twins, facts)
-            if not result.unequal_twins and not any(record.error for record in records):
-                return result
     # Without a record the model is loaded all the same: one that cannot be loaded is not published.
-    with open_session(export_dir) as session:
-        return _replay(session, path, records, inputs, twins, facts)
+    with ServingSession(export_dir, meta_graph, optimize_load=False) as session:
+        return _replay(session, path, records, inputs, facts)
 
 
 def _replay(
@@ -190,7 +167,6 @@ def _replay(
     path: str,
     records: Sequence[DraftRecord],
     inputs: ExportInputs,
-    twins: Mapping[str, str],
     facts: Mapping[str, GraphFacts],
 ) -> ReplayResult:
     result = ReplayResult(session.load_ms)
@@ -218,13 +194,6 @@ def _replay(
             result.random.update(request.warms)
             if not inputs.own_calls.isdisjoint(request.warms):
                 result.random.update(inputs.own_calls & facts.keys())
-        for key in twins.keys() & set(request.warms):
-            equal = key not in result.random and _is_equal_twin(
-                session, request, key, replayed.outputs
-            )
-            (result.equal_twins if equal else result.unequal_twins).add(key)
-        if result.unequal_twins:
-            break
         unproved = [key for key in request.warms if key not in result.proofs]
         if inputs.model is None or not unproved:
             continue
@@ -239,7 +208,7 @@ def _replay(
                 own_call=not inputs.own_calls.isdisjoint(request.warms),
                 is_plain=not changes,
             )
-        # The keys of one request share its tensors, or are equal twins.
+        # The keys of one request share its tensors.
         result.proofs.update(dict.fromkeys(unproved, proof))
     result.proofs.update(dict.fromkeys(result.random & result.proofs.keys(), RANDOM))
     return result
@@ -255,18 +224,6 @@ def _fetches_all_outputs(record: DraftRecord) -> bool:
     """Returns whether a record can prove its signatures: it fetches all outputs of one task."""
     request = record.request
     return isinstance(request, PlannedRequest) and not (request.output_filter or request.tasks)
-
-
-def _is_equal_twin(
-    session: ServingSession, request: PlannedRequest, key: str, outputs: Mapping[str, Any]
-) -> bool:
-    """Returns whether a twin, still over its own tensors, gives the same outputs for the rows."""
-    try:
-        log = build_log(dataclasses.replace(request, signature_key=key))
-        theirs = session.replay(log).outputs
-    except ReplayError:  # replayed by itself, as a server would run it, it may be refused
-        return False
-    return same_outputs(outputs, theirs)
 
 
 def signatures_left_cold(records: Collection[DraftRecord]) -> dict[str, str]:

@@ -45,8 +45,8 @@ from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover
 from keras_warmup.savedmodel.saving import (
+    each_weight_once,
     keep_functions,
-    one_copy_of_each_variable,
     quiet_save,
     save_saved_model,
 )
@@ -137,8 +137,7 @@ def publish_model(
     def export(staging: Staging, inputs: ExportInputs) -> ExportInputs:
         directory = os.fspath(staging)
         if export_fn is not None:
-            with one_copy_of_each_variable():
-                export_fn(model, directory)
+            export_fn(model, directory)
             require_saved_model(directory)
             return inputs
         require_built(model, inputs.batches)
@@ -219,7 +218,7 @@ def _publish(
         except Exception as error:
             _require_cold_allowed(error, request)
             failure = error
-        with quiet_save(), keep_functions(model):
+        with quiet_save(), keep_functions(model), each_weight_once():
             inputs = export(staging, inputs)
         if options.method_name:
             name_methods(directory, flush=False)

@@ -36,10 +36,16 @@ from keras_warmup.records.warmup_file import draft_of, read_all_records, warmup_
 from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.ops import describe_foreign_ops
-from keras_warmup.savedmodel.rewriting import share_tensors
-from keras_warmup.savedmodel.signatures import Signature, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.rewriting import share_tensors, write_saved_model
+from keras_warmup.savedmodel.signatures import (
+    Signature,
+    read_meta_graph,
+    read_saved_model,
+    read_signatures,
+    serving_meta_graph,
+)
 from keras_warmup.savedmodel.twins import find_twins
-from keras_warmup.serving.replay import open_session
+from keras_warmup.serving.replay import ServingSession
 
 # Rows on which the calls of a model are compared with each other.
 _SKEW_ROWS = 4
@@ -74,7 +80,8 @@ def warm_saved_model(
     Raises:
         WarmupError: a subclass of it for each kind of failure; the old file is unchanged.
     """
-    meta_graph = read_meta_graph(export_dir)
+    saved_model = read_saved_model(export_dir)
+    meta_graph = serving_meta_graph(saved_model, export_dir)
     signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
     # A model that a server cannot run is not published, warm or cold.
@@ -82,16 +89,15 @@ def warm_saved_model(
     chosen = choose_signatures(signatures, options)
     same_function = find_twins(meta_graph, chosen)
     binding = bind_signatures(graph, chosen, inputs, options, twins=same_function)
-    bound, cold = binding.bound, binding.cold
+    bound = binding.bound
     if options.share_twin_signatures is not None:
         share_twins = options.share_twin_signatures
-    # Twins are shown to be equal by replaying both.
     warmed = {one.key for one in bound}
     twins = {
-        key: lead
-        for key, lead in same_function.items()
-        if share_twins and options.verify and {key, lead} <= warmed
+        key: lead for key, lead in same_function.items() if share_twins and {key, lead} <= warmed
     }
+    # Before the replay, which then runs the signatures as the server will.
+    share_tensors(meta_graph, twins)
     batching = (
         None
         if options.batching_parameters is None
@@ -100,38 +106,26 @@ def warm_saved_model(
     path = warmup_path(export_dir)
     kept = read_all_records(path) if append and _has_file(path) else []
     facts = {one.key: one.facts for one in bound}
+    plan = plan_requests(
+        bound,
+        options,
+        taken=len(kept),
+        batching=batching,
+        twins=twins,
+        shapes_seen=inputs.shapes_seen,
+        training_batch_size=inputs.training_batch_size,
+    )
+    records = [DraftRecord(KeptRequest(log)) for log in kept]
+    records += [DraftRecord(request) for request in plan.requests]
     with draft_of(path) as draft:
-        while True:
-            plan = plan_requests(
-                bound,
-                options,
-                taken=len(kept),
-                batching=batching,
-                twins=twins,
-                shapes_seen=inputs.shapes_seen,
-                training_batch_size=inputs.training_batch_size,
-            )
-            records = [DraftRecord(KeptRequest(log)) for log in kept]
-            records += [DraftRecord(request) for request in plan.requests]
-            write_draft(draft, records, options, options.model_name or model_name)
-            result = replay_draft(export_dir, draft.path, records, inputs, options, twins, facts)
-            if not result.unequal_twins:
-                break
-            # They are no twins: each gets a record of its own.
-            twins = {key: lead for key, lead in twins.items() if key not in result.unequal_twins}
-        cold = {**plan.skipped, **cold, **signatures_left_cold(records)}
+        write_draft(draft, records, options, options.model_name or model_name)
+        result = replay_draft(export_dir, meta_graph, draft.path, records, inputs, options, facts)
+        cold = {**plan.skipped, **binding.cold, **signatures_left_cold(records)}
         if any(record.error for record in records):
             records = [record for record in records if not record.error]
             write_draft(draft, records, options, options.model_name or model_name)
-        for key, lead in twins.items():
-            # Tensors are shared only where a record was replayed on both signatures.
-            if key not in result.equal_twins and key not in cold:
-                cold[key] = (
-                    f"no record was replayed on both it and {lead!r}, whose record it was to share"
-                )
-        twins = {key: lead for key, lead in twins.items() if key in result.equal_twins}
         if twins:
-            share_tensors(export_dir, twins, flush=in_place)
+            write_saved_model(export_dir, saved_model, flush=in_place)
         if records:
             draft.publish(flush=in_place)
     ignored = _ignored_features(bound)
@@ -182,7 +176,7 @@ def check_servable(export_dir: str, own_calls: Collection[str]) -> None:
     for signature in signatures:
         if signature.key in own_calls:
             refuse_python_ops(signature, graph_facts(graph, signature))
-    with open_session(export_dir):
+    with ServingSession(export_dir, meta_graph):
         pass
 
 

@@ -13,13 +13,17 @@ directory: the server does not load it again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
-from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
+from keras_warmup._protos import (
+    FingerprintDef,
+    MetaGraphDef,
+    SavedModel,
+    serialized_fingerprint,
+)
 from keras_warmup.errors import SignatureError
 from keras_warmup.paths import as_path, explained, join, name_of, parent_of, scheme_of
 from keras_warmup.publishing.filesystem import exists, replace_file, sync
@@ -27,9 +31,9 @@ from keras_warmup.publishing.workspace import Workspace, sweep
 from keras_warmup.savedmodel.files import require_file
 from keras_warmup.savedmodel.request_kinds import METHOD_NAMES, default_kind
 from keras_warmup.savedmodel.signatures import (
-    read_meta_graph,
     read_saved_model,
     read_signatures,
+    serving_meta_graph,
 )
 
 _MODEL = "saved_model.pb"
@@ -47,24 +51,25 @@ def name_methods(export_dir: str | os.PathLike[str], *, flush: bool = True) -> N
 
     Raises:
         SignatureError: the SavedModel cannot be read.
+        PublishError: there is no `saved_model.pb`, or it cannot be replaced.
     """
+    saved_model = read_saved_model(export_dir)
     kinds = {
         signature.key: default_kind(signature)
-        for signature in read_signatures(read_meta_graph(export_dir))
+        for signature in read_signatures(serving_meta_graph(saved_model, export_dir))
     }
     named = {key: METHOD_NAMES[kind] for key, kind in kinds.items() if kind != "predict"}
     if not named:
         return
-    saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
-    for definitions in _definitions_of(saved_model, named):
-        for key, method_name in named.items():
-            definitions[key].method_name = method_name
-    _write(export_dir, saved_model, flush)
+    for meta_graph in saved_model.meta_graphs:
+        definitions = meta_graph.signature_def
+        if set(named) <= set(definitions):
+            for key, method_name in named.items():
+                definitions[key].method_name = method_name
+    write_saved_model(export_dir, saved_model, flush=flush)
 
 
-def share_tensors(
-    export_dir: str | os.PathLike[str], twins: Mapping[str, str], *, flush: bool = True
-) -> None:
+def share_tensors(meta_graph: MetaGraphDef, twins: Mapping[str, str]) -> None:
     """Makes signatures use the tensors of their twins, so that one executor serves both.
 
     Then one warmup record warms both. Only SignatureDefs change: `tf.saved_model.load` and
@@ -72,26 +77,19 @@ def share_tensors(
     the same outputs under the same aliases.
 
     Args:
-        export_dir: version directory of a SavedModel.
+        meta_graph: the meta graph to change.
         twins: signature_key -> key of the signature whose tensors it will use, as
             `twins.find_twins` returns them.
-        flush: write the change to the disk before this returns. A directory that is still going to
-            be published does not need it. Defaults to `True`.
-
-    Raises:
-        SignatureError: the SavedModel cannot be read.
     """
-    saved_model = read_saved_model(join(as_path(export_dir), _MODEL))
-    for definitions in _definitions_of(saved_model, {*twins, *twins.values()}):
-        for key, twin in twins.items():
-            definition, source = definitions[key], definitions[twin]
-            for changed, kept in (
-                (definition.inputs, source.inputs),
-                (definition.outputs, source.outputs),
-            ):
-                for alias in changed:
-                    changed[alias].CopyFrom(kept[alias])
-    _write(export_dir, saved_model, flush)
+    definitions = meta_graph.signature_def
+    for key, twin in twins.items():
+        definition, source = definitions[key], definitions[twin]
+        for changed, kept in (
+            (definition.inputs, source.inputs),
+            (definition.outputs, source.outputs),
+        ):
+            for alias in changed:
+                changed[alias].CopyFrom(kept[alias])
 
 
 def recover(export_dir: str) -> None:
@@ -103,44 +101,29 @@ def recover(export_dir: str) -> None:
     sweep(export_dir, tidy=_restore_fingerprint)
 
 
-def complete_fingerprint(export_dir: str) -> None:
-    """Computes a fingerprint again where it lacks the hash of the variables.
-
-    TensorFlow silently leaves the hash out where it cannot read the variables at that moment.
-
-    Args:
-        export_dir: a SavedModel that is still going to be published.
-
-    Raises:
-        PublishError: a file cannot be read or written.
-        SignatureError: the fingerprint is damaged.
-    """
-    path, index = join(export_dir, _FINGERPRINT), join(export_dir, "variables/variables.index")
-    with explained(path, "read"):
-        if not exists(path) or not exists(index) or _read_fingerprint(path).checkpoint_hash:
-            return
-        complete = _compute_fingerprint(export_dir, path)
-        with tf.io.gfile.GFile(path, "wb") as file:
-            file.write(complete)
-
-
-def _definitions_of(saved_model: SavedModel, keys: Iterable[str]) -> list[Any]:
-    """Returns the SignatureDefs, by key, of each meta graph that has all of `keys`."""
-    definitions = [meta_graph.signature_def for meta_graph in saved_model.meta_graphs]
-    return [one for one in definitions if set(keys) <= set(one)]
-
-
-def _write(export_dir: str | os.PathLike[str], saved_model: SavedModel, flush: bool) -> None:
+def write_saved_model(
+    export_dir: str | os.PathLike[str], saved_model: SavedModel, *, flush: bool = True
+) -> None:
     """Replaces `saved_model.pb`, and `fingerprint.pb` where there is one.
 
     Two files cannot be replaced in one step. So the old fingerprint is moved away before the old
     graph is replaced, and the new one is moved in after the new graph. Whenever the process is
     killed, the fingerprint matches the graph or is absent; if it is absent, the next rewrite
     restores the one that matches (`_restore_fingerprint`).
+
+    Args:
+        export_dir: version directory of a SavedModel.
+        saved_model: the new content of its `saved_model.pb`.
+        flush: write the change to the disk before this returns. A directory that is still going to
+            be published does not need it. Defaults to `True`.
+
+    Raises:
+        PublishError: there is no `saved_model.pb`, or it cannot be replaced.
     """
     directory = as_path(export_dir)
     path, fingerprint = join(directory, _MODEL), join(directory, _FINGERPRINT)
     with explained(path, "rewrite"):
+        tf.io.gfile.stat(path)  # raises where only saved_model.pbtxt exists
         recover(directory)
         workspace = Workspace(path)
         try:
@@ -162,6 +145,27 @@ def _write(export_dir: str | os.PathLike[str], saved_model: SavedModel, flush: b
                 replace_file(join(workspace.content, _FINGERPRINT), fingerprint, flush=flush)
         finally:
             workspace.close(tidy=_restore_fingerprint)
+
+
+def complete_fingerprint(export_dir: str) -> None:
+    """Computes a fingerprint again where it lacks the hash of the variables.
+
+    TensorFlow silently leaves the hash out where it cannot read the variables at that moment.
+
+    Args:
+        export_dir: a SavedModel that is still going to be published.
+
+    Raises:
+        PublishError: a file cannot be read or written.
+        SignatureError: the fingerprint is damaged.
+    """
+    path, index = join(export_dir, _FINGERPRINT), join(export_dir, "variables/variables.index")
+    with explained(path, "read"):
+        if not exists(path) or not exists(index) or _read_fingerprint(path).checkpoint_hash:
+            return
+        complete = _compute_fingerprint(export_dir, path)
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(complete)
 
 
 def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:

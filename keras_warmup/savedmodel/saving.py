@@ -1,10 +1,16 @@
-"""Saves Keras 3 objects as SavedModels that a server can run.
+"""Saves Keras 3 objects as SavedModels that a server can run, with each weight once.
 
-`tf.saved_model.save` of a Keras 3 model, or of a `tf.Module` that holds one, writes a restore op
-that fills other variables than the signatures read. `tf.saved_model.load` works; a Session, and so
-TensorFlow Serving, fails with `Could not find variable`. The cause is one line:
-`keras.Variable._export_to_saved_model_graph` (keras/src/backend/tensorflow/core.py) maps itself to
-a *new* variable instead of the exported copy of its value.
+Two habits of Keras 3 are corrected while such an object is saved:
+
+- `tf.saved_model.save` of a Keras 3 model, or of a `tf.Module` that holds one, writes a restore op
+  that fills other variables than the signatures read. `tf.saved_model.load` works; a Session, and
+  so TensorFlow Serving, fails with `Could not find variable`. The cause is one line:
+  `keras.Variable._export_to_saved_model_graph` (keras/src/backend/tensorflow/core.py) maps itself
+  to a *new* variable instead of the exported copy of its value.
+- `model.export` and `keras.export.ExportArchive` write each weight twice: the object they save
+  tracks the `keras.Variable`s (`variables` and its like) and their values (`_all_variables`), which
+  are different objects to TensorFlow (keras/src/export/saved_model_export_archive.py). A server
+  restores both, and keeps both in memory.
 """
 
 from __future__ import annotations
@@ -18,6 +24,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_warmup._protos import save_context
+
+_ARCHIVE_ATTRIBUTES = ("_tf_trackable", "_endpoint_names", "_get_concrete_fn")
 _FUNCTIONS = ("train_function", "test_function", "predict_function")
 # Reentrant, because an export_fn may call keras_warmup.save.
 _lock = threading.RLock()
@@ -34,29 +43,112 @@ def _export_to_saved_model_graph(
 
 
 @contextlib.contextmanager
-def one_copy_of_each_variable() -> Iterator[None]:
-    """Makes `tf.saved_model.save` export each Keras variable once, while the context is open.
+def each_weight_once() -> Iterator[None]:
+    """Makes Keras objects that are saved while the context is open store each weight once.
 
-    Then the restored variables are those that the signatures read. The objects and the structure of
-    the file stay the same, so `tf.saved_model.load` returns the same. Where this Keras lacks the
-    method (another backend), nothing is changed; the replay in a Session still decides what may be
-    published.
+    What `tf.saved_model.load` returns stays the same: functions, and lists of variables by name.
+    Where this Keras lacks what is replaced here (another backend), nothing is changed; the replay
+    in a Session still decides what may be published.
     """
-    cls: Any = keras.Variable
-    with _lock:
-        if not hasattr(cls, "_export_to_saved_model_graph"):
+    with _lock, _variables_exported_once(), _archives_written_once():
+        yield
+
+
+@contextlib.contextmanager
+def _variables_exported_once() -> Iterator[None]:
+    """Maps each `keras.Variable` to the exported copy of its value, as signatures read it."""
+    name = "_export_to_saved_model_graph"
+    if not hasattr(keras.Variable, name):
+        yield
+        return
+    # The method is inherited, so it is shadowed on the public class only.
+    with _shadowed(keras.Variable, name, _export_to_saved_model_graph):
+        yield
+
+
+@contextlib.contextmanager
+def _archives_written_once() -> Iterator[None]:
+    """Makes `ExportArchive`s track the values of variables in place of the `keras.Variable`s."""
+    if keras.backend.backend() != "tensorflow":  # others track their own copies, once
+        yield
+        return
+    # ExportArchive() returns an object of the backend's class.
+    cls: Any = type(keras.export.ExportArchive())
+    write_out = cls.write_out
+
+    def write_once(
+        archive: Any, filepath: Any, options: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        if not all(hasattr(archive, name) for name in _ARCHIVE_ATTRIBUTES):
+            return write_out(archive, filepath, options, *args, **kwargs)
+        with _tracking_values(archive._tf_trackable), _traced_once(archive, options):
+            return write_out(archive, filepath, options, *args, **kwargs)
+
+    with _shadowed(cls, "write_out", write_once):
+        yield
+
+
+@contextlib.contextmanager
+def _tracking_values(tracked: Any) -> Iterator[None]:
+    """Replaces lists of `keras.Variable`s on a trackable by lists of their values, for a while."""
+    lists = {name: one for name, one in vars(tracked).items() if _holds_variables(one)}
+    try:
+        for name, variables in lists.items():
+            setattr(tracked, name, [_value_of(one) for one in variables])
+        yield
+    finally:
+        for name, variables in lists.items():
+            setattr(tracked, name, variables)
+
+
+@contextlib.contextmanager
+def _traced_once(archive: Any, options: Any) -> Iterator[None]:
+    """Makes `write_out` trace each endpoint once; it takes most of the time of an export.
+
+    Keras traces an endpoint to list its variables, and `tf.saved_model.save` traces it again, since
+    it is in another context then. The trace of the save lists the same variables. While Keras looks
+    for lookup tables in the models that are tracked, it also traces the default signature of each,
+    although the archive is not saved with it.
+    """
+    with save_context(options or tf.saved_model.SaveOptions()):
+        traces = {
+            name: next(
+                iter(
+                    getattr(archive._tf_trackable, name)._trackable_children("saved_model").values()
+                )
+            )
+            for name in archive._endpoint_names
+        }
+    archive._get_concrete_fn = traces.__getitem__
+    try:
+        with _shadowed(keras.Model, "_default_save_signature", None):
             yield
-            return
-        # The method is inherited, so it is shadowed on the public class only.
-        shadowed = vars(cls).get("_export_to_saved_model_graph")
-        cls._export_to_saved_model_graph = _export_to_saved_model_graph
-        try:
-            yield
-        finally:
-            if shadowed is None:
-                del cls._export_to_saved_model_graph
-            else:
-                cls._export_to_saved_model_graph = shadowed
+    finally:
+        del archive._get_concrete_fn
+
+
+def _holds_variables(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(one, keras.Variable) for one in value)
+
+
+def _value_of(variable: Any) -> Any:
+    """Returns the `tf.Variable` in a `keras.Variable`; anything else as it is."""
+    value = variable.value if isinstance(variable, keras.Variable) else variable
+    return value if isinstance(value, tf.Variable) else variable
+
+
+@contextlib.contextmanager
+def _shadowed(cls: Any, name: str, function: Any) -> Iterator[None]:
+    """Defines a method on a class for a while; an own or inherited one comes back."""
+    own = vars(cls).get(name)
+    setattr(cls, name, function)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(cls, name)
+        else:
+            setattr(cls, name, own)
 
 
 @contextlib.contextmanager
@@ -107,5 +199,5 @@ def save_saved_model(
         signatures: as `tf.saved_model.save` takes them.
         options: `tf.saved_model.SaveOptions` or `None`.
     """
-    with one_copy_of_each_variable():
+    with each_weight_once():
         tf.saved_model.save(obj, export_dir, signatures=signatures, options=options)

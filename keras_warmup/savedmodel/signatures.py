@@ -111,8 +111,20 @@ def read_meta_graph(export_dir: str | os.PathLike[str]) -> MetaGraphDef:
         SignatureError: there is no SavedModel, it cannot be parsed, no meta graph has this tag,
             or its graph cannot be walked (`graph_limits.check_graph`).
     """
-    where = as_path(export_dir)
-    meta_graphs = read_saved_model(_file_of(where)).meta_graphs
+    return serving_meta_graph(read_saved_model(export_dir), export_dir)
+
+
+def serving_meta_graph(saved_model: SavedModel, export_dir: str | os.PathLike[str]) -> MetaGraphDef:
+    """Returns the meta graph of a SavedModel that a server would load, for reading or editing.
+
+    Args:
+        saved_model: as `read_saved_model` returns it.
+        export_dir: its directory, for messages.
+
+    Raises:
+        SignatureError: no meta graph has the tag `serve` alone, or its graph cannot be walked.
+    """
+    meta_graphs = saved_model.meta_graphs
     for meta_graph in meta_graphs:
         if set(meta_graph.meta_info_def.tags) == {"serve"}:
             check_graph(meta_graph.graph_def)
@@ -123,8 +135,8 @@ def read_meta_graph(export_dir: str | os.PathLike[str]) -> MetaGraphDef:
     )
     found += ", ..." if len(meta_graphs) > 10 else ""
     raise SignatureError(
-        f"SavedModel {where!r} has no meta graph with tags ['serve']. Tags found: {found}. "
-        "Export the model with the tag 'serve'."
+        f"SavedModel {as_path(export_dir)!r} has no meta graph with tags ['serve']. Tags found: "
+        f"{found}. Export the model with the tag 'serve'."
     )
 
 
@@ -175,15 +187,16 @@ def read_signatures(meta_graph: MetaGraphDef) -> list[Signature]:
     return signatures
 
 
-def read_saved_model(path: str) -> SavedModel:
-    """Reads a SavedModel proto.
+def read_saved_model(export_dir: str | os.PathLike[str]) -> SavedModel:
+    """Reads the SavedModel proto of a directory: `saved_model.pb`, else `saved_model.pbtxt`.
 
     Args:
-        path: a `saved_model.pb`, or a `saved_model.pbtxt` in the text form.
+        export_dir: version directory of a SavedModel, on any file system of `tf.io.gfile`.
 
     Raises:
-        SignatureError: the file cannot be read, is too large, or is not a SavedModel proto.
+        SignatureError: there is none, it cannot be read or parsed, or it is too large.
     """
+    path = _file_of(as_path(export_dir))
     content = _content_of(path)
     saved_model = SavedModel()
     try:

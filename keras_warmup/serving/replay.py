@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,8 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
 
     Args:
         export_dir: the SavedModel.
-        meta_graph: the meta graph to load; `unoptimized` changes it.
-        unoptimized: as in `open_session`.
+        meta_graph: the meta graph to load.
+        optimize_load: as `load_session` takes it.
 
     Attributes:
         export_dir: the SavedModel.
@@ -88,7 +88,7 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
     """
 
     def __init__(
-        self, export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()
+        self, export_dir: str, meta_graph: MetaGraphDef, *, optimize_load: bool = True
     ) -> None:
         started = time.perf_counter()
         self.export_dir = export_dir
@@ -100,7 +100,7 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
             tuple[tuple[str, ...], tuple[str, ...]], Callable[..., Sequence[Any]]
         ] = {}
         with no_status_log():
-            self._session: Any = load_session(export_dir, meta_graph, unoptimized)
+            self._session: Any = load_session(export_dir, meta_graph, optimize_load=optimize_load)
         self.load_ms = (time.perf_counter() - started) * 1000
 
     def __exit__(self, *_: object) -> None:
@@ -118,7 +118,7 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
 
         Returns:
             Its outputs and the time it took. The first record of a set of tensors takes as long as
-            a first request of a client, unless its signature was left unoptimized.
+            a first request of a client.
 
         Raises:
             ReplayError: the server would refuse to load the model with this record. The message
@@ -249,18 +249,11 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
         return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
 
 
-def open_session(
-    export_dir: str | os.PathLike[str],
-    *,
-    unoptimized: Collection[str] = (),
-) -> ServingSession:
+def open_session(export_dir: str | os.PathLike[str]) -> ServingSession:
     """Loads a SavedModel as TensorFlow Serving does, on the CPU.
 
     Args:
         export_dir: version directory of a SavedModel.
-        unoptimized: keys of signatures of which only the results are needed, not the time. Neither
-            what only they run nor loading passes through TensorFlow's graph optimizer. Defaults to
-            none: everything is optimized, as in a server.
 
     Returns:
         A context manager.
@@ -270,7 +263,7 @@ def open_session(
         ReplayError: its graph cannot be imported, its variables cannot be restored, or its init op
             fails.
     """
-    return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir), unoptimized)
+    return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir))
 
 
 def _describe(log: PredictionLog) -> str:

@@ -7,10 +7,10 @@ fail there only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
-from collections.abc import Collection
 from typing import Any
 
 import tensorflow as tf
@@ -23,7 +23,7 @@ from keras_warmup.paths import reason_of
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.savedmodel.files import check_load_files, read_assets
 from keras_warmup.savedmodel.ops import library_of
-from keras_warmup.serving.grappler import leave_unoptimized
+from keras_warmup.serving.grappler import optimizing_only_signatures
 
 # Errors that TensorFlow raises for a damaged graph: its own, and those that its C++ and Python code
 # runs into, such as IndexError and UnicodeDecodeError for attributes, or MemoryError for
@@ -45,17 +45,15 @@ _SELF_EXPLAINING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
-def load_session(
-    export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()
-) -> Any:
+def load_session(export_dir: str, meta_graph: MetaGraphDef, *, optimize_load: bool = True) -> Any:
     """Imports a graph into a Session, restores its variables and runs its init op.
 
     Args:
         export_dir: version directory of the SavedModel.
         meta_graph: the meta graph to load.
-        unoptimized: keys of signatures to run without TensorFlow's graph optimizer; the variables
-            are restored without it too. This changes `meta_graph` (see `grappler.py`). Defaults to
-            none: everything is optimized, as in a server.
+        optimize_load: restore the variables and run the init op through TensorFlow's graph
+            optimizer, as a server does. Without it, loading takes less time and memory
+            (`grappler.py`). Defaults to `True`.
 
     Returns:
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
@@ -66,10 +64,13 @@ def load_session(
     """
     check_load_files(export_dir, meta_graph)
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
-    if unoptimized:
-        leave_unoptimized(meta_graph, unoptimized, config)
     graph = tf.Graph()
-    problem = _import(graph, meta_graph)
+    with (
+        contextlib.nullcontext()
+        if optimize_load
+        else optimizing_only_signatures(meta_graph, config)
+    ):
+        problem = _import(graph, meta_graph)
     if problem is not None:
         raise _load_error(
             f"Cannot import the graph of SavedModel {export_dir!r}",

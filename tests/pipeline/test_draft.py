@@ -1,10 +1,9 @@
-"""Tests of `keras_warmup.pipeline.draft`: what is replayed, in which Sessions, and what follows."""
+"""Tests of `keras_warmup.pipeline.draft`: what is replayed, and what follows."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -13,9 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
-from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import ProofError, ReplayError
-from keras_warmup.pipeline import draft
 from keras_warmup.report import WarmupReport
 from keras_warmup.serving.replay import Replayed, ServingSession
 from tests.builders import image_model, random_rows
@@ -30,47 +27,40 @@ def model() -> keras.Model:
     return image_model()
 
 
-@pytest.fixture
-def sessions(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
-    """The keys of the signatures left unoptimized, for each Session that replayed a draft."""
-    opened: list[set[str]] = []
-    real = draft.open_session
-
-    def open_session(export_dir: str, *, unoptimized: Collection[str] = ()) -> ServingSession:
-        opened.append(set(unoptimized))
-        return real(export_dir, unoptimized=unoptimized)
-
-    monkeypatch.setattr(draft, "open_session", open_session)
-    return opened
-
-
-def signature_key_of(log: PredictionLog) -> str:
-    return log.predict_log.request.model_spec.signature_name
-
-
 def warmed_keys(report: WarmupReport) -> list[tuple[str, tuple[str, ...]]]:
     return [(record.signature_key, record.warms) for record in report.records]
 
 
-def test_only_the_twin_is_left_unoptimized(
-    model: keras.Model, sessions: list[set[str]], tmp_path: pathlib.Path
+@pytest.mark.parametrize("verify", [True, False])
+def test_twins_share_one_record_that_is_replayed_once(
+    verify: bool, model: keras.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES)
+    replayed: list[Any] = []
+    real = ServingSession.replay
+
+    def replay(self: ServingSession, log: Any) -> Replayed:
+        replayed.append(log)
+        return real(self, log)
+
+    monkeypatch.setattr(ServingSession, "replay", replay)
+    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES, warmup={"verify": verify})
     assert report.shared_signatures == {"serve": "serving_default"}
-    assert sessions == [{"serve"}]
+    assert warmed_keys(report) == [("serving_default", ("serving_default", "serve"))]
+    assert len(replayed) == int(verify)
+    monkeypatch.undo()
+    assert kw.verify(tmp_path / "1").ok
 
 
 @pytest.mark.parametrize("options", [{"share_twin_signatures": False}, {"signatures": ["serve"]}])
-def test_without_twins_to_compare_everything_is_optimized(
-    options: dict[str, Any], model: keras.Model, sessions: list[set[str]], tmp_path: pathlib.Path
+def test_twins_stay_apart_if_asked_to_or_if_one_is_not_warmed(
+    options: dict[str, Any], model: keras.Model, tmp_path: pathlib.Path
 ) -> None:
     report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES, warmup=options)
     assert report.shared_signatures == {}
-    assert sessions == [set()]
 
 
-def test_beside_records_of_the_old_file_everything_is_optimized(
-    model: keras.Model, sessions: list[set[str]], tmp_path: pathlib.Path
+def test_twins_share_beside_records_of_the_old_file(
+    model: keras.Model, tmp_path: pathlib.Path
 ) -> None:
     kw.export_with_warmup(model, tmp_path / "1", data=IMAGES, warmup={"signatures": ["serve"]})
     options = {"share_twin_signatures": True}
@@ -80,7 +70,7 @@ def test_beside_records_of_the_old_file_everything_is_optimized(
         ("serving_default", "data"),
     ]
     assert report.shared_signatures == {"serve": "serving_default"}
-    assert sessions == [set(), set()]
+    assert kw.verify(tmp_path / "1").ok
 
 
 class Clock(tf.Module):
@@ -96,25 +86,7 @@ class Clock(tf.Module):
         return {"y": x * 2.0}
 
 
-def test_twins_that_give_other_outputs_get_records_of_their_own(
-    sessions: list[set[str]], tmp_path: pathlib.Path
-) -> None:
-    module = Clock()
-    signatures = {"serving_default": module.tell, "serve": module.tell}
-    report = kw.save(module, tmp_path / "1", signatures, data=random_rows())
-    assert report.shared_signatures == {}
-    assert warmed_keys(report) == [
-        ("serving_default", ("serving_default",)),
-        ("serve", ("serve",)),
-    ]
-    # Compared with the twin unoptimized, compared as a server runs both, and replayed apart.
-    assert sessions == [{"serve"}, set(), set()]
-    assert kw.verify(tmp_path / "1").ok
-
-
-def test_equal_twins_beside_unequal_ones_still_share_a_record(
-    sessions: list[set[str]], tmp_path: pathlib.Path
-) -> None:
+def test_twins_share_a_record_though_their_outputs_vary(tmp_path: pathlib.Path) -> None:
     module = Clock()
     signatures = {
         "serving_default": module.tell,
@@ -123,35 +95,12 @@ def test_equal_twins_beside_unequal_ones_still_share_a_record(
         "twice": module.double,
     }
     report = kw.save(module, tmp_path / "1", signatures, data=random_rows())
-    assert report.shared_signatures == {"twice": "double"}
+    assert report.shared_signatures == {"serve": "serving_default", "twice": "double"}
     assert sorted(warmed_keys(report)) == [
         ("double", ("double", "twice")),
-        ("serve", ("serve",)),
-        ("serving_default", ("serving_default",)),
+        ("serving_default", ("serving_default", "serve")),
     ]
-    assert sessions == [{"serve", "twice"}, set(), {"twice"}]
     assert kw.verify(tmp_path / "1").ok
-
-
-def test_twins_that_differ_unoptimized_only_are_compared_as_a_server_runs_them(
-    model: keras.Model,
-    sessions: list[set[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: pathlib.Path,
-) -> None:
-    real = draft.same_outputs
-
-    def differ_in_first_session(
-        ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
-    ) -> bool:
-        return len(sessions) > 1 and real(ours, theirs)
-
-    monkeypatch.setattr(draft, "same_outputs", differ_in_first_session)
-    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES)
-    assert report.shared_signatures == {"serve": "serving_default"}
-    assert report.proofs == {"serving_default": "proved", "serve": "proved"}
-    assert warmed_keys(report) == [("serving_default", ("serving_default", "serve"))]
-    assert sessions == [{"serve"}, set()]
 
 
 def test_a_model_is_compared_as_a_server_runs_it_constants_folded(tmp_path: pathlib.Path) -> None:
@@ -167,78 +116,6 @@ def test_a_model_is_compared_as_a_server_runs_it_constants_folded(tmp_path: path
     blurred = keras.Model(x, Blur(dtype="float16")(x))
     with pytest.raises(ProofError):
         kw.export_with_warmup(blurred, tmp_path / "1", data=np.full((4, 8, 8, 8), 300, "float16"))
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_twin_that_fails_unoptimized_is_run_as_a_server_runs_it(
-    model: keras.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
-    replayed: list[str] = []
-    real = ServingSession.replay
-
-    def fail_once(self: ServingSession, log: PredictionLog) -> Replayed:
-        replayed.append(signature_key_of(log))
-        if replayed == ["serving_default", "serve"]:
-            raise ReplayError("the twin fails unoptimized")
-        return real(self, log)
-
-    monkeypatch.setattr(ServingSession, "replay", fail_once)
-    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES)
-    assert report.shared_signatures == {"serve": "serving_default"}
-    assert replayed == ["serving_default", "serve", "serving_default", "serve"]
-
-
-def test_a_record_that_fails_beside_an_unoptimized_twin_is_run_as_a_server_runs_it(
-    model: keras.Model,
-    sessions: list[set[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: pathlib.Path,
-) -> None:
-    real = ServingSession.replay
-
-    def fail_in_first_session(self: ServingSession, log: PredictionLog) -> Replayed:
-        if len(sessions) == 1:
-            raise ReplayError("the record fails beside an unoptimized twin")
-        return real(self, log)
-
-    monkeypatch.setattr(ServingSession, "replay", fail_in_first_session)
-    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES)
-    assert report.proofs == {"serving_default": "proved", "serve": "proved"}
-    assert sessions == [{"serve"}, set()]
-
-
-def test_a_record_that_is_disproved_beside_an_unoptimized_twin_is_proved_as_a_server_runs_it(
-    model: keras.Model,
-    sessions: list[set[str]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: pathlib.Path,
-) -> None:
-    real = draft.prove_request
-
-    def disprove_in_first_session(*arguments: Any, **options: Any) -> str:
-        if len(sessions) == 1:
-            raise ProofError("its outputs differ beside an unoptimized twin")
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(draft, "prove_request", disprove_in_first_session)
-    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES)
-    assert report.proofs == {"serving_default": "proved", "serve": "proved"}
-    assert sessions == [{"serve"}, set()]
-
-
-def test_a_twin_that_no_server_could_run_refuses_the_export(
-    model: keras.Model, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
-) -> None:
-    real = ServingSession.replay
-
-    def fail_on_twin(self: ServingSession, log: PredictionLog) -> Replayed:
-        if signature_key_of(log) == "serve":
-            raise ReplayError("the twin fails")
-        return real(self, log)
-
-    monkeypatch.setattr(ServingSession, "replay", fail_on_twin)
-    with pytest.raises(ReplayError, match=r"^the twin fails$"):
-        kw.export_with_warmup(model, tmp_path / "1", data=IMAGES)
     assert os.listdir(tmp_path) == []
 
 

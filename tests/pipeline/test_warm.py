@@ -42,13 +42,13 @@ def test_one_record_warms_both_twins_and_the_filters_of_either_key_are_kept(
     assert kw.verify(tmp_path / "1").ok
 
 
-def test_random_twins_stay_apart(tmp_path: pathlib.Path) -> None:
+def test_random_twins_share_a_record(tmp_path: pathlib.Path) -> None:
     x = input_of_four("x")
     noisy = keras.Model(x, keras.layers.Dropout(0.5)(x, training=True))
     with pytest.warns(UserWarning, match="are random at inference"):
         report = kw.export_with_warmup(noisy, tmp_path / "1", data=random_rows(4))
-    assert report.shared_signatures == {}
-    assert [record.warms for record in report.records] == [("serving_default",), ("serve",)]
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert [record.warms for record in report.records] == [("serving_default", "serve")]
 
 
 class Counter(tf.Module):
@@ -68,13 +68,13 @@ class Counting(Counter):
         return {"y": x + tf.cast(self.seen.assign_add(1), tf.float32)}
 
 
-def test_twins_whose_state_changes_their_outputs_stay_apart(tmp_path: pathlib.Path) -> None:
+def test_twins_whose_state_changes_their_outputs_share_a_record(tmp_path: pathlib.Path) -> None:
     module = Counting()
     signatures = {"serving_default": module.count, "serve": module.count}
     with pytest.warns(UserWarning, match="are random at inference"):
         report = kw.save(module, tmp_path / "1", signatures, data=random_rows())
-    assert report.shared_signatures == {}
-    assert [record.warms for record in report.records] == [("serving_default",), ("serve",)]
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert [record.warms for record in report.records] == [("serving_default", "serve")]
     assert set(report.random_signatures) == set(signatures)
 
 
@@ -94,7 +94,9 @@ def test_stateful_twins_share_a_record_and_a_note_says_that_warmup_changes_state
         ) in report.notes
 
 
-def test_twins_that_no_record_can_reach_stay_apart(tmp_path: pathlib.Path) -> None:
+def test_twins_that_no_record_can_reach_share_their_first_slow_request(
+    tmp_path: pathlib.Path,
+) -> None:
     module = tf.Module()
     double = tf.function(
         lambda x: {"y": x * 2.0},
@@ -105,30 +107,31 @@ def test_twins_that_no_record_can_reach_stay_apart(tmp_path: pathlib.Path) -> No
     signatures = {"serving_default": double, "serve": double}
     with pytest.warns(UserWarning, match="stays cold: it compiles with XLA"):
         report = kw.save(module, tmp_path / "1", signatures, data={"x": random_rows(4)})
-    assert report.shared_signatures == {}
-    assert [one.same_tensors_as for one in kw.inspect(tmp_path / "1").signatures] == [(), ()]
+    assert report.shared_signatures == {"serve": "serving_default"}
+    assert [one.same_tensors_as for one in kw.inspect(tmp_path / "1").signatures] == [
+        ("serving_default",),
+        ("serve",),
+    ]
 
 
-def test_a_twin_of_a_task_stays_apart_and_cold_with_a_warning(tmp_path: pathlib.Path) -> None:
+def test_a_twin_of_a_task_shares_its_record(tmp_path: pathlib.Path) -> None:
     x = keras.Input((1,), name="x")
     model = keras.Model(x, keras.layers.Dense(2, activation="softmax")(x))
     one, other = (
         kw.endpoints.classify(model, float_parser("x"), classes)
         for classes in (["no", "yes"], ["p", "q"])
     )
-    with pytest.warns(
-        UserWarning,
-        match="Signature 'b' of .* stays cold: no record was replayed on both it and 'a'",
-    ):
-        report = kw.save(
-            model,
-            tmp_path / "1",
-            {"a": one, "b": one, "c": other},
-            data={"x": random_rows(1)},
-            warmup={"kinds": ["multi_inference"]},
-        )
-    assert [record.signature_key for record in report.records] == ["a+c"]
-    assert report.shared_signatures == {}
+    report = kw.save(
+        model,
+        tmp_path / "1",
+        {"a": one, "b": one, "c": other},
+        data={"x": random_rows(1)},
+        warmup={"kinds": ["multi_inference"]},
+    )
+    assert [(record.signature_key, record.warms) for record in report.records] == [
+        ("a+c", ())
+    ]
+    assert report.shared_signatures == {"b": "a"}
 
 
 def test_add_warmup_changes_no_signature_unless_asked_to(
@@ -141,12 +144,6 @@ def test_add_warmup_changes_no_signature_unless_asked_to(
     report = kw.add_warmup(tmp_path / "1", IMAGES, warmup={"share_twin_signatures": True})
     assert report.shared_signatures == {"serve": "serving_default"}
     assert len(report.records) == 1
-
-
-def test_without_a_replay_nothing_is_shared(model: keras.Model, tmp_path: pathlib.Path) -> None:
-    report = kw.export_with_warmup(model, tmp_path / "1", data=IMAGES, warmup={"verify": False})
-    assert report.shared_signatures == {}
-    assert len(report.records) == 2
 
 
 def test_extra_features_are_ignored_and_reported(tmp_path: pathlib.Path) -> None:

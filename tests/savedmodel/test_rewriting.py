@@ -15,16 +15,22 @@ from google.protobuf import text_format
 import keras_warmup as kw
 from keras_warmup import endpoints
 from keras_warmup._protos import FingerprintDef, SavedModel, serialized_fingerprint
-from keras_warmup.errors import SignatureError
+from keras_warmup.errors import PublishError, SignatureError
 from keras_warmup.savedmodel import rewriting
 from keras_warmup.savedmodel.rewriting import (
     complete_fingerprint,
     name_methods,
     recover,
     share_tensors,
+    write_saved_model,
 )
 from keras_warmup.savedmodel.saving import save_saved_model
-from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
+from keras_warmup.savedmodel.signatures import (
+    read_meta_graph,
+    read_saved_model,
+    read_signatures,
+    serving_meta_graph,
+)
 from keras_warmup.serving.replay import open_session
 from tests.builders import predict_log
 
@@ -90,7 +96,7 @@ def test_a_model_in_the_text_form_is_not_rewritten(export_dir: pathlib.Path) -> 
     text = text_format.MessageToString(SavedModel.FromString(path.read_bytes()))
     (export_dir / "saved_model.pbtxt").write_text(text)
     path.unlink()
-    with pytest.raises(SignatureError, match=r"saved_model.pb': No such file or directory"):
+    with pytest.raises(PublishError, match=r"saved_model.pb': No such file or directory"):
         name_methods(export_dir)
 
 
@@ -195,7 +201,9 @@ def test_sharing_changes_nothing_for_load_tfsmlayer_and_a_session(tmp_path: path
     model.export(apart_dir, verbose=False)
     model.export(shared_dir, verbose=False)
     before = (shared_dir / "fingerprint.pb").read_bytes()
-    share_tensors(shared_dir, {"serve": "serving_default"})
+    saved_model = read_saved_model(shared_dir)
+    share_tensors(serving_meta_graph(saved_model, shared_dir), {"serve": "serving_default"})
+    write_saved_model(shared_dir, saved_model)
 
     apart, shared = tf.saved_model.load(apart_dir), tf.saved_model.load(shared_dir)
     assert dir(apart) == dir(shared)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_warmup.savedmodel.saving import one_copy_of_each_variable, save_saved_model
+from keras_warmup.savedmodel.saving import each_weight_once, save_saved_model
 from keras_warmup.serving.replay import open_session
 from tests.builders import predict_log
 
@@ -57,12 +57,12 @@ def test_a_module_that_holds_a_keras_model_is_saved_so_that_a_session_can_run_it
 
 def test_keras_is_as_before_when_the_context_ends() -> None:
     method = keras.Variable._export_to_saved_model_graph
-    with one_copy_of_each_variable():
+    with each_weight_once():
         assert keras.Variable._export_to_saved_model_graph is not method
-        with one_copy_of_each_variable():  # an export_fn may call keras_warmup.save
+        with each_weight_once():  # an export_fn may call keras_warmup.save
             pass
         assert keras.Variable._export_to_saved_model_graph is not method
     assert keras.Variable._export_to_saved_model_graph is method
-    with pytest.raises(RuntimeError), one_copy_of_each_variable():
+    with pytest.raises(RuntimeError), each_weight_once():
         raise RuntimeError
     assert keras.Variable._export_to_saved_model_graph is method

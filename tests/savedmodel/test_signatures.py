@@ -292,7 +292,7 @@ def test_a_file_that_is_too_large_is_not_read(
     (tmp_path / name).write_bytes(b"12345")
     monkeypatch.setattr(f"keras_warmup.savedmodel.signatures.{limit}", 4)
     with pytest.raises(SignatureError) as caught:
-        read_saved_model(path)
+        read_saved_model(tmp_path)
     assert str(caught.value) == (
         f"Cannot read {path!r}: it has 5 bytes, more than the 4 that are read. Export the model "
         "again, as saved_model.pb and with large constants as variables."
