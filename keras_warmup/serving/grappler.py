@@ -8,10 +8,10 @@ A Session inlines the functions that its main graph calls, and optimizes the who
 optimizer off, the kernel of each call optimizes the function that it calls, as the node's
 `config_proto` says (`partitioned_function_ops.cc`). It runs the same passes, but does not see the
 nodes around the call. So Grappler is left out only where these nodes make no difference: every
-signature is one call that reads only placeholders, variables and tables, calls functions in no
-other way, and computes nothing in half precision, where the order of operations shows. A SavedModel
-with constants around a call, such as a captured array, is loaded as a server does: a Session would
-fold them into the function.
+signature is one call that reads only placeholders, variables, tables and constants that no rounding
+touches, calls functions in no other way, and computes nothing in half precision, where the order of
+operations shows. A SavedModel with floating-point constants around a call, such as a captured
+array, is loaded as a server does: a Session would fold them into the function.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from keras_warmup.savedmodel.signatures import RESERVED_PREFIX
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 _HANDLES = frozenset({"VarHandleOp", "HashTableV2", "MutableHashTableV2"})
 _HALVES = frozenset({tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum})
+_EXACT = frozenset(dtype.as_datatype_enum for dtype in (tf.int32, tf.int64, tf.bool, tf.string))
 
 
 @contextlib.contextmanager
@@ -55,7 +56,7 @@ def optimizing_only_signatures(
         for info in definition.outputs.values()
     }
     if not (
-        all(_has_only_resource_inputs(graph, graph.main.nodes.get(name)) for name in served)
+        all(_reads_nothing_to_fold(graph, graph.main.nodes.get(name)) for name in served)
         and all(
             _is_optimized_by_its_caller(graph, node) and not _computes_in_half(node)
             for node in _nodes_run(graph, served)
@@ -103,13 +104,19 @@ def _is_call(node: Any) -> bool:
     )
 
 
-def _has_only_resource_inputs(graph: ModelGraph, node: Any) -> bool:
-    """Returns whether a node is a call that reads only placeholders, variables and tables."""
+def _reads_nothing_to_fold(graph: ModelGraph, node: Any) -> bool:
+    """Returns whether a node is a call without computed inputs or floating-point constants."""
     if not _is_call(node):
         return False
     sources = [graph.main.nodes.get(name) for name in graph.main.sources(node.name)]
     return all(
-        one is not None and (one.op == "Placeholder" or one.op in _HANDLES) for one in sources
+        one is not None
+        and (
+            one.op == "Placeholder"
+            or one.op in _HANDLES
+            or (one.op == "Const" and one.attr["dtype"].type in _EXACT)
+        )
+        for one in sources
     )
 
 

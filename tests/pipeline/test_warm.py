@@ -128,9 +128,7 @@ def test_a_twin_of_a_task_shares_its_record(tmp_path: pathlib.Path) -> None:
         data={"x": random_rows(1)},
         warmup={"kinds": ["multi_inference"]},
     )
-    assert [(record.signature_key, record.warms) for record in report.records] == [
-        ("a+c", ())
-    ]
+    assert [(record.signature_key, record.warms) for record in report.records] == [("a+c", ())]
     assert report.shared_signatures == {"b": "a"}
 
 

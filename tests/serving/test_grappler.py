@@ -132,6 +132,8 @@ def test_a_constant_that_only_a_session_would_fold_into_the_function_would_be_mi
     captured = tf.ones([8, 64])
     assert is_left_alone(exported(lambda x: x @ captured, tmp_path / "captured"))
     assert not is_left_alone(exported(lambda x: x @ tf.ones([8, 64]), tmp_path / "inside"))
+    index = tf.constant([0, 1], tf.int64)
+    assert not is_left_alone(exported(lambda x: tf.gather(x, index), tmp_path / "integers"))
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16])
