@@ -25,27 +25,19 @@ Change = Callable[[str, str], Sequence[str]]
 _EXTRA = WARMUP_PATH.partition("/")[0]
 
 
-def source_of_conversion(
-    export_dir: str | os.PathLike[str], *, refuse_unsafe_ops: bool = False
-) -> str:
+def path_of_source(export_dir: str | os.PathLike[str]) -> str:
     """Returns the path of the SavedModel to change, with a final link followed.
 
     Args:
         export_dir: version directory of a SavedModel.
-        refuse_unsafe_ops: as in `convert_existing`.
 
     Raises:
-        SignatureError: there is no SavedModel, or it is damaged.
-        UnsafeOpsError: it has unsafe ops, and `refuse_unsafe_ops` is set.
+        OptionsError: it is not a path, or holds `{version}`.
     """
     source = as_path(export_dir)
     if has_version(source):
         raise OptionsError(f"{source!r} holds '{{version}}': name the version to change.")
-    with explained(source, "read"):
-        if not scheme_of(source) and os.path.islink(source):
-            source = os.path.realpath(source)
-    check_saved_model(source, refuse=refuse_unsafe_ops)
-    return source
+    return os.path.realpath(source) if not scheme_of(source) and os.path.islink(source) else source
 
 
 def convert_existing(
@@ -86,7 +78,8 @@ def convert_existing(
         ReplayError: a server cannot run the result, or a record of the warmup file.
         WarmupError: another subclass of it for each kind of failure.
     """
-    source = source_of_conversion(export_dir, refuse_unsafe_ops=refuse_unsafe_ops)
+    source = path_of_source(export_dir)
+    check_saved_model(source, refuse=refuse_unsafe_ops)
     # Before anything is read: a directory that takes its place meanwhile is not replaced.
     published = published_at(source) if output is None else None
     target = source if output is None else as_path(output)
