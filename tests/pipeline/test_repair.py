@@ -17,11 +17,20 @@ import pytest
 import tensorflow as tf
 
 import keras_warmup as kw
+from keras_warmup._protos import SavedModel
 from keras_warmup.cli.commands import EXIT_OK, main
-from keras_warmup.errors import ProofError, ReplayError, SignatureError, UnsafeOpsError
-from keras_warmup.publishing.publish import PublishError
+from keras_warmup.errors import (
+    ProofError,
+    PublishError,
+    ReplayError,
+    SignatureError,
+    UnsafeOpsError,
+)
+from keras_warmup.pipeline import repair as repair_module
+from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.savedmodel.rewriting import name_methods
+from keras_warmup.savedmodel.saving import one_copy_of_each_variable
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.serving.replay import open_session
 from tests.builders import predict_log, random_rows, save_function
@@ -393,7 +402,6 @@ def test_the_warmup_file_method_names_and_shared_tensors_are_kept(tmp_path: path
         "bit-identical to what a Session gives for the source, on 1 records of the warmup file"
     )
     assert kw.verify(path).ok
-    assert tf.saved_model.experimental.Fingerprint.from_proto is not None
     tf.saved_model.experimental.read_fingerprint(path)
 
 
@@ -419,23 +427,31 @@ def content_of(path: str) -> dict[str, bytes]:
     }
 
 
-def test_a_checkpoint_whose_copies_differ_is_refused(
-    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def value_in(prefix: str, key: str) -> np.ndarray:
+    """Returns a tensor of a checkpoint."""
+    value: np.ndarray = tf.train.load_checkpoint(prefix).get_tensor(key)
+    return value
+
+
+def save_checkpoint(prefix: str, changed: Feed) -> None:
+    """Writes a checkpoint again with other values."""
+    reader = tf.train.load_checkpoint(prefix)
+    tensors = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
+    tensors.update(changed)
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=[tf.constant(value) for value in tensors.values()],
+    )
+
+
+def test_a_checkpoint_whose_copies_differ_is_refused(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "1")
     functional(path)
     prefix = f"{path}/variables/variables"
-    reader = tf.train.load_checkpoint(prefix)
-    keys = sorted(reader.get_variable_to_shape_map())
-    dtypes = [reader.get_variable_to_dtype_map()[key] for key in keys]
-    tensors = tf.raw_ops.RestoreV2(
-        prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), dtypes=dtypes
-    )
-    changed = next(index for index, key in enumerate(keys) if key.startswith("variables/"))
-    tensors[changed] = tensors[changed] + 1.0
-    tf.raw_ops.SaveV2(
-        prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), tensors=tensors
-    )
+    key = "variables/0/.ATTRIBUTES/VARIABLE_VALUE"
+    save_checkpoint(prefix, {key: value_in(prefix, key) + 1.0})
     before = content_of(path)
     with pytest.raises(SignatureError, match="copies of one variable, but their values differ"):
         kw.repair(path)
@@ -445,9 +461,6 @@ def test_a_checkpoint_whose_copies_differ_is_refused(
 def test_a_variable_without_a_copy_cannot_be_repaired(tmp_path: pathlib.Path) -> None:
     path = str(tmp_path / "1")
     module_that_holds_a_model(path)
-    model = tf.compat.v1.saved_model.loader_impl  # noqa: F841
-    from keras_warmup._protos import SavedModel
-
     file = pathlib.Path(path, "saved_model.pb")
     saved_model = SavedModel.FromString(file.read_bytes())
     graph_def = saved_model.meta_graphs[0].graph_def
@@ -467,19 +480,20 @@ def test_a_result_with_other_outputs_is_refused(
     path = str(tmp_path / "1")
     functional(path)
     before = content_of(path)
-    import keras_warmup.pipeline.repair as module
+    rewrite = repair_module.rewrite_checkpoint
 
-    rewrite = module.rewrite_checkpoint
+    def swap_the_kernels(source: str, target: str, merged: Any, graph: Any) -> None:
+        rewrite(source, target, merged, graph)
+        kept = sorted(tf.train.load_checkpoint(target).get_variable_to_shape_map().items())
+        first, second = (key for key, shape in kept if shape == [64, 64])
+        save_checkpoint(target, {first: value_in(target, second)})
 
-    def damage(source: str, target: str, *rest: Any) -> None:
-        rewrite(source, target, *rest)
-        data = next(pathlib.Path(target).parent.glob("*.data*"))
-        content = bytearray(data.read_bytes())
-        content[40:60] = bytes(20)
-        data.write_bytes(bytes(content))
-
-    monkeypatch.setattr(module, "rewrite_checkpoint", damage)
-    with pytest.raises((ProofError, ReplayError)):
+    monkeypatch.setattr(repair_module, "rewrite_checkpoint", swap_the_kernels)
+    with pytest.raises(
+        ProofError,
+        match=r"does not give what its source gives for a predict request of signature 'serve'.*"
+        r"'output_0' \[2, 64\] by up to .*Nothing was published",
+    ):
         kw.repair(path)
     assert content_of(path) == before
     assert [one.name for one in tmp_path.iterdir()] == ["1"]
@@ -489,7 +503,7 @@ KILLS = {
     "before_the_checkpoint": "keras_warmup.pipeline.repair.rewrite_checkpoint",
     "before_the_comparison": "keras_warmup.pipeline.convert.compare_models",
     "before_the_exchange": "keras_warmup.publishing.publish.exchange",
-    "before_the_clean_up": "keras_warmup.publishing.workspace.remove_tree",
+    "after_the_exchange": "keras_warmup.publishing.publish.sync",
 }
 
 
@@ -510,13 +524,26 @@ def test_a_killed_repair_leaves_the_original_or_the_result(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL
-    if function.endswith("remove_tree"):
-        assert kw.repair(path).changes == ()
-    else:
-        assert content_of(path) == before
-        assert kw.repair(path).changes
-        assert [one.name for one in tmp_path.iterdir()] == ["1"]
+    is_done = function.endswith("publish.sync")
+    assert (content_of(path) == before) is not is_done
+    assert bool(kw.repair(path).changes) is not is_done
     assert kw.verify(path).ok
+    sweep(str(tmp_path))  # as the next writer does
+    assert [one.name for one in tmp_path.iterdir()] == ["1"]
+
+
+def test_weights_that_an_older_keras_warmup_restored_twice_are_stored_once(
+    tmp_path: pathlib.Path,
+) -> None:
+    """It exported each Keras variable as its value; an ExportArchive tracks both."""
+    path = str(tmp_path / "1")
+    with one_copy_of_each_variable():
+        functional(path)
+    size = data_bytes(path)
+    report = kw.repair(path)
+    assert report.changes == ("variables stored twice, now once: 4",)
+    assert data_bytes(path) < 0.6 * size
+    assert kw.repair(path).changes == ()
 
 
 def test_output_may_not_exist_and_takes_the_next_version(tmp_path: pathlib.Path) -> None:
