@@ -193,7 +193,6 @@ def _write_repaired(source: str, directory: str, faults: _Faults) -> list[str]:
             changes.append(f"variables stored twice, now once: {len(copies.doubled)}")
             merge_objects(meta_graph.object_graph_def, faults.merged_saved)
             merge_objects(faults.object_graph, faults.merged_tracked)
-            tf.io.gfile.makedirs(join(directory, _VARIABLES))
             merged_keys = {variable.key: kept for variable, kept in copies.doubled.items()}
             rewrite_checkpoint(
                 join(source, _PREFIX), join(directory, _PREFIX), merged_keys, faults.object_graph

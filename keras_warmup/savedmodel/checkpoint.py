@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
@@ -17,8 +19,6 @@ from keras_warmup.paths import reason_of
 OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Tensors that are in memory at a time; a larger tensor is alone.
 _SHARD_BYTES = 256 * 2**20
-# Of two tensors, the parts that are compared at a time.
-_PART_BYTES = 32 * 2**20
 
 
 def read_object_graph(prefix: str) -> TrackableObjectGraph | None:
@@ -50,7 +50,7 @@ def rewrite_checkpoint(
 
     Args:
         source: prefix of the checkpoint to read.
-        target: prefix of the checkpoint to write; its directory exists.
+        target: prefix of the checkpoint to write.
         merged: key of a tensor to leave out -> key of the tensor that takes its place.
         object_graph: the object graph to write.
 
@@ -61,13 +61,13 @@ def rewrite_checkpoint(
     with _explained(source):
         reader = tf.train.load_checkpoint(source)
         shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    # One tensor is in memory at a time: a copy may be as large as all other weights.
+    digests: dict[str, list[tuple[str, bytes]]] = {}
     for dropped, kept in merged.items():
-        if not _is_equal(source, shapes, dtypes, kept, dropped):
-            raise SignatureError(
-                f"Cannot repair the SavedModel: the tensors {kept!r} and {dropped!r} of its "
-                "checkpoint are copies of one variable, but their values differ. The checkpoint "
-                "was changed after the export; export the model again."
-            )
+        with _explained(source):
+            (tensor,) = _restore(source, [dropped], [dtypes[dropped]])
+        digests.setdefault(kept, []).append((dropped, _digest(tensor)))
+        del tensor
     sizes = {
         key: math.prod(shapes[key]) * (dtypes[key].size or 1)
         for key in sorted(shapes)
@@ -76,9 +76,13 @@ def rewrite_checkpoint(
     graph = tf.constant(object_graph.SerializeToString(deterministic=True))
     parts = list(_shards(sizes))
     prefixes = [f"{target}_temp/part-{index:05d}" for index in range(len(parts))]
+    tf.io.gfile.makedirs(f"{target}_temp")
     for prefix, keys in zip(prefixes, parts, strict=True):
         with _explained(source):
             tensors = _restore(source, keys, [dtypes[key] for key in keys])
+        for key, tensor in zip(keys, tensors, strict=True):
+            _require_equal(key, tensor, digests.get(key, ()))
+            del tensor
         names = list(keys)
         if prefix == prefixes[-1]:
             names.append(OBJECT_GRAPH_KEY)
@@ -106,50 +110,45 @@ def _shards(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     yield keys
 
 
-def _restore(
-    prefix: str, keys: list[str], dtypes: list[Any], slices: list[str] | None = None
-) -> list[Any]:
+def _restore(prefix: str, keys: list[str], dtypes: list[Any]) -> list[Any]:
     if not keys:
         return []
     with tf.device("/CPU:0"):
         tensors = tf.raw_ops.RestoreV2(
-            prefix=prefix,
-            tensor_names=keys,
-            shape_and_slices=slices or [""] * len(keys),
-            dtypes=dtypes,
+            prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), dtypes=dtypes
         )
     return list(tensors)
 
 
-def _is_equal(
-    prefix: str, shapes: Mapping[str, Any], dtypes: Mapping[str, Any], one: str, other: str
-) -> bool:
-    """Returns whether two tensors of a checkpoint are equal bit by bit.
+def _require_equal(key: str, tensor: Any, copies: Sequence[tuple[str, bytes]]) -> None:
+    """Raises a `SignatureError` where the digest of a copy is not that of the tensor."""
+    if not copies:
+        return
+    digest = _digest(tensor)
+    for copy, other in copies:
+        if other != digest:
+            raise SignatureError(
+                f"Cannot repair the SavedModel: the tensors {key!r} and {copy!r} of its checkpoint "
+                "are copies of one variable, but their values differ. The checkpoint was changed "
+                "after the export; export the model again."
+            )
 
-    Large ones are read in parts: copies of a table of embeddings need not fit into memory together.
-    """
-    if {one, other} - set(shapes) or shapes[one] != shapes[other] or dtypes[one] != dtypes[other]:
-        return False
-    shape, dtype = shapes[one], dtypes[one]
-    rows = shape[0] if shape else 1
-    row_bytes = math.prod(shape[1:]) * (dtype.size or 1)
-    step = max(1, _PART_BYTES // max(1, row_bytes))
-    for start in range(0, max(rows, 1), step):
-        size = min(step, rows - start)
-        spec = ""
-        if shape and size < rows:
-            rest = "".join(f":0,{length}" for length in shape[1:])
-            spec = f"{' '.join(map(str, shape))} {start},{size}{rest}"
-        with _explained(prefix):
-            parts = _restore(prefix, [one, other], [dtype, dtype], [spec, spec])
-        left, right = (part.numpy() for part in parts)
-        if dtype == tf.string:
-            equal = bool((left == right).all()) if shape else left == right
-        else:
-            equal = left.tobytes() == right.tobytes()
-        if not equal:
-            return False
-    return True
+
+def _digest(tensor: Any) -> bytes:
+    """Returns a digest of a tensor's dtype, shape and values."""
+    digest = hashlib.blake2b(f"{tensor.dtype.name} {tensor.shape}".encode())
+    if tensor.dtype == tf.string:
+        for value in np.ravel(tensor.numpy()):
+            digest.update(len(value).to_bytes(8, "little") + value)
+        return digest.digest()
+    try:
+        # Both share the memory of the tensor; `numpy()` copies it.
+        view = memoryview(tf.bitcast(tensor, tf.uint8))
+    except (TypeError, ValueError, tf.errors.OpError):  # such as bool
+        digest.update(tensor.numpy().tobytes())
+    else:
+        digest.update(view)
+    return digest.digest()
 
 
 @contextlib.contextmanager
