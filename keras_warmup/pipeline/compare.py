@@ -64,7 +64,7 @@ class _LoadedModel:
         try:
             with tf.device("/CPU:0"):
                 self._signatures: Any = tf.saved_model.load(export_dir).signatures
-        except TENSORFLOW_ERRORS as error:
+        except (OSError, *TENSORFLOW_ERRORS) as error:
             raise ReplayError(
                 f"SavedModel {export_dir!r} runs neither in a Session nor with "
                 f"tf.saved_model.load: {with_type(error, describe_op_error(error))}. Export the "

@@ -14,7 +14,7 @@ from keras_warmup.paths import as_path, explained, join, scheme_of
 from keras_warmup.pipeline.compare import compare_models
 from keras_warmup.publishing.filesystem import copy_tree, exists, tree_bytes
 from keras_warmup.publishing.publish import published_at, staged
-from keras_warmup.publishing.versions import has_version
+from keras_warmup.publishing.versions import has_version, version_hint
 from keras_warmup.records.warmup_file import WARMUP_PATH, read_all_records, warmup_path
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.rewriting import renew_fingerprint
@@ -89,12 +89,14 @@ def convert_existing(
         with explained(directory, "copy files to"):
             if exists(join(source, _EXTRA)):
                 copy_tree(join(source, _EXTRA), join(directory, _EXTRA))
+            has_file = exists(warmup_path(directory))
         renew_fingerprint(directory)
-        has_file = exists(warmup_path(directory))
         logs = read_all_records(directory) if has_file else []
         comparisons = compare_models(source, directory, logs, rounding=rounding)
         with explained(source, "read"):
             before, after = tree_bytes(source), tree_bytes(directory)
+    notes = [] if has_file else ["There is no warmup file: the first requests will be slow."]
+    hint = version_hint(staging.published.path)
     return ConversionReport(
         export_dir=staging.published.path,
         source=source,
@@ -103,7 +105,7 @@ def convert_existing(
         bytes_after=after,
         num_records=len(logs),
         comparisons=comparisons,
-        notes=() if has_file else ("There is no warmup file: the first requests will be slow.",),
+        notes=(*notes, hint) if hint else tuple(notes),
     )
 
 

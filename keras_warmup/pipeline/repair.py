@@ -15,6 +15,7 @@ from keras_warmup.pipeline.convert import convert_existing, path_of_source, unch
 from keras_warmup.publishing.filesystem import copy_tree, exists
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.checkpoint import read_object_graph, rewrite_checkpoint
+from keras_warmup.savedmodel.files import check_load_files, require_file
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.graph_bodies import identity_of
 from keras_warmup.savedmodel.signatures import (
@@ -112,6 +113,7 @@ def _find_faults(source: str) -> _Faults:
     if meta_graph is None:
         read_meta_graph(source)  # raises the error that lists the tags
     graph = ModelGraph(meta_graph)
+    check_load_files(source, meta_graph)
     copies = find_copies(graph)
     lost = {
         identity
@@ -134,8 +136,11 @@ def _find_faults(source: str) -> _Faults:
 def _read(source: str) -> SavedModel:
     path = join(source, _MODEL)
     with explained(path, "read"):
-        is_text = not exists(path) and exists(path + "txt")
-    return read_saved_model(path + "txt" if is_text else path)
+        if not exists(path):
+            path += "txt"
+        if not exists(path):
+            read_meta_graph(source)  # raises the error that lists what is there
+    return read_saved_model(path)
 
 
 def _choose_mergeable(
@@ -200,6 +205,7 @@ def _write_repaired(source: str, directory: str, faults: _Faults) -> list[str]:
             written.add(_VARIABLES)
         with tf.io.gfile.GFile(join(directory, _MODEL), "wb") as file:
             file.write(faults.saved_model.SerializeToString(deterministic=True))
+        faults.saved_model.Clear()  # it may be large, and is read again to be compared
         for entry in tf.io.gfile.listdir(source):
             name = entry.rstrip("/")
             if name in written or name.startswith("."):
@@ -207,5 +213,6 @@ def _write_repaired(source: str, directory: str, faults: _Faults) -> list[str]:
             if tf.io.gfile.isdir(join(source, name)):
                 copy_tree(join(source, name), join(directory, name))
             else:
+                require_file(join(source, name))
                 tf.io.gfile.copy(join(source, name), join(directory, name))
     return changes

@@ -152,8 +152,13 @@ def saved_nodes_of(
     Returns:
         Checkpoint key -> (number of the node in the object graph of the SavedModel, number in that
         of the checkpoint). Objects that do not have the same path in both are left out.
+
+    Raises:
+        SignatureError: an object graph names a node that it does not have.
     """
     saved = meta_graph.object_graph_def
+    for graph in (saved, object_graph):
+        _check_references(graph)
     number_of = {0: 0}
     stack = [0]
     contradicted: set[int] = set()
@@ -224,6 +229,26 @@ def merge_objects(graph: Any, merged: Mapping[int, int]) -> None:
         del graph.nodes[number]
 
 
+def _check_references(graph: Any) -> None:
+    """Checks that the nodes of an object graph name nodes that exist."""
+    numbers: set[int] = {0}
+    for node in graph.nodes:
+        numbers.update(
+            child.node_id for child in (*node.children, *getattr(node, "dependencies", ()))
+        )
+        for slot in node.slot_variables:
+            numbers |= {slot.original_variable_node_id, slot.slot_variable_node_id}
+        for saveable in getattr(node, "saveable_objects", {}).values():
+            numbers |= {saveable.save_function, saveable.restore_function}
+    for function in getattr(graph, "concrete_functions", {}).values():
+        numbers.update(function.bound_inputs)
+    if min(numbers) < 0 or max(numbers) >= len(graph.nodes):
+        raise SignatureError(
+            "Cannot read the object graph of the SavedModel: it names a node that it does not "
+            "have. Export the model again."
+        )
+
+
 def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
     """Returns the variables that the restore op fills as TensorFlow 2 writes it; others are left.
 
@@ -231,10 +256,9 @@ def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
     RestoreV2 and assigns them.
     """
     call = graph.main.nodes.get(graph.meta_graph.saver_def.restore_op_name)
-    if call is None or call.op not in _CALLS:
-        return []
-    body = graph.function(functions_in(attribute(call, "f"))[0].name)
-    if body is None:
+    called = functions_in(attribute(call, "f")) if call is not None else []
+    body = graph.function(called[0].name) if called else None
+    if call is None or call.op not in _CALLS or body is None:
         return []
     main = CallFrame(graph.main)
     keys: dict[str, list[str]] = {}
@@ -245,11 +269,11 @@ def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
         index = body.arg_index.get(source_of(node.input[0]))
         handle = None if index is None else graph.origin(main, input_of(call, index))
         names = [node.name]
-        tensor = node.input[1]
+        tensor = input_of(node, 1) or ""
         source = body.nodes.get(source_of(tensor))
-        while source is not None and source.op == "Identity":
+        while source is not None and source.op == "Identity" and source.name not in names:
             names.append(source.name)
-            tensor = source.input[0]
+            tensor = input_of(source, 0) or ""
             source = body.nodes.get(source_of(tensor))
         if handle is None or handle[1].op != "VarHandleOp":
             continue
@@ -273,7 +297,7 @@ def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
 
 def _keys_of(graph: ModelGraph, nodes: Mapping[str, Any], restore: Any) -> list[str]:
     """Returns the keys that a RestoreV2 reads whole; an empty string for a slice of a tensor."""
-    constants = [nodes.get(source_of(restore.input[index])) for index in (1, 2)]
+    constants = [nodes.get(source_of(input_of(restore, index) or "")) for index in (1, 2)]
     if any(node is None or node.op != "Const" for node in constants):
         return []
     names, slices = (constant_value(node, graph.budget, "") for node in constants)
@@ -303,8 +327,8 @@ def _links(graph: ModelGraph) -> dict[str, str]:
             and original is not None
             and copy[1].op == original[1].op == "VarHandleOp"
             and copy[1].name != original[1].name
-            and copy[1].attr["dtype"].type == original[1].attr["dtype"].type
-            and copy[1].attr["shape"].shape == original[1].attr["shape"].shape
+            and attribute(copy[1], "dtype") == attribute(original[1], "dtype")
+            and attribute(copy[1], "shape") == attribute(original[1], "shape")
         ):
             links[copy[1].name] = original[1].name
     return links
