@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keras_warmup.errors import WarmupError as WarmupError
     from keras_warmup.export import add_warmup as add_warmup
     from keras_warmup.export import export_with_warmup as export_with_warmup
+    from keras_warmup.export import repair as repair
     from keras_warmup.export import save as save
     from keras_warmup.inspection import inspect as inspect
     from keras_warmup.options import WarmupOptions as WarmupOptions
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "WarmupError": "errors",
     "export_with_warmup": "export",
     "save": "export",
+    "repair": "export",
     "benchmark": "bench.benchmark",
     "add_warmup": "export",
     "inspect": "inspection",
@@ -57,6 +59,7 @@ __all__ = [
     "export_with_warmup",
     "inspect",
     "read_records",
+    "repair",
     "save",
     "verify",
 ]

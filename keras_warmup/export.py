@@ -1,4 +1,7 @@
-"""The public functions that write a warm SavedModel: `export_with_warmup`, `save`, `add_warmup`."""
+"""The public functions that write a SavedModel.
+
+`export_with_warmup`, `save` and `add_warmup` write a warm one; `repair` changes one that exists.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ from keras_warmup.pipeline.export_model import (
     publish_object,
     warm_existing,
 )
+from keras_warmup.pipeline.repair import repair_saved_model
 from keras_warmup.publishing.publish import Published, target_of
-from keras_warmup.report import WarmupReport
+from keras_warmup.report import ConversionReport, WarmupReport
 
 OnError = Literal["raise", "warn"]
 
@@ -150,6 +154,41 @@ def add_warmup(
         append=append,
         refuse_unsafe_ops=refuse_unsafe_ops,
     )
+
+
+def repair(
+    export_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    refuse_unsafe_ops: bool = False,
+) -> ConversionReport:
+    """Repairs a SavedModel of a Keras 3 model: doubled weights, and variables no server restores.
+
+    - `model.export` and `keras.export.ExportArchive` write each weight twice. The repaired model
+      holds it once: about half the size on the disk, in the server and while it loads.
+    - `tf.saved_model.save` of a Keras 3 model, or of a module that holds one, writes a SavedModel
+      on which each request to a server fails with `Could not find variable`. The repaired one runs,
+      with the outputs of `tf.saved_model.load`.
+
+    What `tf.saved_model.load`, `keras.layers.TFSMLayer` and clients see stays the same, and the
+    warmup file is kept. The repaired model is run beside the source before it takes its place. A
+    server that has loaded the model already does not load it again.
+
+    Args:
+        export_dir: a SavedModel (version directory), made by any tool.
+        output: the version directory to publish to; `{version}` takes the next free version.
+            Defaults to `None`: `export_dir` is replaced in one step.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops
+            that touch files, network or processes. Defaults to `False`: warn.
+
+    Returns:
+        A `ConversionReport`. Where there is nothing to repair, its `changes` are empty, and nothing
+        was written.
+
+    Raises:
+        WarmupError: a subclass of it for each kind of failure. `export_dir` is unchanged.
+    """
+    return repair_saved_model(export_dir, output, refuse_unsafe_ops=refuse_unsafe_ops)
 
 
 def _report_of(

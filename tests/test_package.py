@@ -23,6 +23,7 @@ PUBLIC = [
     "export_with_warmup",
     "inspect",
     "read_records",
+    "repair",
     "save",
     "verify",
 ]

@@ -47,6 +47,15 @@ noise of the machine does not allow a decision, the record is kept.
 _METHOD_NAMES_EXAMPLES = """example:
   keras-warmup method-names ./taxi/1   # for servers with --enable_signature_method_name_check
 """
+_REPAIR_EXAMPLES = """examples:
+  keras-warmup repair ./digits/1                        # in place, in one step
+  keras-warmup repair ./digits/1 --output ./digits/2
+
+Repairs what Keras 3 writes: weights that are stored twice (model.export, ExportArchive), and
+variables that no server restores ("Could not find variable": tf.saved_model.save of a Keras model).
+The outputs are compared before anything is published, and the warmup file is kept. Where there is
+nothing to repair, nothing is written and the exit code is 0.
+"""
 _RECORDS_EXAMPLES = """example:
   keras-warmup records ./digits/1 --json | jq '.records[].signature_key'
 """
@@ -96,6 +105,14 @@ def build_parser() -> argparse.ArgumentParser:
             "verify",
             "replay the warmup file as TensorFlow Serving does at load",
             _VERIFY_EXAMPLES,
+        )
+    )
+    _add_options_of_repair(
+        _add_command(
+            commands,
+            "repair",
+            "store doubled weights once, and restore the variables that signatures read",
+            _REPAIR_EXAMPLES,
         )
     )
     _add_command(
@@ -304,6 +321,15 @@ def _add_options_of_verify(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help="memory the model may allocate, beside what TensorFlow itself takes (Linux only; "
         "default: no limit)",
+    )
+    _add_refuse_unsafe_ops(parser)
+
+
+def _add_options_of_repair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="publish to this version directory; may hold {version} (default: replace EXPORT_DIR)",
     )
     _add_refuse_unsafe_ops(parser)
 

@@ -85,7 +85,7 @@ def warm_saved_model(
     signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
     # A model that a server cannot run is not published, warm or cold.
-    _require_restorable(graph, signatures, export_dir)
+    require_restorable(graph, signatures, export_dir)
     chosen = choose_signatures(signatures, options)
     same_function = find_twins(meta_graph, chosen)
     binding = bind_signatures(graph, chosen, inputs, options, twins=same_function)
@@ -172,7 +172,7 @@ def check_servable(export_dir: str, own_calls: Collection[str]) -> None:
     meta_graph = read_meta_graph(export_dir)
     signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
-    _require_restorable(graph, signatures, export_dir)
+    require_restorable(graph, signatures, export_dir)
     for signature in signatures:
         if signature.key in own_calls:
             refuse_python_ops(signature, graph_facts(graph, signature))
@@ -196,9 +196,8 @@ def _find_skew(inputs: ExportInputs, proofs: Mapping[str, str]) -> dict[str, tup
     return dict.fromkeys(keys, names) if names else {}
 
 
-def _require_restorable(
-    graph: ModelGraph, signatures: Sequence[Signature], export_dir: str
-) -> None:
+def require_restorable(graph: ModelGraph, signatures: Sequence[Signature], export_dir: str) -> None:
+    """Raises a `ReplayError` for a signature that reads variables that no server restores."""
     for signature in signatures:
         lost = graph_facts(graph, signature).unrestored_variables
         if lost:
@@ -206,8 +205,9 @@ def _require_restorable(
                 f"Signature {signature.key!r} in {export_dir!r} reads {len(lost)} variables that "
                 f"the SavedModel never restores (the first is {lost[0]!r}), so every request to a "
                 "server fails with 'Could not find variable'. tf.saved_model.save does this to "
-                "Keras 3 models; export with model.export, keras_warmup.save or "
-                "export_with_warmup instead."
+                "Keras 3 models. Repair the SavedModel with keras-warmup repair "
+                "(keras_warmup.repair), or export with keras_warmup.save, export_with_warmup or "
+                "model.export."
             )
 
 

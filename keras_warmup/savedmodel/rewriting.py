@@ -168,6 +168,24 @@ def complete_fingerprint(export_dir: str) -> None:
             file.write(complete)
 
 
+def renew_fingerprint(export_dir: str) -> None:
+    """Writes the fingerprint of a SavedModel that is still going to be published.
+
+    Args:
+        export_dir: the SavedModel, with `saved_model.pb` in its binary form.
+
+    Raises:
+        PublishError: a file cannot be read or written.
+        SignatureError: the fingerprint cannot be computed.
+    """
+    path = join(export_dir, _FINGERPRINT)
+    with explained(path, "write"):
+        content = _compute_fingerprint(export_dir, path)
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(content)
+    complete_fingerprint(export_dir)
+
+
 def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
     """Returns the fingerprint of the graph in a workspace with the variables of the SavedModel."""
     path = join(directory, _FINGERPRINT)
