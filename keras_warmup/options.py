@@ -17,6 +17,11 @@ MAX_RECORDS = 1000
 # protobuf refuses messages of 2 GiB; a warmup file near that size lengthens every load for nothing.
 DEFAULT_MAX_BYTES = 256 * 2**20
 
+# Constants of a frozen model, bytes. A SavedModel proto ends at 2 GiB; and a process that loads the
+# model holds a constant more often than a variable: in the proto and in the graph.
+DEFAULT_FREEZE_MAX_BYTES = 512 * 2**20
+MAX_FREEZE_BYTES = 2**31 - 1
+
 # A batch of 1 never warms the first matrix product with more than one row.
 DEFAULT_BATCH_SIZE = 2
 # A stock server has XLA compilation switched off (model_servers/main.cc).
@@ -43,6 +48,11 @@ class WarmupOptions:
         kinds: request kinds to write, among `predict`, `classify`, `regress` and `multi_inference`,
             for each signature that can serve them. Defaults to `None`: Classify or Regress where
             the signature has their inputs and outputs, else Predict.
+        freeze: publish a serving-only SavedModel whose variables are constants: a server loads it
+            faster. `tf.saved_model.load` of it gives signatures alone, nothing to train. Only in
+            exports this package makes; for other ones there is `keras_warmup.freeze`.
+        freeze_max_bytes: with `freeze`, largest size of the constants, bytes: the largest variables
+            stay variables until the others fit. Defaults to `None`: 512 MiB.
         whole_batches: send each batch whole, as one request, for models whose inputs differ in
             their first dimension (a graph's nodes and edges). Defaults to `False`: rows are picked.
         transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the
@@ -81,6 +91,8 @@ class WarmupOptions:
     batch_sizes: Sequence[int] | Literal["auto"] | None = None
     output_filters: OutputFilters | None = None
     kinds: Sequence[RequestKind] | None = None
+    freeze: bool = False
+    freeze_max_bytes: int | None = None
     whole_batches: bool = False
     transform: Transform | None = None
     xla: bool = False
@@ -149,9 +161,17 @@ class WarmupOptions:
         parameters = self.batching_parameters
         if parameters is not None and not isinstance(parameters, (str, os.PathLike)):
             problems.append(f"batching_parameters must be a path, got {type(parameters).__name__}")
-        for name in ("xla", "verify", "method_name", "whole_batches"):
+        for name in ("xla", "verify", "method_name", "whole_batches", "freeze"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} must be True or False, got {getattr(self, name)!r}")
+        limit = self.freeze_max_bytes
+        if limit is not None and (not is_integer(limit, at_least=1) or limit > MAX_FREEZE_BYTES):
+            problems.append(
+                f"freeze_max_bytes must be 1 to {MAX_FREEZE_BYTES} (a SavedModel proto ends at "
+                f"2 GiB), got {limit!r}"
+            )
+        elif limit is not None and not self.freeze:
+            problems.append("freeze_max_bytes needs freeze=True")
         share = self.share_twin_signatures
         if share is not None and not isinstance(share, bool):
             problems.append(f"share_twin_signatures must be True, False or None, got {share!r}")

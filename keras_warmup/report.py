@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RequestKind = Literal["predict", "classify", "regress", "multi_inference"]
+# Variables that stayed in a frozen model are printed one a line; a report holds them all.
+_MAX_LISTED_VARIABLES = 10
 REQUEST_KINDS: tuple[RequestKind, ...] = ("predict", "classify", "regress", "multi_inference")
 
 
@@ -66,6 +68,35 @@ class RecordReport(Report):
 
 
 @dataclasses.dataclass(frozen=True)
+class FrozenVariables(Report):
+    """What became of the variables of a frozen model.
+
+    Attributes:
+        constants: number of variables that are constants now.
+        constant_bytes: their size.
+        variables: name of each variable that stayed -> the reason.
+        variable_bytes: their size.
+    """
+
+    constants: int
+    constant_bytes: int
+    variables: Mapping[str, str]
+    variable_bytes: int
+
+    def lines(self) -> list[str]:
+        """Returns what to print, one line for the constants and one for each variable."""
+        stayed = [f"variable {name}: {why}" for name, why in self.variables.items()]
+        more = len(stayed) - _MAX_LISTED_VARIABLES
+        if more > 0:
+            stayed = [*stayed[:_MAX_LISTED_VARIABLES], f"variables: {more} more stay variables"]
+        return [
+            f"frozen: {self.constants} variables are constants ({self.constant_bytes} bytes), "
+            f"{len(self.variables)} stay variables ({self.variable_bytes} bytes)",
+            *stayed,
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmupReport(Report):
     """What an export wrote.
 
@@ -90,6 +121,7 @@ class WarmupReport(Report):
             count.
         cold: why the model was published without a warmup file; empty where it was not.
         published: whether anything was published.
+        frozen: which variables are constants; `None` where the model is not frozen.
         shared_signatures: signature_key -> the twin whose tensors it uses since this export.
         load_added_ms: sum of the replays, a lower bound of the load time that the file adds (the
             process that replays is warm already); `None` where nothing was replayed.
@@ -118,6 +150,7 @@ class WarmupReport(Report):
     real_rows: int = 0
     cold: str = ""
     published: bool = True
+    frozen: FrozenVariables | None = None
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -147,6 +180,8 @@ class WarmupReport(Report):
             f"skew {key}: fit fed other features to {', '.join(names)} than requests do"
             for key, names in self.training_serving_skew.items()
         ]
+        if self.frozen is not None:
+            texts += self.frozen.lines()
         if self.cold:
             texts.append(f"cold: {self.cold}")
         texts += [f"note: {note}" for note in self.notes]

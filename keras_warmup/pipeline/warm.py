@@ -6,6 +6,7 @@ prove. Whatever can refuse the file does so before the file gets its name.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from keras_warmup.data.batch import slice_rows
@@ -75,10 +76,13 @@ def warm_saved_model(
         WarmupError: a subclass of it for each kind of failure; the old file is unchanged.
     """
     meta_graph = read_meta_graph(export_dir)
-    signatures = read_signatures(meta_graph)
+    signatures = [
+        dataclasses.replace(one, structure=inputs.recorded_structures.get(one.key, one.structure))
+        for one in read_signatures(meta_graph)
+    ]
     graph = ModelGraph(meta_graph)
     # A model that a server cannot run is not published, warm or cold.
-    _require_restorable(graph, signatures, export_dir)
+    require_restorable(graph, signatures, export_dir)
     chosen = choose_signatures(signatures, options)
     same_function = find_twins(meta_graph, chosen)
     binding = bind_signatures(graph, chosen, inputs, options, twins=same_function)
@@ -178,7 +182,7 @@ def check_servable(export_dir: str, own_calls: Collection[str]) -> None:
     meta_graph = read_meta_graph(export_dir)
     signatures = read_signatures(meta_graph)
     graph = ModelGraph(meta_graph)
-    _require_restorable(graph, signatures, export_dir)
+    require_restorable(graph, signatures, export_dir)
     for signature in signatures:
         if signature.key in own_calls:
             refuse_python_ops(signature, graph_facts(graph, signature))
@@ -202,9 +206,8 @@ def _find_skew(inputs: ExportInputs, proofs: Mapping[str, str]) -> dict[str, tup
     return dict.fromkeys(keys, names) if names else {}
 
 
-def _require_restorable(
-    graph: ModelGraph, signatures: Sequence[Signature], export_dir: str
-) -> None:
+def require_restorable(graph: ModelGraph, signatures: Sequence[Signature], export_dir: str) -> None:
+    """Raises a `ReplayError` for a signature that reads variables which nothing restores."""
     for signature in signatures:
         lost = graph_facts(graph, signature).unrestored_variables
         if lost:

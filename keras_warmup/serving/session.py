@@ -46,7 +46,11 @@ _INIT_OP_KEY = "__saved_model_init_op"
 
 
 def load_session(
-    export_dir: str, meta_graph: MetaGraphDef, unoptimized: Collection[str] = ()
+    export_dir: str,
+    meta_graph: MetaGraphDef,
+    unoptimized: Collection[str] = (),
+    *,
+    initialize: bool = True,
 ) -> Any:
     """Imports a graph into a Session, restores its variables and runs its init op.
 
@@ -56,6 +60,8 @@ def load_session(
         unoptimized: keys of signatures to run without TensorFlow's graph optimizer; the variables
             are restored without it too. This changes `meta_graph` (see `grappler.py`). Defaults to
             none: everything is optimized, as in a server.
+        initialize: run the init op. Defaults to `True`, as a server does; without it, the variables
+            have the values of the checkpoint.
 
     Returns:
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
@@ -92,7 +98,7 @@ def load_session(
             )
         stage = "run the init op"
         init_op = _init_op(meta_graph)
-        if init_op:
+        if init_op and initialize:
             session.run(graph.get_operation_by_name(init_op), assets)
     except TENSORFLOW_ERRORS as error:
         problem = error
