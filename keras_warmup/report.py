@@ -219,6 +219,45 @@ class RecordList(Report):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class ConversionReport(Report):
+    """What was changed in a SavedModel that exists, and how the result was compared with it.
+
+    Attributes:
+        export_dir: the changed SavedModel; the source where nothing was changed.
+        source: the SavedModel that was read.
+        changes: what was changed, one sentence each; empty where nothing was.
+        bytes_before: size of the files of the source, bytes.
+        bytes_after: size of the files of the result, bytes.
+        num_records: number of records of the warmup file, which was kept.
+        comparisons: signature_key -> how its outputs were compared with those of the source, or
+            `not compared: ` and the reason. Empty where nothing was changed.
+        notes: what the reader should know, one sentence each.
+    """
+
+    export_dir: str
+    source: str
+    changes: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    num_records: int = 0
+    comparisons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __rich__(self) -> RenderableType:
+        from rich.text import Text
+
+        lines = [f"changed: {change}" for change in self.changes]
+        lines += [f"outputs {key}: {how}" for key, how in self.comparisons.items()]
+        lines += [f"note: {note}" for note in self.notes]
+        if self.changes:
+            lines.append(f"warmup records kept: {self.num_records}")
+            lines.append(f"{self.export_dir}: {self.bytes_after} bytes, was {self.bytes_before}")
+        else:
+            lines.append(f"{self.export_dir}: nothing to change")
+        return Text("\n".join(map(printable, lines)))
+
+
 def _lines_of(signature_key: str) -> list[str]:
     """Returns the tasks of a MultiInference, one on each line."""
     first, *others = signature_key.split("+")

@@ -20,9 +20,9 @@ from keras_warmup.savedmodel.graph import GraphFacts
 from keras_warmup.serving.replay import ServingSession, open_session
 
 # Errors that made-up values can cause. A missing file or kernel fails whatever the values are.
-_ERRORS_OF_VALUES = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
+ERRORS_OF_VALUES = ("INVALID_ARGUMENT", "OUT_OF_RANGE")
 # A signature with random ops may give equal outputs by chance, as a flip of few images does.
-_REPLAYS_OF_RANDOM = 8
+REPLAYS_OF_RANDOM = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _replay(
             replayed = session.replay(log)
         except ReplayError as error:
             # Made-up rows may be nonsense to the model, which is no fault of the export.
-            if not record.is_synthetic or error.status not in _ERRORS_OF_VALUES:
+            if not record.is_synthetic or error.status not in ERRORS_OF_VALUES:
                 raise
             record.error = f"made-up rows do not run, pass data=. {error}"
             continue
@@ -213,7 +213,7 @@ def _replay(
         # Dropout in an LSTM only advances a seed; augmentation that is left on changes the outputs.
         if not result.random.issuperset(request.warms) and any(
             not same_outputs(replayed.outputs, session.replay(log).outputs)
-            for _ in range(_REPLAYS_OF_RANDOM if graph.random else int(changes))
+            for _ in range(REPLAYS_OF_RANDOM if graph.random else int(changes))
         ):
             result.random.update(request.warms)
             if not inputs.own_calls.isdisjoint(request.warms):

@@ -144,7 +144,7 @@ def prove_signature(
     ties = _ties(pairs, differ)
     if ties:
         return f"unproved: {'; '.join(ties)} (ties?)"
-    listed = "; ".join(f"{name!r} {_describe_difference(*pairs[name])}" for name in differ)
+    listed = "; ".join(f"{name!r} {describe_difference(*pairs[name])}" for name in differ)
     raise ProofError(
         f"Signature {signature_key!r} does not give what model {model.name!r} gives on the same "
         f"rows. Outputs that differ: {listed}. Inputs may be swapped, or the export does not hold "
@@ -183,7 +183,7 @@ def find_skewed_inputs(model: keras.Model, x: Any) -> tuple[str, ...]:
     return ()
 
 
-def _describe_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+def describe_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Returns shapes and the largest difference of two outputs, without their values."""
     if ours.shape != theirs.shape:
         return f"{list(theirs.shape)}, the model's {list(ours.shape)}"

@@ -207,7 +207,7 @@ def _find_skew(inputs: ExportInputs, proofs: Mapping[str, str]) -> dict[str, tup
 
 
 def require_restorable(graph: ModelGraph, signatures: Sequence[Signature], export_dir: str) -> None:
-    """Raises a `ReplayError` for a signature that reads variables which nothing restores."""
+    """Raises a `ReplayError` for a signature that reads variables that no server restores."""
     for signature in signatures:
         lost = graph_facts(graph, signature).unrestored_variables
         if lost:

@@ -73,6 +73,40 @@ def remove_tree(path: str) -> None:
             os.unlink(path)
 
 
+def copy_tree(source: str, target: str) -> None:
+    """Copies the files below a directory; links are followed.
+
+    Args:
+        source: a directory.
+        target: the copy, which does not exist yet. Its parent exists.
+
+    Raises:
+        OSError, tf.errors.OpError: a file cannot be copied, or is not a regular file.
+    """
+    if not scheme_of(source) and not scheme_of(target):
+        shutil.copytree(source, target, copy_function=_copy_regular)
+        return
+    for name in _files_of(source):
+        tf.io.gfile.makedirs(parent_of(join(target, name)))
+        tf.io.gfile.copy(join(source, name), join(target, name))
+
+
+def _copy_regular(source: str, target: str) -> None:
+    # Opening a fifo would wait for a writer.
+    if not stat.S_ISREG(os.stat(source).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", source)
+    shutil.copyfile(source, target)
+
+
+def tree_bytes(directory: str) -> int:
+    """Returns the size of the files below a directory, bytes."""
+    return sum(
+        int(tf.io.gfile.stat(join(root, name)).length)
+        for root, _, names in tf.io.gfile.walk(directory)
+        for name in names
+    )
+
+
 def sync_tree(directory: str) -> None:
     """Writes a directory tree to the disk: regular files, then directories, the deepest first.
 

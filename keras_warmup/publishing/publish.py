@@ -242,6 +242,19 @@ def target_of(path: str | os.PathLike[str]) -> str:
     return os.path.realpath(target) if not scheme_of(target) and os.path.islink(target) else target
 
 
+def published_at(path: str) -> Published:
+    """Returns the identity of a directory that exists, so that only it is replaced later.
+
+    Args:
+        path: a directory; not a link.
+
+    Raises:
+        PublishError: it does not exist, or the file system does not say.
+    """
+    with explained(path, "read"):
+        return Published(path, _identity_of(path))
+
+
 def is_still_there(published: Published) -> bool:
     """Returns whether the directory at a path is the one that was published there.
 

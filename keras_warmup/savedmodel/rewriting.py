@@ -124,6 +124,23 @@ def complete_fingerprint(export_dir: str) -> None:
             file.write(complete)
 
 
+def renew_fingerprint(export_dir: str) -> None:
+    """Writes the fingerprint of a SavedModel that is still going to be published.
+
+    Args:
+        export_dir: the SavedModel, with `saved_model.pb` in its binary form.
+
+    Raises:
+        PublishError: a file cannot be read or written.
+        SignatureError: the fingerprint cannot be computed.
+    """
+    path = join(export_dir, _FINGERPRINT)
+    with explained(path, "write"):
+        content = _compute_fingerprint(export_dir, path)
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(content)
+
+
 def _definitions_of(saved_model: SavedModel, keys: Iterable[str]) -> list[Any]:
     """Returns the SignatureDefs, by key, of each meta graph that has all of `keys`."""
     definitions = [meta_graph.signature_def for meta_graph in saved_model.meta_graphs]
