@@ -85,13 +85,13 @@ class FrozenVariables(Report):
 
     def lines(self) -> list[str]:
         """Returns what to print, one line for the constants and one for each variable."""
-        stayed = [f"variable {name}: {why}" for name, why in self.variables.items()]
+        stayed = [f"variable {name!r} stayed: {why}" for name, why in self.variables.items()]
         more = len(stayed) - _MAX_LISTED_VARIABLES
         if more > 0:
-            stayed = [*stayed[:_MAX_LISTED_VARIABLES], f"variables: {more} more stay variables"]
+            stayed = [*stayed[:_MAX_LISTED_VARIABLES], f"and {more} more variables"]
         return [
-            f"frozen: {self.constants} variables are constants ({self.constant_bytes} bytes), "
-            f"{len(self.variables)} stay variables ({self.variable_bytes} bytes)",
+            f"{self.constants} variables are constants ({self.constant_bytes} bytes), "
+            f"{len(self.variables)} stayed variables ({self.variable_bytes} bytes)",
             *stayed,
         ]
 
@@ -181,7 +181,7 @@ class WarmupReport(Report):
             for key, names in self.training_serving_skew.items()
         ]
         if self.frozen is not None:
-            texts += self.frozen.lines()
+            texts += [f"frozen: {line}" for line in self.frozen.lines()]
         if self.cold:
             texts.append(f"cold: {self.cold}")
         texts += [f"note: {note}" for note in self.notes]
@@ -233,6 +233,7 @@ class ConversionReport(Report):
         comparisons: signature_key -> how its outputs were compared with those of the source, or
             `not compared: ` and the reason. Empty where nothing was changed.
         notes: what the reader should know, one sentence each.
+        frozen: which variables are constants; `None` where the model was not frozen.
     """
 
     export_dir: str
@@ -243,6 +244,7 @@ class ConversionReport(Report):
     num_records: int = 0
     comparisons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    frozen: FrozenVariables | None = None
 
     def __rich__(self) -> RenderableType:
         from rich.text import Text

@@ -44,7 +44,12 @@ from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover
+from keras_warmup.savedmodel.rewriting import (
+    complete_fingerprint,
+    name_methods,
+    recover,
+    renew_fingerprint,
+)
 from keras_warmup.savedmodel.saving import (
     keep_functions,
     one_copy_of_each_variable,
@@ -253,6 +258,9 @@ def _publish(
             sweep(os.path.dirname(warmup_path(directory)))
             # tf.saved_model.save goes on where it cannot remove it.
             remove_tree(os.path.join(directory, "variables", "variables_temp"))
+        if options.freeze:
+            renew_fingerprint(directory)
+        else:
             complete_fingerprint(directory)
     return _relocate(report, staging.published.path), staging.published
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,15 +29,16 @@ from keras_warmup._protos import (
     SavedModel,
     VariableDef,
     registered_op,
-    serialized_fingerprint,
 )
-from keras_warmup.errors import ExportError
+from keras_warmup.errors import ExportError, OptionsError
 from keras_warmup.op_errors import text_of
-from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES
+from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES, MAX_FREEZE_BYTES, is_integer
 from keras_warmup.paths import explained, join
+from keras_warmup.pipeline.convert import convert_existing, source_of_conversion
+from keras_warmup.pipeline.proof import INTERMEDIATE_ROUNDING
 from keras_warmup.pipeline.warm import require_restorable
-from keras_warmup.publishing.filesystem import exists, remove_tree
-from keras_warmup.report import FrozenVariables
+from keras_warmup.publishing.filesystem import copy_tree, exists, remove_tree
+from keras_warmup.report import ConversionReport, FrozenVariables
 from keras_warmup.savedmodel.graph import ASSIGNS, VARIABLES, ModelGraph, VariableIdentity
 from keras_warmup.savedmodel.graph_bodies import attribute, identity_of, input_of
 from keras_warmup.savedmodel.graph_limits import function_attributes, functions_in
@@ -54,6 +56,9 @@ from keras_warmup.serving.tensorflow_log import no_status_log
 LOST = (
     "The model is frozen, for serving only: what tf.saved_model.load returns has .signatures, but "
     "no .serve or other methods, and no variables to train or to read but those that stayed."
+)
+_LEFT_OUT = (
+    "nodes that only save, functions that only a loader calls, and debug information are left out"
 )
 # What the protos around the constants may take: node names, dtypes and shapes.
 _PROTO_MARGIN = 16 * 2**20
@@ -119,8 +124,9 @@ def freeze_saved_model(
 
     Args:
         source: version directory of the SavedModel.
-        directory: where to write `saved_model.pb`, `variables/`, `assets/` and `fingerprint.pb`;
-            may be `source`, where no server watches it.
+        directory: where to write `saved_model.pb`, `variables/` and `assets/`; may be `source`,
+            where no server watches it. A `fingerprint.pb` there is removed: the caller computes it
+            (`rewriting.renew_fingerprint`).
         max_bytes: largest size of the constants, bytes. The largest variables stay variables until
             the others fit.
 
@@ -184,6 +190,70 @@ def freeze_saved_model(
             variable_bytes=sum(sizes[name] for name in kept),
         ),
         {one.key: one.structure for one in signatures if one.structure is not None},
+    )
+
+
+def freeze_existing(
+    export_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    *,
+    max_bytes: int,
+    refuse_unsafe_ops: bool,
+) -> ConversionReport:
+    """Freezes a SavedModel that exists, as `convert_existing` changes one.
+
+    Args:
+        export_dir: version directory of the SavedModel.
+        output: version directory to publish to; `None` replaces the SavedModel.
+        max_bytes: as `freeze_saved_model` takes it.
+        refuse_unsafe_ops: as `convert_existing` takes it.
+
+    Returns:
+        The report.
+
+    Raises:
+        WarmupError: a subclass of it for each kind of failure; the SavedModel is unchanged.
+    """
+    if not is_integer(max_bytes, at_least=1) or max_bytes > MAX_FREEZE_BYTES:
+        raise OptionsError(
+            f"max_bytes must be 1 to {MAX_FREEZE_BYTES} (a SavedModel proto ends at 2 GiB), got "
+            f"{max_bytes!r}."
+        )
+    source = source_of_conversion(export_dir, refuse_unsafe_ops=refuse_unsafe_ops)
+    results: list[FrozenVariables] = []
+
+    def change(source: str, directory: str) -> list[str]:
+        frozen = freeze_saved_model(source, directory, max_bytes=max_bytes).frozen
+        results.append(frozen)
+        return [*frozen.lines(), _LEFT_OUT]
+
+    report = convert_existing(
+        export_dir,
+        output,
+        change,
+        rounding=_rounding_of(read_meta_graph(source)),
+        refuse_unsafe_ops=refuse_unsafe_ops,
+    )
+    return dataclasses.replace(report, frozen=results[0], notes=(*report.notes, LOST))
+
+
+def _rounding_of(meta_graph: MetaGraphDef) -> float:
+    """Returns the rounding that the dtypes of a graph allow, as `proof.same_values` takes it."""
+    graph_def = meta_graph.graph_def
+    found = {
+        number
+        for nodes in (graph_def.node, *(one.node_def for one in graph_def.library.function))
+        for node in nodes
+        for value in node.attr.values()
+        for number in (value.type, *value.list.type)
+    }
+    return max(
+        (
+            rounding
+            for name, rounding in INTERMEDIATE_ROUNDING.items()
+            if tf.dtypes.as_dtype(name).as_datatype_enum in found
+        ),
+        default=0.0,
     )
 
 
@@ -557,30 +627,13 @@ def _write_variables(session: Any, directory: str, state: _State) -> None:
 
 
 def _write(source: str, directory: str, saved_model: SavedModel) -> None:
-    """Writes `saved_model.pb`, the assets and the fingerprint; removes what is out of date."""
+    """Writes `saved_model.pb` and copies the assets; removes what is out of date."""
     for name in ("debug", "saved_model.pbtxt", "fingerprint.pb"):
         _remove(join(directory, name))
-    content = saved_model.SerializeToString(deterministic=True)
     with tf.io.gfile.GFile(join(directory, "saved_model.pb"), "wb") as file:
-        file.write(content)
-    del content
+        file.write(saved_model.SerializeToString(deterministic=True))
     if directory != source and exists(join(source, "assets")):
-        _copy_tree(join(source, "assets"), join(directory, "assets"))
-    with contextlib.suppress(ValueError):  # a server needs no fingerprint
-        fingerprint = serialized_fingerprint(directory)
-        with tf.io.gfile.GFile(join(directory, "fingerprint.pb"), "wb") as file:
-            file.write(fingerprint)
-
-
-def _copy_tree(source: str, target: str) -> None:
-    tf.io.gfile.makedirs(target)
-    for root, directories, files in tf.io.gfile.walk(source):
-        inside = root[len(source) :].strip("/")
-        where = join(target, inside) if inside else target
-        for name in directories:
-            tf.io.gfile.makedirs(join(where, name))
-        for name in files:
-            tf.io.gfile.copy(join(root, name), join(where, name), overwrite=True)
+        copy_tree(join(source, "assets"), join(directory, "assets"))
 
 
 def _remove(path: str) -> None:
