@@ -161,6 +161,9 @@ def freeze_saved_model(
             sizes.update((name, _size_of(session, use.node)) for name, use in uses.items())
             room = MAX_PROTO_BYTES - _PROTO_MARGIN - served.ByteSize()
             kept = _choose_kept(uses, sizes, min(max_bytes, room))
+            for name in kept:
+                if identity_of(uses[name].node) not in restored.variables:
+                    kept[name] = "the init op fills it"
             state.keep(kept)
             if uses:
                 converted = _convert(session, served_graph, uses, kept, source)
