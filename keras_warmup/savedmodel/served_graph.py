@@ -12,8 +12,8 @@ from typing import Any
 
 from keras_warmup._protos import GraphDef, MetaGraphDef, NodeDef
 from keras_warmup.savedmodel.files import read_assets
-from keras_warmup.savedmodel.graph_bodies import attribute, source_of, text_of_bytes
-from keras_warmup.savedmodel.graph_limits import called_functions
+from keras_warmup.savedmodel.graph_bodies import attribute, source_of
+from keras_warmup.savedmodel.graph_limits import called_functions, text_of_bytes
 
 # The init op and the assets of TensorFlow 1. Other collections serve training, and name nodes that
 # a server does not run.
