@@ -172,7 +172,7 @@ def freeze(
         output: where to publish the frozen model; may hold `{version}`. Defaults to `None`: it
             replaces `export_dir` in one step.
         max_bytes: largest size of the constants, bytes: the largest variables stay variables until
-            the others fit. Variables that a signature writes stay variables too. Defaults to 512
+            the others fit. Variables that a signature writes stay variables too. Defaults to 16
             MiB.
         refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops
             that touch files, network or processes. Defaults to `False`: warn.

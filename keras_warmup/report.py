@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RequestKind = Literal["predict", "classify", "regress", "multi_inference"]
-# Variables that stayed in a frozen model are printed one a line; a report holds them all.
-_MAX_LISTED_VARIABLES = 10
+# Names that are printed of variables that stayed in a frozen model; a report holds them all.
+_MAX_LISTED_VARIABLES = 3
 REQUEST_KINDS: tuple[RequestKind, ...] = ("predict", "classify", "regress", "multi_inference")
 
 
@@ -84,16 +84,19 @@ class FrozenVariables(Report):
     variable_bytes: int
 
     def lines(self) -> list[str]:
-        """Returns what to print, one line for the constants and one for each variable."""
-        stayed = [f"variable {name!r} stayed: {why}" for name, why in self.variables.items()]
-        more = len(stayed) - _MAX_LISTED_VARIABLES
-        if more > 0:
-            stayed = [*stayed[:_MAX_LISTED_VARIABLES], f"and {more} more variables"]
-        return [
+        """Returns what to print: one line for the constants, and one for each reason."""
+        names_of: dict[str, list[str]] = {}
+        for name, why in self.variables.items():
+            names_of.setdefault(why, []).append(name)
+        lines = [
             f"{self.constants} variables are constants ({self.constant_bytes} bytes), "
-            f"{len(self.variables)} stayed variables ({self.variable_bytes} bytes)",
-            *stayed,
+            f"{len(self.variables)} stayed variables ({self.variable_bytes} bytes)"
         ]
+        for why, names in names_of.items():
+            shown = ", ".join(map(repr, names[:_MAX_LISTED_VARIABLES]))
+            more = ", ..." if len(names) > _MAX_LISTED_VARIABLES else ""
+            lines.append(f"{len(names)} stayed because {why}: {shown}{more}")
+        return lines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,11 @@ from keras_warmup.report import ConversionReport, FrozenVariables
 from keras_warmup.savedmodel.graph import ASSIGNS, VARIABLES, ModelGraph, VariableIdentity
 from keras_warmup.savedmodel.graph_bodies import attribute, identity_of, input_of
 from keras_warmup.savedmodel.graph_limits import function_attributes, functions_in
-from keras_warmup.savedmodel.served_graph import copy_served_part, keep_equal_alternatives
+from keras_warmup.savedmodel.served_graph import (
+    copy_restoring_part,
+    copy_served_part,
+    keep_equal_alternatives,
+)
 from keras_warmup.savedmodel.signatures import MAX_PROTO_BYTES, read_meta_graph, read_signatures
 from keras_warmup.savedmodel.variable_uses import (
     VariableUse,
@@ -155,8 +159,11 @@ def freeze_saved_model(
     kept: dict[str, str] = {}
     state = _State(served, uses, restored)
     if uses or state.tables:
+        restoring = MetaGraphDef()
+        handles = [*uses, *(node.name for node in state.tables)]
+        copy_restoring_part(meta_graph, handles, restoring)
         with no_status_log():
-            session = load_session(source, meta_graph, initialize=False)
+            session = load_session(source, restoring, only_restore=True)
         with contextlib.closing(session):
             sizes.update((name, _size_of(session, use.node)) for name, use in uses.items())
             room = MAX_PROTO_BYTES - _PROTO_MARGIN - served.ByteSize()
@@ -365,7 +372,7 @@ def _choose_kept(
         if total <= max_bytes:
             break
         for name in names:
-            kept[name] = f"with its {sizes[name]} bytes the constants exceed {max_bytes}"
+            kept[name] = f"the constants would exceed {max_bytes} bytes"
             total -= sizes[name]
     return kept
 

@@ -43,27 +43,25 @@ def copy_served_part(meta_graph: MetaGraphDef, served: MetaGraphDef) -> None:
     for key in _KEPT_COLLECTIONS:
         if key in meta_graph.collection_def:
             served.collection_def[key].CopyFrom(meta_graph.collection_def[key])
-    nodes = {node.name: node for node in meta_graph.graph_def.node}
-    names = _needed(nodes, _named_nodes(served))
-    graph_def = served.graph_def
-    graph_def.versions.CopyFrom(meta_graph.graph_def.versions)
-    for node in meta_graph.graph_def.node:
-        if node.name in names:
-            _add_node(graph_def, node)
-    library = {
-        function.signature.name: function for function in meta_graph.graph_def.library.function
-    }
-    called = _called(graph_def.node, library)
-    for name, function in library.items():
-        if name in called:
-            kept = graph_def.library.function.add()
-            kept.CopyFrom(function)
-            for node in kept.node_def:
-                node.ClearField("experimental_debug_info")
-    for gradient in meta_graph.graph_def.library.gradient:
-        if {gradient.function_name, gradient.gradient_func} <= called:
-            graph_def.library.gradient.add().CopyFrom(gradient)
+    called = _copy_needed(meta_graph.graph_def, _named_nodes(served), served.graph_def)
     _drop_unused_info(served, called)
+
+
+def copy_restoring_part(
+    meta_graph: MetaGraphDef, handles: Iterable[str], restoring: MetaGraphDef
+) -> None:
+    """Copies what restores the variables, without signatures, assets and init op.
+
+    Args:
+        meta_graph: a MetaGraphDef; `graph_limits.check_graph` has accepted it.
+        handles: names of the nodes of variables and tables that are read afterwards.
+        restoring: an empty MetaGraphDef, which is filled.
+    """
+    saver = meta_graph.saver_def
+    if meta_graph.HasField("saver_def"):
+        restoring.saver_def.CopyFrom(saver)
+    starts = [saver.restore_op_name, saver.filename_tensor_name, *handles]
+    _copy_needed(meta_graph.graph_def, map(source_of, starts), restoring.graph_def)
 
 
 def keep_equal_alternatives(graph_def: GraphDef) -> None:
@@ -84,6 +82,29 @@ def keep_equal_alternatives(graph_def: GraphDef) -> None:
     for function in graph_def.library.function:
         if len(arguments.get(attribute(function, _ALTERNATIVES).s, ())) > 1:
             function.attr.pop(_ALTERNATIVES)
+
+
+def _copy_needed(source: GraphDef, starts: Iterable[str], target: GraphDef) -> set[str]:
+    """Copies some nodes and all that they need; returns the names of the functions copied."""
+    target.versions.CopyFrom(source.versions)
+    names = _needed({node.name: node for node in source.node}, starts)
+    for node in source.node:
+        if node.name in names:
+            kept = target.node.add()
+            kept.CopyFrom(node)
+            kept.ClearField("experimental_debug_info")
+    library = {function.signature.name: function for function in source.library.function}
+    called = _called(target.node, library)
+    for name, function in library.items():
+        if name in called:
+            copied = target.library.function.add()
+            copied.CopyFrom(function)
+            for node in copied.node_def:
+                node.ClearField("experimental_debug_info")
+    for gradient in source.library.gradient:
+        if {gradient.function_name, gradient.gradient_func} <= called:
+            target.library.gradient.add().CopyFrom(gradient)
+    return called
 
 
 def _named_nodes(meta_graph: MetaGraphDef) -> Iterator[str]:
@@ -148,12 +169,6 @@ def _called(nodes: Iterable[NodeDef], library: Mapping[str, Any]) -> set[str]:
                     called.add(one)
                     bodies.append(library[one].node_def)
     return called
-
-
-def _add_node(graph_def: GraphDef, node: NodeDef) -> None:
-    kept = graph_def.node.add()
-    kept.CopyFrom(node)
-    kept.ClearField("experimental_debug_info")
 
 
 def _drop_unused_info(meta_graph: MetaGraphDef, functions: Collection[str]) -> None:

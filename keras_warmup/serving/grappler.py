@@ -82,6 +82,21 @@ def leave_unoptimized(
                 node.attr["config_proto"].s = b""
 
 
+def leave_all_unoptimized(meta_graph: Any, config: tf.compat.v1.ConfigProto) -> None:
+    """Leaves Grappler out of the main graph and of all functions.
+
+    Args:
+        meta_graph: the MetaGraphDef to import; only the calls in its graph are changed.
+        config: the configuration of the Session; its optimizer is switched off.
+    """
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    graph_def = meta_graph.graph_def
+    for nodes in (graph_def.node, *(one.node_def for one in graph_def.library.function)):
+        for node in nodes:
+            if _is_call(node):
+                _disable_optimizer(node)
+
+
 def _reached(graph: ModelGraph, names: Iterable[str]) -> Iterator[tuple[GraphBody, str]]:
     """Yields all nodes that run for some nodes of the main graph."""
     functions: set[str] = set()

@@ -23,7 +23,7 @@ from keras_warmup.paths import reason_of
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.savedmodel.files import check_load_files, read_assets
 from keras_warmup.savedmodel.ops import library_of
-from keras_warmup.serving.grappler import leave_unoptimized
+from keras_warmup.serving.grappler import leave_all_unoptimized, leave_unoptimized
 
 # Errors that TensorFlow raises for a damaged graph: its own, and those that its C++ and Python code
 # runs into, such as IndexError and UnicodeDecodeError for attributes, or MemoryError for
@@ -50,7 +50,7 @@ def load_session(
     meta_graph: MetaGraphDef,
     unoptimized: Collection[str] = (),
     *,
-    initialize: bool = True,
+    only_restore: bool = False,
 ) -> Any:
     """Imports a graph into a Session, restores its variables and runs its init op.
 
@@ -60,8 +60,8 @@ def load_session(
         unoptimized: keys of signatures to run without TensorFlow's graph optimizer; the variables
             are restored without it too. This changes `meta_graph` (see `grappler.py`). Defaults to
             none: everything is optimized, as in a server.
-        initialize: run the init op. Defaults to `True`, as a server does; without it, the variables
-            have the values of the checkpoint.
+        only_restore: restore the variables, and neither run the init op nor optimize anything.
+            This changes `meta_graph`. Defaults to `False`.
 
     Returns:
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
@@ -72,7 +72,9 @@ def load_session(
     """
     check_load_files(export_dir, meta_graph)
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
-    if unoptimized:
+    if only_restore:
+        leave_all_unoptimized(meta_graph, config)
+    elif unoptimized:
         leave_unoptimized(meta_graph, unoptimized, config)
     graph = tf.Graph()
     problem = _import(graph, meta_graph)
@@ -98,7 +100,7 @@ def load_session(
             )
         stage = "run the init op"
         init_op = _init_op(meta_graph)
-        if init_op and initialize:
+        if init_op and not only_restore:
             session.run(graph.get_operation_by_name(init_op), assets)
     except TENSORFLOW_ERRORS as error:
         problem = error
