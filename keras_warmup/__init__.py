@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from keras_warmup.export import add_warmup as add_warmup
     from keras_warmup.export import export_with_warmup as export_with_warmup
     from keras_warmup.export import freeze as freeze
+    from keras_warmup.export import repair as repair
     from keras_warmup.export import save as save
     from keras_warmup.inspection import inspect as inspect
     from keras_warmup.options import WarmupOptions as WarmupOptions
@@ -37,6 +38,7 @@ _MODULE_OF = {
     "export_with_warmup": "export",
     "save": "export",
     "freeze": "export",
+    "repair": "export",
     "benchmark": "bench.benchmark",
     "add_warmup": "export",
     "inspect": "inspection",
@@ -60,6 +62,7 @@ __all__ = [
     "freeze",
     "inspect",
     "read_records",
+    "repair",
     "save",
     "verify",
 ]

@@ -27,6 +27,9 @@ from tensorflow.core.protobuf.meta_graph_pb2 import SignatureDef as SignatureDef
 from tensorflow.core.protobuf.meta_graph_pb2 import TensorInfo as TensorInfo
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel as SavedModel
 from tensorflow.core.protobuf.struct_pb2 import StructuredValue as StructuredValue
+from tensorflow.core.protobuf.trackable_object_graph_pb2 import (
+    TrackableObjectGraph as TrackableObjectGraph,
+)
 
 # The op registry of the running TensorFlow: `tf.raw_ops` lacks ops that Python cannot call.
 from tensorflow.python.framework import op_def_registry as _op_def_registry

@@ -1,4 +1,8 @@
-"""The public functions that write a SavedModel: export, save, add a warmup file, freeze."""
+"""The public functions that write a SavedModel.
+
+`export_with_warmup`, `save` and `add_warmup` write a warm one; `repair` and `freeze` change one
+that exists.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ from keras_warmup.pipeline.export_model import (
     warm_existing,
 )
 from keras_warmup.pipeline.freeze import freeze_existing
+from keras_warmup.pipeline.repair import repair_saved_model
 from keras_warmup.publishing.publish import Published, target_of
 from keras_warmup.report import ConversionReport, WarmupReport
 
@@ -187,6 +192,41 @@ def freeze(
     return freeze_existing(
         export_dir, output, max_bytes=max_bytes, refuse_unsafe_ops=refuse_unsafe_ops
     )
+
+
+def repair(
+    export_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    refuse_unsafe_ops: bool = False,
+) -> ConversionReport:
+    """Repairs a SavedModel of a Keras 3 model: doubled weights, and variables no server restores.
+
+    - `model.export` and `keras.export.ExportArchive` write each weight twice. The repaired model
+      holds it once: about half the size on the disk, in the server and while it loads.
+    - `tf.saved_model.save` of a Keras 3 model, or of a module that holds one, writes a SavedModel
+      on which each request to a server fails with `Could not find variable`. The repaired one runs,
+      with the outputs of `tf.saved_model.load`.
+
+    What `tf.saved_model.load`, `keras.layers.TFSMLayer` and clients see stays the same, and the
+    warmup file is kept. The repaired model is run beside the source before it takes its place. A
+    server that has loaded the model already does not load it again.
+
+    Args:
+        export_dir: a SavedModel (version directory), made by any tool.
+        output: the version directory to publish to; `{version}` takes the next free version.
+            Defaults to `None`: `export_dir` is replaced in one step.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops
+            that touch files, network or processes. Defaults to `False`: warn.
+
+    Returns:
+        A `ConversionReport`. Where there is nothing to repair, its `changes` are empty, and nothing
+        was written.
+
+    Raises:
+        WarmupError: a subclass of it for each kind of failure. `export_dir` is unchanged.
+    """
+    return repair_saved_model(export_dir, output, refuse_unsafe_ops=refuse_unsafe_ops)
 
 
 def _report_of(

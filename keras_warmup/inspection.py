@@ -172,7 +172,7 @@ def _notes(one: InspectedSignature) -> list[str]:
     if facts.unrestored_variables:
         notes.append(
             f"cannot run in a Session: {len(facts.unrestored_variables)} variables are never "
-            "restored"
+            "restored; repair it with keras-warmup repair"
         )
     return notes
 

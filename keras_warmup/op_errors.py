@@ -225,8 +225,9 @@ def cure_of(error: Exception, *, no_variables: bool = False) -> str:
             )
         return (
             ". The SavedModel's restore op does not fill this variable: tf.saved_model.load works, "
-            "a Session does not. tf.saved_model.save of a Keras 3 model writes such files; write "
-            "the model with keras_warmup.save, model.export or keras.export.ExportArchive."
+            "a Session does not. tf.saved_model.save of a Keras 3 model writes such files; repair "
+            "it with keras-warmup repair, or write the model with keras_warmup.save, model.export "
+            "or keras.export.ExportArchive."
         )
     if "StableHLO" in text or "Cannot deserialize computation" in text:
         return (

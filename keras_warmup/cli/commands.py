@@ -192,6 +192,21 @@ def _freeze(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _repair(arguments: argparse.Namespace) -> int:
+    with quiet_start():
+        from keras_warmup.export import repair
+
+        _find_devices()
+    with show_status("repairing the SavedModel", arguments.json):
+        report = repair(
+            arguments.export_dir,
+            arguments.output,
+            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+        )
+    print_report(report, arguments.json)
+    return EXIT_OK
+
+
 def _method_names(arguments: argparse.Namespace) -> int:
     with quiet_start():
         from keras_warmup.inspection import inspect
@@ -216,6 +231,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "bench": _bench,
     "minimize": _minimize,
     "verify": _verify,
+    "repair": _repair,
     "freeze": _freeze,
     "method-names": _method_names,
     "records": _records,

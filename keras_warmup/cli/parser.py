@@ -55,6 +55,15 @@ EXPORT_DIR in one step, once its outputs have been compared.
 _METHOD_NAMES_EXAMPLES = """example:
   keras-warmup method-names ./taxi/1   # for servers with --enable_signature_method_name_check
 """
+_REPAIR_EXAMPLES = """examples:
+  keras-warmup repair ./digits/1                        # in place, in one step
+  keras-warmup repair ./digits/1 --output ./digits/2
+
+Repairs what Keras 3 writes: weights that are stored twice (model.export, ExportArchive), and
+variables that no server restores ("Could not find variable": tf.saved_model.save of a Keras model).
+The outputs are compared before anything is published, and the warmup file is kept. Where there is
+nothing to repair, nothing is written and the exit code is 0.
+"""
 _RECORDS_EXAMPLES = """example:
   keras-warmup records ./digits/1 --json | jq '.records[].signature_key'
 """
@@ -104,6 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
             "verify",
             "replay the warmup file as TensorFlow Serving does at load",
             _VERIFY_EXAMPLES,
+        )
+    )
+    _add_options_of_repair(
+        _add_command(
+            commands,
+            "repair",
+            "store doubled weights once, and restore the variables that signatures read",
+            _REPAIR_EXAMPLES,
         )
     )
     _add_options_of_freeze(
@@ -324,10 +341,13 @@ def _add_options_of_verify(parser: argparse.ArgumentParser) -> None:
     _add_refuse_unsafe_ops(parser)
 
 
+def _add_options_of_repair(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
+    _add_refuse_unsafe_ops(parser)
+
+
 def _add_options_of_freeze(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output", metavar="DIR", help="version directory to publish to (default: EXPORT_DIR)"
-    )
+    _add_output(parser)
     parser.add_argument(
         "--max-bytes",
         type=int,
@@ -337,6 +357,14 @@ def _add_options_of_freeze(parser: argparse.ArgumentParser) -> None:
         f"fit (default: {DEFAULT_FREEZE_MAX_BYTES})",
     )
     _add_refuse_unsafe_ops(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="publish to this version directory; may hold {version} (default: replace EXPORT_DIR)",
+    )
 
 
 def _add_refuse_unsafe_ops(parser: argparse.ArgumentParser) -> None:

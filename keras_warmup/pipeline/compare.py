@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ from keras_warmup.serving.rules import (
 from keras_warmup.serving.session import TENSORFLOW_ERRORS, with_type
 
 NOT_COMPARED = "not compared: "
+_BIT_IDENTICAL = "bit-identical to"
+_ROUNDED = "equal up to rounding to"
 _SEED = 0
 
 
@@ -61,7 +64,7 @@ class _LoadedModel:
         try:
             with tf.device("/CPU:0"):
                 self._signatures: Any = tf.saved_model.load(export_dir).signatures
-        except TENSORFLOW_ERRORS as error:
+        except (OSError, *TENSORFLOW_ERRORS) as error:
             raise ReplayError(
                 f"SavedModel {export_dir!r} runs neither in a Session nor with "
                 f"tf.saved_model.load: {with_type(error, describe_op_error(error))}. Export the "
@@ -193,7 +196,7 @@ def compare_models(
                     ours,
                     facts,
                     None if in_session and rounding is None else rounding or 0.0,
-                    replay_again=lambda log=request.log: session.replay(log).outputs,  # type: ignore[misc]
+                    replay_again=functools.partial(_outputs_of, session, request.log),
                 )
             for key in log_signature_keys(request.log):
                 found.setdefault(key, []).append((request, outcome))
@@ -255,10 +258,12 @@ def _run_source(
         model = _LoadedModel(source, meta_graph)
         return [_outputs_or_error(model.run, request) for request in requests]
     with ServingSession(source, meta_graph) as session:
-        return [
-            _outputs_or_error(lambda log: session.replay(log).outputs, request)
-            for request in requests
-        ]
+        run = functools.partial(_outputs_of, session)
+        return [_outputs_or_error(run, request) for request in requests]
+
+
+def _outputs_of(session: ServingSession, log: PredictionLog) -> Outputs:
+    return session.replay(log).outputs
 
 
 def _outputs_or_error(
@@ -340,10 +345,6 @@ def _judge(
         f"{log_kind(request.log)} request of signature {log_signature_key(request.log)!r}. Outputs "
         f"that differ: {listed}. Nothing was published."
     )
-
-
-_BIT_IDENTICAL = "bit-identical to"
-_ROUNDED = "equal up to rounding to"
 
 
 def _same_bits(one: np.ndarray, other: np.ndarray) -> bool:

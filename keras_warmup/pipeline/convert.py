@@ -14,7 +14,7 @@ from keras_warmup.paths import as_path, explained, join, scheme_of
 from keras_warmup.pipeline.compare import compare_models
 from keras_warmup.publishing.filesystem import copy_tree, exists, tree_bytes
 from keras_warmup.publishing.publish import published_at, staged
-from keras_warmup.publishing.versions import has_version
+from keras_warmup.publishing.versions import has_version, version_hint
 from keras_warmup.records.warmup_file import WARMUP_PATH, read_all_records, warmup_path
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.rewriting import renew_fingerprint
@@ -25,27 +25,19 @@ Change = Callable[[str, str], Sequence[str]]
 _EXTRA = WARMUP_PATH.partition("/")[0]
 
 
-def source_of_conversion(
-    export_dir: str | os.PathLike[str], *, refuse_unsafe_ops: bool = False
-) -> str:
+def path_of_source(export_dir: str | os.PathLike[str]) -> str:
     """Returns the path of the SavedModel to change, with a final link followed.
 
     Args:
         export_dir: version directory of a SavedModel.
-        refuse_unsafe_ops: as in `convert_existing`.
 
     Raises:
-        SignatureError: there is no SavedModel, or it is damaged.
-        UnsafeOpsError: it has unsafe ops, and `refuse_unsafe_ops` is set.
+        OptionsError: it is not a path, or holds `{version}`.
     """
     source = as_path(export_dir)
     if has_version(source):
         raise OptionsError(f"{source!r} holds '{{version}}': name the version to change.")
-    with explained(source, "read"):
-        if not scheme_of(source) and os.path.islink(source):
-            source = os.path.realpath(source)
-    check_saved_model(source, refuse=refuse_unsafe_ops)
-    return source
+    return os.path.realpath(source) if not scheme_of(source) and os.path.islink(source) else source
 
 
 def convert_existing(
@@ -86,7 +78,8 @@ def convert_existing(
         ReplayError: a server cannot run the result, or a record of the warmup file.
         WarmupError: another subclass of it for each kind of failure.
     """
-    source = source_of_conversion(export_dir, refuse_unsafe_ops=refuse_unsafe_ops)
+    source = path_of_source(export_dir)
+    check_saved_model(source, refuse=refuse_unsafe_ops)
     # Before anything is read: a directory that takes its place meanwhile is not replaced.
     published = published_at(source) if output is None else None
     target = source if output is None else as_path(output)
@@ -96,12 +89,14 @@ def convert_existing(
         with explained(directory, "copy files to"):
             if exists(join(source, _EXTRA)):
                 copy_tree(join(source, _EXTRA), join(directory, _EXTRA))
+            has_file = exists(warmup_path(directory))
         renew_fingerprint(directory)
-        has_file = exists(warmup_path(directory))
         logs = read_all_records(directory) if has_file else []
         comparisons = compare_models(source, directory, logs, rounding=rounding)
         with explained(source, "read"):
             before, after = tree_bytes(source), tree_bytes(directory)
+    notes = [] if has_file else ["There is no warmup file: the first requests will be slow."]
+    hint = version_hint(staging.published.path)
     return ConversionReport(
         export_dir=staging.published.path,
         source=source,
@@ -110,7 +105,7 @@ def convert_existing(
         bytes_after=after,
         num_records=len(logs),
         comparisons=comparisons,
-        notes=() if has_file else ("There is no warmup file: the first requests will be slow.",),
+        notes=(*notes, hint) if hint else tuple(notes),
     )
 
 

@@ -215,8 +215,9 @@ def require_restorable(graph: ModelGraph, signatures: Sequence[Signature], expor
                 f"Signature {signature.key!r} in {export_dir!r} reads {len(lost)} variables that "
                 f"the SavedModel never restores (the first is {lost[0]!r}), so every request to a "
                 "server fails with 'Could not find variable'. tf.saved_model.save does this to "
-                "Keras 3 models; export with model.export, keras_warmup.save or "
-                "export_with_warmup instead."
+                "Keras 3 models. Repair the SavedModel with keras-warmup repair "
+                "(keras_warmup.repair), or export with keras_warmup.save, export_with_warmup or "
+                "model.export."
             )
 
 

@@ -139,6 +139,7 @@ def renew_fingerprint(export_dir: str) -> None:
         content = _compute_fingerprint(export_dir, path)
         with tf.io.gfile.GFile(path, "wb") as file:
             file.write(content)
+    complete_fingerprint(export_dir)
 
 
 def _definitions_of(saved_model: SavedModel, keys: Iterable[str]) -> list[Any]:

@@ -171,8 +171,9 @@ def verify_here(
             failures.append(
                 f"Signature {key!r} reads variables that the SavedModel's restore op does not "
                 "fill, so no Session (and no server) can run it: "
-                f"{', '.join(fact.unrestored_variables)}. Write the model with keras_warmup.save, "
-                "model.export or keras.export.ExportArchive."
+                f"{', '.join(fact.unrestored_variables)}. Repair it with keras-warmup repair, or "
+                "write the model with keras_warmup.save, model.export or "
+                "keras.export.ExportArchive."
             )
     return VerifyReport(
         export_dir=export_dir,

@@ -6,7 +6,7 @@ import pytest
 
 from keras_warmup.cli.parser import build_parser
 
-COMMANDS = ["inspect", "add", "bench", "minimize", "verify", "method-names", "records"]
+COMMANDS = ["inspect", "add", "bench", "minimize", "verify", "repair", "method-names", "records"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -56,8 +56,9 @@ def test_the_keras_3_session_trap_is_found_and_its_cure_named(tmp_path: pathlib.
     assert ": FAILED_PRECONDITION: Could not find variable " in text
     assert text.endswith(
         ". The SavedModel's restore op does not fill this variable: tf.saved_model.load works, "
-        "a Session does not. tf.saved_model.save of a Keras 3 model writes such files; write the "
-        "model with keras_warmup.save, model.export or keras.export.ExportArchive."
+        "a Session does not. tf.saved_model.save of a Keras 3 model writes such files; repair it "
+        "with keras-warmup repair, or write the model with keras_warmup.save, model.export or "
+        "keras.export.ExportArchive."
     )
 
 

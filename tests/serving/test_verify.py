@@ -300,7 +300,8 @@ def test_a_model_no_session_can_run_is_not_ok_even_without_records(trap_dir: str
         "fill, so no Session (and no server) can run it: "
     )
     assert failure.endswith(
-        ". Write the model with keras_warmup.save, model.export or keras.export.ExportArchive."
+        ". Repair it with keras-warmup repair, or write the model with keras_warmup.save, "
+        "model.export or keras.export.ExportArchive."
     )
     assert "bias" in failure
     assert "kernel" in failure

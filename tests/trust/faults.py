@@ -26,7 +26,7 @@ from tests.trust.scenarios import SCENARIOS, versions_of
 ERRNOS = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EDQUOT, errno.EMFILE, errno.EROFS)
 ALL = tuple(SCENARIOS)
 # These replace version 1; where directories cannot be exchanged, it is missing for a moment.
-REPLACING = ("overwrite", "save")
+REPLACING = ("overwrite", "save", "repair")
 
 
 class Trials:
@@ -474,8 +474,8 @@ def judge_next(name: str, root: pathlib.Path, following: Outcome) -> list[Fault]
                 f"the next export {following.ended}: {following.error}: {following.message[:300]}",
             )
         ]
-    weights, _ = SCENARIOS[name].done
-    faults = judge_done(root / "m", (3 if weights == 2 else weights, 3))
+    weights, records = (3 if made == 2 else made for made in SCENARIOS[name].done)
+    faults = judge_done(root / "m", (weights, records))
     left = leftovers_of(root, root / "m")
     if left:
         faults.append(("leftovers", ", ".join(left[:5])))

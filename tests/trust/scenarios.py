@@ -1,4 +1,4 @@
-"""Six ways to publish, which are attacked; a forked child runs each in a fresh directory.
+"""Seven ways to publish, which are attacked; a forked child runs each in a fresh directory.
 
 Every model is a dense layer whose weights, and every warmup record a batch whose rows, encode a
 number, the *generation*. So the content of a version shows whether it mixes two exports.
@@ -26,7 +26,7 @@ class Scenario:
     """A way to publish under attack.
 
     Attributes:
-        name: `new`, `overwrite`, `save`, `add`, `add_with_twins` or `fit`.
+        name: `new`, `overwrite`, `save`, `add`, `add_with_twins`, `repair` or `fit`.
         allowed: version -> the generations (of weights, of records) that it may hold after a
             disturbed run.
         versions: the sets of versions that may be listed after a disturbed run.
@@ -54,8 +54,8 @@ def _scenario(
 
 
 # Version 1 of generation 1 exists before the run, which makes generation 2. `add` keeps the
-# weights; before `add_with_twins` there is no warmup file. `fit` publishes 2, 3 and 4, and keeps
-# the last.
+# weights; before `add_with_twins` there is no warmup file. `repair` keeps both. `fit` publishes 2,
+# 3 and 4, and keeps the last.
 SCENARIOS = {
     scenario.name: scenario
     for scenario in [
@@ -64,6 +64,7 @@ SCENARIOS = {
         _scenario("save", (2, 2), {1: {(1, 1), (2, 2)}}, {1}),
         _scenario("add", (1, 2), {1: {(1, 1), (1, 2)}}, {1}),
         _scenario("add_with_twins", (1, 2), {1: {(1, None), (1, 2)}}, {1}),
+        _scenario("repair", (1, 1), {1: {(1, 1)}}, {1}),
         _scenario(
             "fit",
             (4, 2),
@@ -96,6 +97,9 @@ def prepare(name: str, base: str) -> None:
     """Makes the version that exists before the scenario runs."""
     if name == "add_with_twins":
         build_model(1).export(f"{base}/1", verbose=False)
+    elif name == "repair":  # each weight is stored twice
+        build_model(1).export(f"{base}/1", verbose=False)
+        kw.add_warmup(f"{base}/1", build_rows(1), warmup=WARMUP)
     else:
         kw.export_with_warmup(build_model(1), f"{base}/1", data=build_rows(1), warmup=WARMUP)
 
@@ -140,6 +144,10 @@ def _run_add_with_twins(base: str, generation: int) -> None:
     kw.add_warmup(
         f"{base}/1", build_rows(generation), warmup={**WARMUP, "share_twin_signatures": True}
     )
+
+
+def _run_repair(base: str, generation: int) -> None:
+    kw.repair(f"{base}/1")
 
 
 class FitEndedError(Exception):
@@ -189,6 +197,7 @@ _RUNS = {
     "save": _run_save,
     "add": _run_add,
     "add_with_twins": _run_add_with_twins,
+    "repair": _run_repair,
     "fit": _run_fit,
 }
 
