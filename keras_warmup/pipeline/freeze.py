@@ -34,7 +34,7 @@ from keras_warmup.errors import ExportError, OptionsError
 from keras_warmup.op_errors import text_of
 from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES, MAX_FREEZE_BYTES, is_integer
 from keras_warmup.paths import explained, join
-from keras_warmup.pipeline.convert import convert_existing, source_of_conversion
+from keras_warmup.pipeline.convert import convert_existing, path_of_source
 from keras_warmup.pipeline.proof import INTERMEDIATE_ROUNDING
 from keras_warmup.pipeline.warm import require_restorable
 from keras_warmup.publishing.filesystem import copy_tree, exists, remove_tree
@@ -229,7 +229,7 @@ def freeze_existing(
             f"max_bytes must be 1 to {MAX_FREEZE_BYTES} (a SavedModel proto ends at 2 GiB), got "
             f"{max_bytes!r}."
         )
-    source = source_of_conversion(export_dir, refuse_unsafe_ops=refuse_unsafe_ops)
+    source = path_of_source(export_dir)
     results: list[FrozenVariables] = []
 
     def change(source: str, directory: str) -> list[str]:
