@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from keras_warmup.errors import WarmupError as WarmupError
     from keras_warmup.export import add_warmup as add_warmup
     from keras_warmup.export import export_with_warmup as export_with_warmup
+    from keras_warmup.export import freeze as freeze
     from keras_warmup.export import repair as repair
     from keras_warmup.export import save as save
     from keras_warmup.inspection import inspect as inspect
@@ -36,6 +37,7 @@ _MODULE_OF = {
     "WarmupError": "errors",
     "export_with_warmup": "export",
     "save": "export",
+    "freeze": "export",
     "repair": "export",
     "benchmark": "bench.benchmark",
     "add_warmup": "export",
@@ -57,6 +59,7 @@ __all__ = [
     "benchmark",
     "endpoints",
     "export_with_warmup",
+    "freeze",
     "inspect",
     "read_records",
     "repair",

@@ -19,6 +19,7 @@ from tensorflow.core.framework.graph_pb2 import GraphDef as GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef as NodeDef
 from tensorflow.core.framework.tensor_pb2 import TensorProto as TensorProto
 from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto as TensorShapeProto
+from tensorflow.core.framework.variable_pb2 import VariableDef as VariableDef
 from tensorflow.core.protobuf.config_pb2 import CallableOptions as CallableOptions
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef as FingerprintDef
 from tensorflow.core.protobuf.meta_graph_pb2 import AssetFileDef as AssetFileDef

@@ -1,6 +1,7 @@
 """The public functions that write a SavedModel.
 
-`export_with_warmup`, `save` and `add_warmup` write a warm one; `repair` changes one that exists.
+`export_with_warmup`, `save` and `add_warmup` write a warm one; `repair` and `freeze` change one
+that exists.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import keras
 
 from keras_warmup.errors import OptionsError, warn_or_print
-from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES, WarmupOptions, as_options
 from keras_warmup.pipeline.export_model import (
     ExportFn,
     ExportRequest,
@@ -22,6 +23,7 @@ from keras_warmup.pipeline.export_model import (
     publish_object,
     warm_existing,
 )
+from keras_warmup.pipeline.freeze import freeze_existing
 from keras_warmup.pipeline.repair import repair_saved_model
 from keras_warmup.publishing.publish import Published, target_of
 from keras_warmup.report import ConversionReport, WarmupReport
@@ -153,6 +155,42 @@ def add_warmup(
         options=as_options(warmup),
         append=append,
         refuse_unsafe_ops=refuse_unsafe_ops,
+    )
+
+
+def freeze(
+    export_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    max_bytes: int = DEFAULT_FREEZE_MAX_BYTES,
+    refuse_unsafe_ops: bool = False,
+) -> ConversionReport:
+    """Makes a SavedModel that exists serving-only: its variables become constants.
+
+    A server loads it faster. Signatures, the names of inputs and outputs, tables, assets and the
+    warmup file stay, and the records of the warmup file are run before and after. What
+    `tf.saved_model.load` returns has `.signatures`, but nothing to train. Keep the unfrozen model
+    where you will need it.
+
+    Args:
+        export_dir: a SavedModel (version directory), made by any tool.
+        output: where to publish the frozen model; may hold `{version}`. Defaults to `None`: it
+            replaces `export_dir` in one step.
+        max_bytes: largest size of the constants, bytes: the largest variables stay variables until
+            the others fit. Variables that a signature writes stay variables too. Defaults to 16
+            MiB.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops
+            that touch files, network or processes. Defaults to `False`: warn.
+
+    Returns:
+        A `ConversionReport`: the variables that stayed and why, how the outputs were compared.
+
+    Raises:
+        WarmupError: a subclass of it for each kind of failure. Nothing is published, and
+            `export_dir` is unchanged.
+    """
+    return freeze_existing(
+        export_dir, output, max_bytes=max_bytes, refuse_unsafe_ops=refuse_unsafe_ops
     )
 
 

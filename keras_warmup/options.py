@@ -17,6 +17,15 @@ MAX_RECORDS = 1000
 # protobuf refuses messages of 2 GiB; a warmup file near that size lengthens every load for nothing.
 DEFAULT_MAX_BYTES = 256 * 2**20
 
+# Constants of a frozen model, bytes. What a constant saves, the restoring of one variable, does not
+# depend on its size; what it costs does: a server holds it in the proto, in the graph and in the
+# kernel, and TensorFlow's graph optimizer copies the graph in its passes. So most variables of a
+# model are worth it, and the few large ones of a large model are not. Measured with EfficientNetB4
+# and a 12-layer transformer: up to here the server takes no more memory than for `model.export`.
+DEFAULT_FREEZE_MAX_BYTES = 16 * 2**20
+# A SavedModel proto ends at 2 GiB.
+MAX_FREEZE_BYTES = 2**31 - 1
+
 # A batch of 1 never warms the first matrix product with more than one row.
 DEFAULT_BATCH_SIZE = 2
 # A stock server has XLA compilation switched off (model_servers/main.cc).
@@ -43,6 +52,12 @@ class WarmupOptions:
         kinds: request kinds to write, among `predict`, `classify`, `regress` and `multi_inference`,
             for each signature that can serve them. Defaults to `None`: Classify or Regress where
             the signature has their inputs and outputs, else Predict.
+        freeze: publish a serving-only SavedModel whose variables are constants: a server loads it
+            faster. `tf.saved_model.load` of it gives signatures alone, nothing to train. Only in
+            exports this package makes; for other ones there is `keras_warmup.freeze`.
+        freeze_max_bytes: with `freeze`, largest size of the constants, bytes: the largest variables
+            stay variables until the others fit. Defaults to `None`: 16 MiB. More makes requests of
+            large models faster, and loading slower: measure it.
         whole_batches: send each batch whole, as one request, for models whose inputs differ in
             their first dimension (a graph's nodes and edges). Defaults to `False`: rows are picked.
         transform: `transform(x) -> {input name: array}`; replaces binding. `x` is a batch as the
@@ -81,6 +96,8 @@ class WarmupOptions:
     batch_sizes: Sequence[int] | Literal["auto"] | None = None
     output_filters: OutputFilters | None = None
     kinds: Sequence[RequestKind] | None = None
+    freeze: bool = False
+    freeze_max_bytes: int | None = None
     whole_batches: bool = False
     transform: Transform | None = None
     xla: bool = False
@@ -149,9 +166,17 @@ class WarmupOptions:
         parameters = self.batching_parameters
         if parameters is not None and not isinstance(parameters, (str, os.PathLike)):
             problems.append(f"batching_parameters must be a path, got {type(parameters).__name__}")
-        for name in ("xla", "verify", "method_name", "whole_batches"):
+        for name in ("xla", "verify", "method_name", "whole_batches", "freeze"):
             if not isinstance(getattr(self, name), bool):
                 problems.append(f"{name} must be True or False, got {getattr(self, name)!r}")
+        limit = self.freeze_max_bytes
+        if limit is not None and (not is_integer(limit, at_least=1) or limit > MAX_FREEZE_BYTES):
+            problems.append(
+                f"freeze_max_bytes must be 1 to {MAX_FREEZE_BYTES} (a SavedModel proto ends at "
+                f"2 GiB), got {limit!r}"
+            )
+        elif limit is not None and not self.freeze:
+            problems.append("freeze_max_bytes needs freeze=True")
         share = self.share_twin_signatures
         if share is not None and not isinstance(share, bool):
             problems.append(f"share_twin_signatures must be True, False or None, got {share!r}")

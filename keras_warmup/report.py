@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RequestKind = Literal["predict", "classify", "regress", "multi_inference"]
+# Names that are printed of variables that stayed in a frozen model; a report holds them all.
+_MAX_LISTED_VARIABLES = 3
 REQUEST_KINDS: tuple[RequestKind, ...] = ("predict", "classify", "regress", "multi_inference")
 
 
@@ -66,6 +68,38 @@ class RecordReport(Report):
 
 
 @dataclasses.dataclass(frozen=True)
+class FrozenVariables(Report):
+    """What became of the variables of a frozen model.
+
+    Attributes:
+        constants: number of variables that are constants now.
+        constant_bytes: their size.
+        variables: name of each variable that stayed -> the reason.
+        variable_bytes: their size.
+    """
+
+    constants: int
+    constant_bytes: int
+    variables: Mapping[str, str]
+    variable_bytes: int
+
+    def lines(self) -> list[str]:
+        """Returns what to print: one line for the constants, and one for each reason."""
+        names_of: dict[str, list[str]] = {}
+        for name, why in self.variables.items():
+            names_of.setdefault(why, []).append(name)
+        lines = [
+            f"{self.constants} variables are constants ({self.constant_bytes} bytes), "
+            f"{len(self.variables)} stayed variables ({self.variable_bytes} bytes)"
+        ]
+        for why, names in names_of.items():
+            shown = ", ".join(map(repr, names[:_MAX_LISTED_VARIABLES]))
+            more = ", ..." if len(names) > _MAX_LISTED_VARIABLES else ""
+            lines.append(f"{len(names)} stayed because {why}: {shown}{more}")
+        return lines
+
+
+@dataclasses.dataclass(frozen=True)
 class WarmupReport(Report):
     """What an export wrote.
 
@@ -90,6 +124,7 @@ class WarmupReport(Report):
             count.
         cold: why the model was published without a warmup file; empty where it was not.
         published: whether anything was published.
+        frozen: which variables are constants; `None` where the model is not frozen.
         shared_signatures: signature_key -> the twin whose tensors it uses since this export.
         load_added_ms: sum of the replays, a lower bound of the load time that the file adds (the
             process that replays is warm already); `None` where nothing was replayed.
@@ -117,6 +152,7 @@ class WarmupReport(Report):
     real_rows: int = 0
     cold: str = ""
     published: bool = True
+    frozen: FrozenVariables | None = None
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -146,6 +182,8 @@ class WarmupReport(Report):
             f"skew {key}: fit fed other features to {', '.join(names)} than requests do"
             for key, names in self.training_serving_skew.items()
         ]
+        if self.frozen is not None:
+            texts += [f"frozen: {line}" for line in self.frozen.lines()]
         if self.cold:
             texts.append(f"cold: {self.cold}")
         texts += [f"note: {note}" for note in self.notes]
@@ -197,6 +235,7 @@ class ConversionReport(Report):
         comparisons: signature_key -> how its outputs were compared with those of the source, or
             `not compared: ` and the reason. Empty where nothing was changed.
         notes: what the reader should know, one sentence each.
+        frozen: which variables are constants; `None` where the model was not frozen.
     """
 
     export_dir: str
@@ -207,6 +246,7 @@ class ConversionReport(Report):
     num_records: int = 0
     comparisons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    frozen: FrozenVariables | None = None
 
     def __rich__(self) -> RenderableType:
         from rich.text import Text

@@ -52,6 +52,13 @@ from keras_warmup.options import WarmupOptions, as_options
         ),
         ({"xla": "false"}, "xla must be True or False, got 'false'"),
         ({"whole_batches": 1}, "whole_batches must be True or False, got 1"),
+        ({"freeze": 1}, "freeze must be True or False, got 1"),
+        ({"freeze_max_bytes": 2**20}, "freeze_max_bytes needs freeze=True"),
+        (
+            {"freeze": True, "freeze_max_bytes": 2**31},
+            "freeze_max_bytes must be 1 to 2147483647 (a SavedModel proto ends at 2 GiB), got "
+            "2147483648",
+        ),
         ({"verify": None}, "verify must be True or False, got None"),
         (
             {"max_records": 1001},
@@ -110,9 +117,9 @@ def test_an_unknown_option_is_refused_with_the_nearest_and_all_known_ones() -> N
         WarmupOptions(batch_size=[1])
     assert str(error.value) == (
         "Unknown warmup option 'batch_size'. Did you mean 'batch_sizes'? Known options: "
-        "signatures, batch_sizes, output_filters, kinds, whole_batches, transform, xla, "
-        "batching_parameters, share_twin_signatures, max_load_seconds, max_records, max_bytes, "
-        "method_name, model_name, seed, verify, on_no_data."
+        "signatures, batch_sizes, output_filters, kinds, freeze, freeze_max_bytes, whole_batches, "
+        "transform, xla, batching_parameters, share_twin_signatures, max_load_seconds, "
+        "max_records, max_bytes, method_name, model_name, seed, verify, on_no_data."
     )
 
 

@@ -21,6 +21,7 @@ PUBLIC = [
     "benchmark",
     "endpoints",
     "export_with_warmup",
+    "freeze",
     "inspect",
     "read_records",
     "repair",

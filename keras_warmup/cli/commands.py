@@ -176,6 +176,22 @@ def _verify(arguments: argparse.Namespace) -> int:
     return EXIT_OK if report.ok else EXIT_FAILED
 
 
+def _freeze(arguments: argparse.Namespace) -> int:
+    with quiet_start():
+        from keras_warmup.export import freeze
+
+        _find_devices()
+    with show_status("freezing and comparing outputs", arguments.json):
+        report = freeze(
+            arguments.export_dir,
+            arguments.output,
+            max_bytes=arguments.max_bytes,
+            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+        )
+    print_report(report, arguments.json)
+    return EXIT_OK
+
+
 def _repair(arguments: argparse.Namespace) -> int:
     with quiet_start():
         from keras_warmup.export import repair
@@ -216,6 +232,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "minimize": _minimize,
     "verify": _verify,
     "repair": _repair,
+    "freeze": _freeze,
     "method-names": _method_names,
     "records": _records,
 }

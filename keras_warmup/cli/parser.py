@@ -6,6 +6,7 @@ import argparse
 from typing import Any, Literal
 
 from keras_warmup._version import __version__
+from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES
 from keras_warmup.report import REQUEST_KINDS
 from keras_warmup.serving.worker import DEFAULT_TIMEOUT_S
 
@@ -43,6 +44,13 @@ _MINIMIZE_EXAMPLES = """examples:
 
 A record warms nothing new if its replay takes no longer than the same request later. Where the
 noise of the machine does not allow a decision, the record is kept.
+"""
+_FREEZE_EXAMPLES = """examples:
+  keras-warmup freeze ./digits/1 --output ./frozen/1
+  keras-warmup freeze ./digits/1 --max-bytes 100000000    # larger variables stay variables
+
+The result serves the same signatures, and cannot be trained further. Without --output it replaces
+EXPORT_DIR in one step, once its outputs have been compared.
 """
 _METHOD_NAMES_EXAMPLES = """example:
   keras-warmup method-names ./taxi/1   # for servers with --enable_signature_method_name_check
@@ -113,6 +121,14 @@ def build_parser() -> argparse.ArgumentParser:
             "repair",
             "store doubled weights once, and restore the variables that signatures read",
             _REPAIR_EXAMPLES,
+        )
+    )
+    _add_options_of_freeze(
+        _add_command(
+            commands,
+            "freeze",
+            "make a SavedModel serving-only: its variables become constants, which load faster",
+            _FREEZE_EXAMPLES,
         )
     )
     _add_command(
@@ -326,12 +342,29 @@ def _add_options_of_verify(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_options_of_repair(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
+    _add_refuse_unsafe_ops(parser)
+
+
+def _add_options_of_freeze(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
+    parser.add_argument(
+        "--max-bytes",
+        type=int,
+        default=DEFAULT_FREEZE_MAX_BYTES,
+        metavar="N",
+        help="largest size of the constants; the largest variables stay variables until the others "
+        f"fit (default: {DEFAULT_FREEZE_MAX_BYTES})",
+    )
+    _add_refuse_unsafe_ops(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="DIR",
         help="publish to this version directory; may hold {version} (default: replace EXPORT_DIR)",
     )
-    _add_refuse_unsafe_ops(parser)
 
 
 def _add_refuse_unsafe_ops(parser: argparse.ArgumentParser) -> None:

@@ -50,6 +50,8 @@ class ExportInputs:
         training_batch_size: rows of the largest batch seen; 0 where there is none.
         structures: signature_key -> structure of its arguments, where the exporter knows it and the
             SavedModel does not record it.
+        recorded_structures: signature_key -> structure of its arguments that the SavedModel
+            recorded before it was frozen.
     """
 
     batches: Sequence[Batch] = ()
@@ -60,6 +62,7 @@ class ExportInputs:
     shapes_seen: int = 0
     training_batch_size: int = 0
     structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    recorded_structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,10 @@ from keras_warmup.errors import (
     warn_caller,
 )
 from keras_warmup.op_errors import describe_op_error, text_of
-from keras_warmup.options import DEFAULT_BATCH_SIZE, WarmupOptions
+from keras_warmup.options import DEFAULT_BATCH_SIZE, DEFAULT_FREEZE_MAX_BYTES, WarmupOptions
 from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
+from keras_warmup.pipeline.freeze import LOST, freeze_saved_model
 from keras_warmup.pipeline.keras_model import (
     captured_signature,
     is_called_otherwise,
@@ -43,7 +44,12 @@ from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport
-from keras_warmup.savedmodel.rewriting import complete_fingerprint, name_methods, recover
+from keras_warmup.savedmodel.rewriting import (
+    complete_fingerprint,
+    name_methods,
+    recover,
+    renew_fingerprint,
+)
 from keras_warmup.savedmodel.saving import (
     each_weight_once,
     keep_functions,
@@ -222,6 +228,12 @@ def _publish(
             inputs = export(staging, inputs)
         if options.method_name:
             name_methods(directory, flush=False)
+        frozen = None
+        if options.freeze:
+            limit = options.freeze_max_bytes or DEFAULT_FREEZE_MAX_BYTES
+            result = freeze_saved_model(directory, directory, max_bytes=limit)
+            frozen = result.frozen
+            inputs = dataclasses.replace(inputs, recorded_structures=result.structures)
         if failure is None:
             try:
                 report = warm_saved_model(
@@ -236,6 +248,8 @@ def _publish(
                 failure = error
         if failure is not None:
             report = _leave_cold(directory, failure, own_calls, options)
+        if frozen is not None:
+            report = dataclasses.replace(report, frozen=frozen, notes=(*report.notes, LOST))
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, staging.target, options)
         with explained(directory, "remove temporary files from"):
@@ -243,6 +257,9 @@ def _publish(
             sweep(os.path.dirname(warmup_path(directory)))
             # tf.saved_model.save goes on where it cannot remove it.
             remove_tree(os.path.join(directory, "variables", "variables_temp"))
+        if options.freeze:
+            renew_fingerprint(directory)
+        else:
             complete_fingerprint(directory)
     return _relocate(report, staging.published.path), staging.published
 
@@ -303,6 +320,11 @@ def warm_existing(
     Raises:
         WarmupError: a subclass of it for each kind of failure. The old warmup file is unchanged.
     """
+    if options.freeze:
+        raise OptionsError(
+            "freeze=True applies to exports made here. For a SavedModel that exists, run "
+            "keras-warmup freeze first."
+        )
     if options.method_name:
         raise OptionsError(
             "method_name=True applies to exports made here. For a SavedModel that exists, run "

@@ -29,7 +29,7 @@ NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the 
 _RELATIVE_TOLERANCE = {2: 5e-2, 4: 2e-3, 8: 1e-6}
 # Largest difference that rounding of intermediate values may cause, as a share of an output's
 # largest value: some units of 2**-8 and 2**-11.
-_INTERMEDIATE_ROUNDING = {"bfloat16": 3e-2, "float16": 5e-3}
+INTERMEDIATE_ROUNDING = {"bfloat16": 3e-2, "float16": 5e-3}
 
 
 def prove_request(
@@ -123,7 +123,7 @@ def prove_signature(
             "unproved: bound by name (the signature's outputs are not those of the model's own "
             "call)"
         )
-    rounding = max(_INTERMEDIATE_ROUNDING.get(dtype, 0.0) for dtype in compute_dtypes(model))
+    rounding = max(INTERMEDIATE_ROUNDING.get(dtype, 0.0) for dtype in compute_dtypes(model))
     differ = [name for name, both in pairs.items() if not same_values(*both, rounding=rounding)]
     if not differ:
         return PROVED

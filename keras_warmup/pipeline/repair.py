@@ -12,7 +12,7 @@ from keras_warmup._protos import MetaGraphDef, SavedModel, TrackableObjectGraph
 from keras_warmup.errors import SignatureError
 from keras_warmup.paths import explained, join
 from keras_warmup.pipeline.convert import convert_existing, find_source, unchanged
-from keras_warmup.publishing.filesystem import copy_tree, exists, remove_tree
+from keras_warmup.publishing.filesystem import copy_tree, remove_tree
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.checkpoint import (
     OBJECT_GRAPH_KEY,

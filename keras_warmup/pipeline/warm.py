@@ -6,6 +6,7 @@ prove. Whatever can refuse the file does so before the file gets its name.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from keras_warmup.data.batch import slice_rows
@@ -82,7 +83,10 @@ def warm_saved_model(
     """
     saved_model = read_saved_model(export_dir)
     meta_graph = serving_meta_graph(saved_model, export_dir)
-    signatures = read_signatures(meta_graph)
+    signatures = [
+        dataclasses.replace(one, structure=inputs.recorded_structures.get(one.key, one.structure))
+        for one in read_signatures(meta_graph)
+    ]
     graph = ModelGraph(meta_graph)
     # A model that a server cannot run is not published, warm or cold.
     require_restorable(graph, signatures, export_dir)

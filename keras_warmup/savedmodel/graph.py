@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from keras_warmup._protos import MetaGraphDef, NodeDef
@@ -90,8 +90,9 @@ SAME_VALUE = frozenset(
         "RefSwitch",
     }
 )
-_VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
-_ASSIGNS = frozenset({"AssignVariableOp", "Assign"})
+# Ops that make a variable; the last two are those of TensorFlow 1.
+VARIABLES = frozenset({"VarHandleOp", "VariableV2", "Variable"})
+ASSIGNS = frozenset({"AssignVariableOp", "Assign"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,8 +316,22 @@ class ModelGraph:
         """Returns the variables that the restore op and the init op assign -> their `origin`s."""
         found: dict[VariableIdentity, list[NodeInFrame | None]] = {}
         starts = [*self.restore_nodes, *self.init_nodes]
-        self._collect_assignments(CallFrame(self.main), starts, found)
+        for frame, node in self.nodes_run_by(starts, ASSIGNS):
+            variable = self.origin(frame, input_of(node, 0))
+            if variable is not None and variable[1].op in VARIABLES:
+                found.setdefault(identity_of(variable[1]), []).append(
+                    self.origin(frame, input_of(node, 1))
+                )
         return found
+
+    def nodes_run_by(self, starts: Sequence[str], ops: frozenset[str]) -> Iterator[NodeInFrame]:
+        """Yields the nodes of some ops that running nodes of the main graph runs.
+
+        Args:
+            starts: names of the nodes of the main graph.
+            ops: names of the ops.
+        """
+        yield from self._nodes_run_by(CallFrame(self.main), starts, ops)
 
     def ops_run_by(self, names: list[str]) -> frozenset[str]:
         """Returns the ops that running nodes of the main graph runs, called functions included."""
@@ -345,29 +360,22 @@ class ModelGraph:
             names += [info.name for info in outputs.values()]
         return [source_of(name) for name in names if name]
 
-    def _collect_assignments(
-        self,
-        frame: CallFrame,
-        starts: list[str],
-        found: dict[VariableIdentity, list[NodeInFrame | None]],
-    ) -> None:
+    def _nodes_run_by(
+        self, frame: CallFrame, starts: Sequence[str], ops: frozenset[str]
+    ) -> Iterator[NodeInFrame]:
         for name in frame.body.ancestors(starts):
             self.budget.spend(1, frame.body.name)
             node = frame.body.nodes.get(name)
             if node is None:
                 continue
-            if node.op in _ASSIGNS:
-                variable = self.origin(frame, input_of(node, 0))
-                if variable is not None and variable[1].op in _VARIABLES:
-                    found.setdefault(identity_of(variable[1]), []).append(
-                        self.origin(frame, input_of(node, 1))
-                    )
+            if node.op in ops:
+                yield frame, node
             for call in self.calls(node):
                 self.budget.spend(1, frame.body.name)
                 part = self._reachable_in_function(call.function)
                 inner = self.enter(frame, node, call)
-                if part is not None and inner is not None and not part.ops.isdisjoint(_ASSIGNS):
-                    self._collect_assignments(inner, inner.body.roots, found)
+                if part is not None and inner is not None and not part.ops.isdisjoint(ops):
+                    yield from self._nodes_run_by(inner, inner.body.roots, ops)
 
     def reachable(self, signature: Signature) -> ReachablePart:
         """Returns what the outputs of a signature depend on, down to the tensors that it feeds.
@@ -420,7 +428,7 @@ class ModelGraph:
             self.budget.spend(1 + len(node.input), body.name)
             op = node.op  # reading the field makes a new str each time
             ops.add(op)
-            if op in _VARIABLES:
+            if op in VARIABLES:
                 variables.add(identity_of(node))
                 continue
             calls = list(self.calls(node)) if self._roles.get(op) != () else []

@@ -77,6 +77,21 @@ def optimizing_only_signatures(
             node.attr["config_proto"].s = config_proto
 
 
+def leave_all_unoptimized(meta_graph: MetaGraphDef, config: tf.compat.v1.ConfigProto) -> None:
+    """Leaves Grappler out of the main graph and of all functions.
+
+    Args:
+        meta_graph: the MetaGraphDef to import; only the calls in its graph are changed.
+        config: the configuration of the Session; its optimizer is switched off.
+    """
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    graph_def = meta_graph.graph_def
+    for nodes in (graph_def.node, *(one.node_def for one in graph_def.library.function)):
+        for node in nodes:
+            if _is_call(node):
+                node.attr["config_proto"].s = _unoptimized(node)
+
+
 def _nodes_run(graph: ModelGraph, names: set[str]) -> Iterator[Any]:
     """Yields all nodes that run for some nodes of the main graph."""
     functions: set[str] = set()

@@ -23,7 +23,7 @@ from keras_warmup.paths import reason_of
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.savedmodel.files import check_load_files, read_assets
 from keras_warmup.savedmodel.ops import library_of
-from keras_warmup.serving.grappler import optimizing_only_signatures
+from keras_warmup.serving.grappler import leave_all_unoptimized, optimizing_only_signatures
 
 # Errors that TensorFlow raises for a damaged graph: its own, and those that its C++ and Python code
 # runs into, such as IndexError and UnicodeDecodeError for attributes, or MemoryError for
@@ -45,7 +45,13 @@ _SELF_EXPLAINING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
-def load_session(export_dir: str, meta_graph: MetaGraphDef, *, optimize_load: bool = True) -> Any:
+def load_session(
+    export_dir: str,
+    meta_graph: MetaGraphDef,
+    *,
+    optimize_load: bool = True,
+    only_restore: bool = False,
+) -> Any:
     """Imports a graph into a Session, restores its variables and runs its init op.
 
     Args:
@@ -54,6 +60,8 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, *, optimize_load: bo
         optimize_load: restore the variables and run the init op through TensorFlow's graph
             optimizer, as a server does. Without it, loading takes less time and memory
             (`grappler.py`). Defaults to `True`.
+        only_restore: restore the variables, and neither run the init op nor optimize anything.
+            This changes `meta_graph`. Defaults to `False`.
 
     Returns:
         A `tf.compat.v1.Session` on the CPU, with a graph of its own.
@@ -64,10 +72,12 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, *, optimize_load: bo
     """
     check_load_files(export_dir, meta_graph)
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
+    if only_restore:
+        leave_all_unoptimized(meta_graph, config)
     graph = tf.Graph()
     with (
         contextlib.nullcontext()
-        if optimize_load
+        if optimize_load or only_restore
         else optimizing_only_signatures(meta_graph, config)
     ):
         problem = _import(graph, meta_graph)
@@ -93,7 +103,7 @@ def load_session(export_dir: str, meta_graph: MetaGraphDef, *, optimize_load: bo
             )
         stage = "run the init op"
         init_op = _init_op(meta_graph)
-        if init_op:
+        if init_op and not only_restore:
             session.run(graph.get_operation_by_name(init_op), assets)
     except TENSORFLOW_ERRORS as error:
         problem = error

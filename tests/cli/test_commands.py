@@ -314,6 +314,37 @@ def test_minimize_tells_usage_from_failure(
     assert err.startswith(f"keras-warmup: error: {message}")
 
 
+def test_freeze_publishes_a_frozen_model_beside_the_other(
+    capsys: Capture, export_dir: str, tmp_path: pathlib.Path
+) -> None:
+    output = str(tmp_path / "frozen" / "1")
+    code, out, err = run(capsys, "freeze", export_dir, "--output", output, "--json")
+    report = json.loads(out)
+    assert (code, err) == (EXIT_OK, "")
+    assert report["export_dir"] == output
+    assert report["frozen"] == {
+        "constants": 2,
+        "constant_bytes": 40,
+        "variables": {},
+        "variable_bytes": 0,
+    }
+    code, out, _ = run(capsys, "freeze", export_dir, "--max-bytes", "8")
+    assert code == EXIT_OK
+    assert "1 variables are constants (8 bytes), 1 stayed variables (32 bytes)" in out
+    assert "1 stayed because the constants would exceed 8 bytes: " in out
+
+
+def test_freeze_tells_usage_from_failure(capsys: Capture, export_dir: str) -> None:
+    code, out, err = run(capsys, "freeze", export_dir, "--max-bytes", "0")
+    assert (code, out) == (EXIT_USAGE, "")
+    assert err.endswith(
+        "error: max_bytes must be 1 to 2147483647 (a SavedModel proto ends at 2 GiB), got 0.\n"
+    )
+    code, _, err = run(capsys, "freeze", export_dir, "--max-bytes", "1", "--json")
+    assert code == EXIT_FAILED
+    assert "none of its 2 variables can become a constant" in err
+
+
 def test_method_names_are_written_in_place(
     capsys: Capture, saved_models: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

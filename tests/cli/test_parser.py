@@ -6,7 +6,17 @@ import pytest
 
 from keras_warmup.cli.parser import build_parser
 
-COMMANDS = ["inspect", "add", "bench", "minimize", "verify", "repair", "method-names", "records"]
+COMMANDS = [
+    "inspect",
+    "add",
+    "bench",
+    "minimize",
+    "verify",
+    "repair",
+    "freeze",
+    "method-names",
+    "records",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,184 @@
+"""Copies what a server runs of a meta graph, and leaves out the rest.
+
+A server imports the whole main graph and the whole function library. `model.export` also writes the
+nodes that save a checkpoint, functions that only `tf.saved_model.load` calls, the Python objects
+that it makes again, and where each node was traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from keras_warmup._protos import GraphDef, MetaGraphDef, NodeDef
+from keras_warmup.savedmodel.files import read_assets
+from keras_warmup.savedmodel.graph_bodies import attribute, source_of
+from keras_warmup.savedmodel.graph_limits import called_functions, text_of_bytes
+
+# The init op and the assets of TensorFlow 1. Other collections serve training, and name nodes that
+# a server does not run.
+_KEPT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op", "saved_model_assets")
+_TRAIN_OP_KEY = "__saved_model_train_op"
+# Functions with equal values of this attribute are alternatives. Grappler's implementation selector
+# exchanges them (the layers LSTM and GRU of Keras 2: one for a GPU, one for a CPU), though no node
+# calls the other one.
+_ALTERNATIVES = "api_implements"
+
+
+def copy_served_part(meta_graph: MetaGraphDef, served: MetaGraphDef) -> None:
+    """Copies what a server runs: signatures, tables, assets, init op and the graph below them.
+
+    Left out: nodes that save and restore, functions that none of these calls, debug information,
+    training, and the objects of `tf.saved_model.load`. Nothing is renamed.
+
+    Args:
+        meta_graph: a MetaGraphDef; `graph_limits.check_graph` has accepted it.
+        served: an empty MetaGraphDef, which is filled. Its variables have no restore op yet.
+    """
+    served.meta_info_def.CopyFrom(meta_graph.meta_info_def)
+    served.asset_file_def.extend(meta_graph.asset_file_def)
+    for key, definition in meta_graph.signature_def.items():
+        if key != _TRAIN_OP_KEY:
+            served.signature_def[key].CopyFrom(definition)
+    for key in _KEPT_COLLECTIONS:
+        if key in meta_graph.collection_def:
+            served.collection_def[key].CopyFrom(meta_graph.collection_def[key])
+    called = _copy_needed(meta_graph.graph_def, _named_nodes(served), served.graph_def)
+    _drop_unused_info(served, called)
+
+
+def copy_restoring_part(
+    meta_graph: MetaGraphDef, handles: Iterable[str], restoring: MetaGraphDef
+) -> None:
+    """Copies what restores the variables, without signatures, assets and init op.
+
+    Args:
+        meta_graph: a MetaGraphDef; `graph_limits.check_graph` has accepted it.
+        handles: names of the nodes of variables and tables that are read afterwards.
+        restoring: an empty MetaGraphDef, which is filled.
+    """
+    saver = meta_graph.saver_def
+    if meta_graph.HasField("saver_def"):
+        restoring.saver_def.CopyFrom(saver)
+    starts = [saver.restore_op_name, saver.filename_tensor_name, *handles]
+    _copy_needed(meta_graph.graph_def, map(source_of, starts), restoring.graph_def)
+
+
+def keep_equal_alternatives(graph_def: GraphDef) -> None:
+    """Ends the exchange of functions whose arguments have other types than their alternatives'.
+
+    The conversion changes functions that nodes call, but not their alternatives, which no node
+    calls.
+
+    Args:
+        graph_def: a graph; the attribute is removed from such functions.
+    """
+    arguments: dict[bytes, set[tuple[int, ...]]] = {}
+    for function in graph_def.library.function:
+        implements = attribute(function, _ALTERNATIVES).s
+        if implements:
+            types = tuple(one.type for one in function.signature.input_arg)
+            arguments.setdefault(implements, set()).add(types)
+    for function in graph_def.library.function:
+        if len(arguments.get(attribute(function, _ALTERNATIVES).s, ())) > 1:
+            function.attr.pop(_ALTERNATIVES)
+
+
+def _copy_needed(source: GraphDef, starts: Iterable[str], target: GraphDef) -> set[str]:
+    """Copies some nodes and all that they need; returns the names of the functions copied."""
+    target.versions.CopyFrom(source.versions)
+    names = _needed({node.name: node for node in source.node}, starts)
+    for node in source.node:
+        if node.name in names:
+            kept = target.node.add()
+            kept.CopyFrom(node)
+            kept.ClearField("experimental_debug_info")
+    library = {function.signature.name: function for function in source.library.function}
+    called = _called(target.node, library)
+    for name, function in library.items():
+        if name in called:
+            copied = target.library.function.add()
+            copied.CopyFrom(function)
+            for node in copied.node_def:
+                node.ClearField("experimental_debug_info")
+    for gradient in source.library.gradient:
+        if {gradient.function_name, gradient.gradient_func} <= called:
+            target.library.gradient.add().CopyFrom(gradient)
+    return called
+
+
+def _named_nodes(meta_graph: MetaGraphDef) -> Iterator[str]:
+    """Yields the names of the nodes that SignatureDefs, assets and init ops name."""
+    for definition in meta_graph.signature_def.values():
+        for info in (*definition.inputs.values(), *definition.outputs.values()):
+            yield from map(source_of, _tensors_of(info))
+    for asset in read_assets(meta_graph):
+        yield source_of(asset.tensor_info.name)
+    for collection in meta_graph.collection_def.values():
+        yield from map(source_of, collection.node_list.value)
+
+
+def _tensors_of(info: Any) -> list[str]:
+    """Returns the names of the tensors of an input or output, which may be a composite one."""
+    encoding = info.WhichOneof("encoding")
+    if encoding == "coo_sparse":
+        parts = info.coo_sparse
+        return [parts.indices_tensor_name, parts.values_tensor_name, parts.dense_shape_tensor_name]
+    if encoding == "composite_tensor":
+        return [name for part in info.composite_tensor.components for name in _tensors_of(part)]
+    return [info.name]
+
+
+def _needed(nodes: Mapping[str, NodeDef], starts: Iterable[str]) -> set[str]:
+    """Returns the names of nodes, and of all that they read, wait for or are colocated with."""
+    stack = list(starts)
+    needed = set(stack)
+    while stack:
+        node = nodes.get(stack.pop())
+        if node is None:
+            continue
+        sources = [source_of(tensor) for tensor in node.input]
+        if "_class" in node.attr:
+            # The import fails where the node of a colocation is missing.
+            sources += [
+                text_of_bytes(name).removeprefix("loc:@") for name in node.attr["_class"].list.s
+            ]
+        for source in sources:
+            if source not in needed:
+                needed.add(source)
+                stack.append(source)
+    return needed
+
+
+def _called(nodes: Iterable[NodeDef], library: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the functions that nodes call, and of their alternatives."""
+    alternatives: dict[bytes, list[str]] = {}
+    for name, function in library.items():
+        implements = attribute(function, _ALTERNATIVES).s
+        if implements:
+            alternatives.setdefault(implements, []).append(name)
+    called: set[str] = set()
+    bodies = [nodes]
+    while bodies:
+        for node in bodies.pop():
+            for name in called_functions(node, library):
+                if name not in library or name in called:
+                    continue
+                others = alternatives.get(attribute(library[name], _ALTERNATIVES).s, ())
+                for one in {name, *others} - called:
+                    called.add(one)
+                    bodies.append(library[one].node_def)
+    return called
+
+
+def _drop_unused_info(meta_graph: MetaGraphDef, functions: Collection[str]) -> None:
+    """Drops the op definitions and the names of functions that the graph does not use."""
+    info = meta_graph.meta_info_def
+    graph_def = meta_graph.graph_def
+    ops = {node.op for node in graph_def.node}
+    ops.update(node.op for function in graph_def.library.function for node in function.node_def)
+    used = [one for one in info.stripped_op_list.op if one.name in ops]
+    info.stripped_op_list.ClearField("op")
+    info.stripped_op_list.op.extend(used)
+    for name in [name for name in info.function_aliases if name not in functions]:
+        del info.function_aliases[name]
