@@ -79,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_command(
             commands,
             "bench",
-            "measure the first request without and with the warmup file",
+            "measure the time to ready and the first request, without and with the warmup file",
             _BENCH_EXAMPLES,
         )
     )
