@@ -22,9 +22,9 @@ EngineKind = Literal["process", "model_server", "docker", "server"]
 # Cells of a table that say nothing if the whole column holds them.
 _DEFAULT_CELLS = ("-", "all", "predict")
 # Columns of a table that hold text; the others hold numbers.
-_TEXT_COLUMNS = ("record", "signature", "kind", "outputs", "why", "export", "warmup file")
+_TEXT_COLUMNS = ("record", "signature", "kind", "outputs", "why", "export", "file")
 # Columns that may fold, so that a table stays readable in 80 columns.
-_FOLDED_COLUMNS = ("outputs", "why", "export")
+_FOLDED_COLUMNS = ("outputs", "why")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +184,10 @@ class BenchmarkReport(Report):
         return Group(*tables, *lines)
 
     def _ready_row(self, entry: ReadyEntry) -> dict[str, str]:
-        others = any(one.export_dir != self.export_dir for one in self.ready)
+        other = self._other_dir()
         return {
-            "export": entry.export_dir if others else "-",
-            "warmup file": "yes" if entry.warmed else "none",
+            "export": "-" if not other else "other" if entry.export_dir == other else "this",
+            "file": "yes" if entry.warmed else "none",
             "disk, MiB": render_mib(entry.disk_bytes),
             "load, ms": render_ms(entry.load_ms),
             "warmup, ms": render_ms(entry.warmup_ms),
@@ -225,12 +225,17 @@ class BenchmarkReport(Report):
             lines = [f"cold: medians of {each}. A load takes {render_ms(self.load_ms)} ms."]
         return [line for line in [*lines, *self._loading(), self.noise, *self.notes] if line]
 
+    def _other_dir(self) -> str:
+        """Returns the export of `against=`; empty where there is none."""
+        return next((one.export_dir for one in self.ready if one.export_dir != self.export_dir), "")
+
     def _loading(self) -> list[str]:
         """Explains the time to ready, and says what loaded the model."""
         if not self.ready:
             return []
+        other = [f"other: {self._other_dir()}"] if self._other_dir() else []
         if self.loader is None:
-            return ["ready: from the start of the server until the model is available."]
+            return ["ready: from the start of the server until the model is available.", *other]
         loader = (
             "TensorFlow's C++ loader loads the model, as in a server."
             if self.loader == "c++"
@@ -239,7 +244,8 @@ class BenchmarkReport(Report):
         )
         return [
             "ready: load and warmup. memory: growth of the process until then, at its peak. "
-            f"{loader}"
+            f"{loader}",
+            *other,
         ]
 
 
