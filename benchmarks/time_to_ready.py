@@ -31,9 +31,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import tensorflow as tf
 from time_to_ready_report import (
-    ASPECTS,
     DEFAULT,
     FROZEN,
+    MEASURED,
     PLAIN,
     claims_of,
     read_results,
@@ -80,6 +80,7 @@ class Export:
         """Returns a figure of each round, such as `ready_ms`."""
         figures: dict[str, Callable[[RunTiming], float]] = {
             "memory_bytes": lambda run: run.memory_bytes or 0,
+            "peak_bytes": lambda run: run.peak_bytes or 0,
             "load_ms": lambda run: run.load_ms,
             "warmup_ms": lambda run: sum(run.replay_ms),
             "ready_ms": lambda run: run.load_ms + sum(run.replay_ms),
@@ -152,7 +153,7 @@ def summary_of(specimen: Specimen, exports: Sequence[Export]) -> dict[str, Any]:
     plain = exports[0]
     rows = []
     for export in exports:
-        figures = {aspect: Timings(tuple(export.figure(aspect))) for aspect in ASPECTS}
+        figures = {aspect: Timings(tuple(export.figure(aspect))) for aspect in MEASURED}
         ratios = {
             aspect: Timings(
                 tuple(
@@ -160,7 +161,7 @@ def summary_of(specimen: Specimen, exports: Sequence[Export]) -> dict[str, Any]:
                     for mine, its in zip(export.figure(aspect), plain.figure(aspect), strict=True)
                 )
             ).median
-            for aspect in ASPECTS
+            for aspect in MEASURED
         }
         rows.append(
             {

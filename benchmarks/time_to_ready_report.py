@@ -30,6 +30,8 @@ ASPECTS = {
     "first_ms": "first request, ms",
     "steady_ms": "steady, ms",
 }
+# The peak of the whole process holds Python and TensorFlow, so it is not in the tables.
+MEASURED = {**ASPECTS, "peak_bytes": "peak of the process, MiB"}
 DRAWN = ("disk_bytes", "memory_bytes", "load_ms", "warmup_ms", "ready_ms", "steady_ms")
 LARGE = ("MobileNetV2", "EfficientNetB4", "transformer, 48 layers")
 
@@ -51,12 +53,12 @@ class Claim(NamedTuple):
 
 
 CLAIMS = (
-    Claim(DEFAULT, "memory_bytes", 0.7, ("embedding, 1 GB",)),
+    Claim(DEFAULT, "peak_bytes", 0.7, ("embedding, 1 GB",)),
     Claim(DEFAULT, "ready_ms", 0.7, LARGE),
     Claim(FROZEN, "ready_ms", 0.35, LARGE),
     Claim(FROZEN, "ready_ms", 0.5, ("transformer, 3 layers",)),
     Claim(FROZEN, "steady_ms", 1.02),
-    Claim(FROZEN, "memory_bytes", 1.1),
+    Claim(FROZEN, "peak_bytes", 1.1),
 )
 # At most so much of the disk, where at least so much of an export of Keras is weights.
 DISK_BOUND, WEIGHTS_SHARE = 0.55, 0.9
@@ -76,7 +78,7 @@ def claims_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
                 if claim.export == row["export"]:
                     ratio = row["ratio"][claim.aspect]
                     lines.append(
-                        f"{result['model']}, {row['export']}: {ASPECTS[claim.aspect]}: "
+                        f"{result['model']}, {row['export']}: {MEASURED[claim.aspect]}: "
                         f"{ratio:.2f} x (claim: <= {claim.bound}): "
                         f"{'yes' if ratio <= claim.bound else 'NO'}"
                     )

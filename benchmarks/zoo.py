@@ -266,5 +266,5 @@ SCALE = (
     Specimen("500 inputs", _many_inputs, _many_rows),
     Specimen("lookup of 500 000 words", _vocabulary, _words),
     Specimen("20 signatures", _mlp, _floats(32), export_fn=_export_endpoints),
-    Specimen("row of 100 MB", _large_row, _floats(5000, 5000)),
+    Specimen("row of 100 MB", _large_row, _floats(5000, 5000), {"max_bytes": 2**30}),
 )

@@ -292,6 +292,7 @@ def ready_entry(**changes: Any) -> ReadyEntry:
         ready_ms=450.0,
         ready_range_ms=(430.0, 480.0),
         memory_bytes=80 * 2**20,
+        peak_bytes=600 * 2**20,
         steady_p50_ms=0.8,
     )
     return dataclasses.replace(base, **changes)

@@ -287,6 +287,7 @@ def _ready_entries(
         warmup = Timings(tuple(sum(timing.replay_ms) for timing in timings))
         ready = Timings(tuple(timing.load_ms + sum(timing.replay_ms) for timing in timings))
         grown = [timing.memory_bytes for timing in timings if timing.memory_bytes is not None]
+        peaks = [timing.peak_bytes for timing in timings if timing.peak_bytes is not None]
         is_warmed = variant.warmup_file is not None
         is_process = kind == "process"
         entries.append(
@@ -299,6 +300,7 @@ def _ready_entries(
                 ready_ms=ready.median,
                 ready_range_ms=ready.range,
                 memory_bytes=statistics.median(grown) if grown else None,
+                peak_bytes=statistics.median(peaks) if peaks else None,
                 steady_p50_ms=next(run for run in runs if not run.problem).steady_ms(name).median,
             )
         )

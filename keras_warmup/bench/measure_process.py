@@ -33,7 +33,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     Returns:
         `load_ms`, `replay_ms` (a figure for each record), `request_ms` (one for each request),
-        `memory_bytes` (growth of the process until it is ready) and `loader`.
+        `memory_bytes` (growth of the process until it is ready), `peak_bytes` and `loader`.
 
     Raises:
         WarmupError: the model does not load, or a record or request fails.
@@ -45,7 +45,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     memory = PeakMemory()
     with _open_session(job) as session:
         replay_ms = [_time_ms(session, log) for log in records]
-        memory_bytes = memory.growth_bytes()
+        memory_bytes, peak_bytes = memory.growth_bytes(), memory.peak_bytes()
         request_ms = [
             _time_ms(session, requests[index % len(requests)]) for index in range(job["requests"])
         ]
@@ -54,6 +54,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             "replay_ms": replay_ms,
             "request_ms": request_ms,
             "memory_bytes": memory_bytes,
+            "peak_bytes": peak_bytes,
             "loader": "c++" if isinstance(session, NativeSession) else "python",
         }
 

@@ -25,9 +25,13 @@ class PeakMemory:
             _CLEAR_REFS.write_text("5", "ascii")
         self._start_bytes = _status_bytes("VmRSS")
 
+    def peak_bytes(self) -> int | None:
+        """Returns the peak of the whole process since the start; `None` if unknown."""
+        return _status_bytes("VmHWM")
+
     def growth_bytes(self) -> int | None:
         """Returns the peak since the start less the memory at the start; `None` if unknown."""
-        peak_bytes = _status_bytes("VmHWM")
+        peak_bytes = self.peak_bytes()
         if peak_bytes is None or self._start_bytes is None:
             return None
         return max(0, peak_bytes - self._start_bytes)

@@ -46,6 +46,7 @@ class RunTiming:
         request_ms: time of each request, in the order they were sent.
         memory_bytes: how far the process grew, at its peak, while it loaded the model and replayed
             the warmup file; `None` where that is not known, and for a server.
+        peak_bytes: all memory of the process at that peak, Python and TensorFlow included.
         loader: what loaded the model; `None` for a server.
     """
 
@@ -53,6 +54,7 @@ class RunTiming:
     replay_ms: tuple[float, ...]
     request_ms: tuple[float, ...]
     memory_bytes: int | None = None
+    peak_bytes: int | None = None
     loader: Loader | None = None
 
 
@@ -163,6 +165,7 @@ class ProcessEngine:
             replay_ms=tuple(result["replay_ms"]),
             request_ms=tuple(result["request_ms"]),
             memory_bytes=result["memory_bytes"],
+            peak_bytes=result["peak_bytes"],
             loader=result["loader"],
         )
 

@@ -99,7 +99,10 @@ class ReadyEntry:
         ready_range_ms: least and greatest of them.
         memory_bytes: median growth of the process, at its peak, until the model is ready; `None`
             for a server, and where it is not known.
-        steady_p50_ms: median of all requests after the first one of each process.
+        peak_bytes: median of all memory of the process at that peak; Python and TensorFlow take a
+            few hundred MiB of it.
+        steady_p50_ms: median of the requests after the first one, of the first kind of request that
+            was measured.
     """
 
     export_dir: str
@@ -110,6 +113,7 @@ class ReadyEntry:
     ready_ms: float
     ready_range_ms: Range
     memory_bytes: float | None
+    peak_bytes: float | None
     steady_p50_ms: float
 
 

@@ -23,6 +23,8 @@ def test_memory_that_is_freed_again_counts() -> None:
     del del_me
     growth_bytes = peak.growth_bytes()
     assert growth_bytes is not None and 60 * MIB < growth_bytes < 90 * MIB
+    peak_bytes = peak.peak_bytes()
+    assert peak_bytes is not None and peak_bytes > growth_bytes
 
 
 @needs_proc
@@ -38,3 +40,4 @@ def test_without_proc_the_growth_is_unknown(
 ) -> None:
     monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
     assert PeakMemory().growth_bytes() is None
+    assert PeakMemory().peak_bytes() is None
