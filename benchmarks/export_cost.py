@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -38,6 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import tensorflow as tf
 from checkouts import add_arguments, run_in_turns
+from stopwatch import Stopwatch
 from zoo import ZOO, Specimen
 
 import keras_warmup as kw
@@ -56,31 +57,6 @@ MOST_ROUNDS = 41
 PLAIN, LOAD, REPLAY, CALL = "export", "load", "replay", "call"
 WHOLE, UNVERIFIED = "export_with_warmup", "verify=False"
 FSYNC = "fsync"
-
-
-class Stopwatch:
-    """Seconds by name, one value for each round; fsync has a name of its own."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = {}
-        self._fsync_s = 0.0
-        self._fsync = os.fsync
-        os.fsync = self._timed_fsync  # type: ignore[assignment]
-
-    def _timed_fsync(self, descriptor: int) -> None:
-        started = time.perf_counter()
-        self._fsync(descriptor)
-        self._fsync_s += time.perf_counter() - started
-
-    @contextlib.contextmanager
-    def timing(self, name: str) -> Iterator[None]:
-        """Times a block, without the fsync calls in it."""
-        self._fsync_s = 0.0
-        started = time.perf_counter()
-        yield
-        self.seconds.setdefault(name, []).append(time.perf_counter() - started - self._fsync_s)
-        if name == WHOLE:
-            self.seconds.setdefault(FSYNC, []).append(self._fsync_s)
 
 
 def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -141,7 +117,7 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
                 rounds = max(
                     rounds, min(MOST_ROUNDS, round(seconds / (time.perf_counter() - began)))
                 )
-                watch.seconds.clear()
+                watch.clear()
             began = time.perf_counter()
             steps: list[Callable[[], object]] = [export_plainly, run_parts]
             steps.insert(2 * (turn % 2), lambda: export_warm(WHOLE))
@@ -151,7 +127,7 @@ def measure(specimen: Specimen, rounds: int, seconds: float) -> dict[str, list[f
                 gc.collect()
                 step()
             turn += 1
-    return watch.seconds
+    return {**watch.seconds, FSYNC: watch.fsync_seconds[WHOLE]}
 
 
 def ratios_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -38,17 +38,15 @@ from first_request_report import (
     legend_of,
     read_results,
     table_of,
-    update_documents,
+    update_tables,
     write_results,
 )
-from zoo import SCORE, ZOO, Specimen
+from zoo import CLIENT_BATCH, SCORE, ZOO, Specimen, batches_of
 
 import keras_warmup as kw
 from keras_warmup.bench.plot import new_figure
 from keras_warmup.bench.probes import Probe, plan_probes
 from keras_warmup.bench.processes import ProcessEngine, RunTiming, Timings
-from keras_warmup.data.sampling import select_batches
-from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import OptionsError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs, bind_signatures
@@ -64,7 +62,6 @@ EXAMPLE = """example:
   python benchmarks/first_request.py --models MLP LSTM --processes 3 --output /tmp/first_request
 """
 RESULTS = "benchmarks/results"
-CLIENT_BATCH = 4
 
 
 @dataclasses.dataclass
@@ -167,11 +164,6 @@ def probes_of(specimen: Specimen, meta_graph: Any, export_dir: str) -> list[Prob
             f"{specimen.name}: no request, or none with rows of the data, can be made: {notes}"
         )
     return asked
-
-
-def batches_of(data: Any) -> list[Any]:
-    """Samples a few batches of the rows."""
-    return select_batches(read_batches(data), num_batches=2, rows=32, seed=0)
 
 
 def request_of(candidate: BoundSignature, size: int) -> Any:
@@ -349,7 +341,7 @@ def main() -> int:
         results = run_zoo(arguments)
     if arguments.readme:
         about = read_results(arguments.output)["about"]
-        update_documents(results, about["cpus"], arguments.readme)
+        update_tables(results, about["cpus"], arguments.readme)
     print(table_of(results) + "\n" + legend_of(results) + "\n" + "\n".join(claims_of(results)))
     return 0
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from documents import update_documents
 
 from keras_warmup.bench.plot import STEADY, draw_groups, new_figure, write_figure
 from keras_warmup.bench.report import render_ms
@@ -33,8 +34,6 @@ COLOURS = {
 WARM_RATIO, WARM_MS = 1.5, 3.0
 # Models whose load is more than what a process pays once, which no sharing takes away.
 HALVED = ("LSTM", "transformer", "MobileNetV2")
-# The full table stands there, as seen from the README.
-BENCHMARKS_PAGE = os.path.join("docs", "benchmarks.md")
 
 
 def is_warm(first_ms: float, steady_ms: float) -> bool:
@@ -174,39 +173,18 @@ def read_results(directory: str) -> dict[str, Any]:
     return found
 
 
-def update_documents(results: Sequence[Mapping[str, Any]], cpus: int, readme: str) -> None:
+def update_tables(results: Sequence[Mapping[str, Any]], cpus: int, readme: str) -> None:
     """Writes the figures into the README and the full table into docs/benchmarks.md beside it.
 
     Raises:
-        SystemExit: one of them lacks the marks to write between; then neither is changed.
+        SystemExit: as `update_documents` does.
     """
-    page = os.path.join(os.path.dirname(readme), BENCHMARKS_PAGE)
     short, full = short_table_of(results), table_of(results) + "\n" + legend_of(results)
-    readme_text = _between(_read(readme), readme, "headline", headline_of(results, cpus))
-    readme_text = _between(readme_text, readme, "first request", f"\n{short}\n")
-    page_text = _between(_read(page), page, "first request", f"\n{full}\n")
-    for path, text in ((readme, readme_text), (page, page_text)):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except FileNotFoundError:
-        raise SystemExit(f"There is no {path} to write the results into.") from None
-
-
-def _between(text: str, path: str, mark: str, content: str) -> str:
-    """Replaces what stands between two marks."""
-    pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
-    written, found = pattern.subn(lambda marks: f"{marks[1]}{content}{marks[2]}", text)
-    if not found:
-        raise SystemExit(
-            f"{path} has no '<!-- {mark} -->' ... '<!-- /{mark} -->' to write between."
-        )
-    return written
+    update_documents(
+        readme,
+        {"headline": headline_of(results, cpus), "first request": f"\n{short}\n"},
+        {"first request": f"\n{full}\n"},
+    )
 
 
 def _draw(results: Sequence[Mapping[str, Any]], path: str) -> None:

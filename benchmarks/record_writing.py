@@ -29,6 +29,7 @@ import tensorflow as tf
 from checkouts import add_arguments, run_in_turns
 
 from keras_warmup._protos import PredictionLog
+from keras_warmup.bench.memory import PeakMemory
 from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import encode_log
@@ -112,16 +113,9 @@ def peak_of(name: str, directory: str, x: np.ndarray, records: int) -> float:
     """Measures the peak of this process's memory, in multiples of one record; Linux only."""
     # What the first write of a process loads is not part of a record.
     WAYS[name](os.path.join(directory, name), x[:1], 1)
-    with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # resets the peak (proc(5))
-    before = _status_bytes("VmRSS")
+    memory = PeakMemory()
     WAYS[name](os.path.join(directory, name), x, records)
-    return (_status_bytes("VmHWM") - before) / x.nbytes
-
-
-def _status_bytes(field: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{field}:"))
+    return (memory.growth_bytes() or 0) / x.nbytes
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

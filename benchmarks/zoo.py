@@ -1,11 +1,14 @@
-"""Models with random weights that cover the lazy initialisations of TensorFlow Serving.
+"""Models with random weights: those of the benchmarks.
 
-Each has two outputs, an embedding and a score: some clients ask for both, some for the score alone.
+`ZOO` covers the lazy initialisations of TensorFlow Serving. Each of its models has two outputs, an
+embedding and a score: some clients ask for both, some for the score alone. `READY` and `SCALE` are
+large, or have much of one thing.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +17,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup import endpoints
+from keras_warmup.data.sampling import select_batches
+from keras_warmup.data.sources import read_batches
 
 COLOURS = ("red", "green", "blue")
 # The output filter that clients use, in addition to both outputs.
 SCORE = ["score"]
+# Rows in each of their requests.
+CLIENT_BATCH = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Specimen:
             model.export(export_dir, verbose=False)
         else:
             self.export_fn(model, export_dir)
+
+
+def batches_of(data: Any) -> list[Any]:
+    """Samples a few batches of the rows."""
+    return select_batches(read_batches(data), num_batches=2, rows=32, seed=0)
 
 
 def _mlp() -> keras.Model:
@@ -137,10 +149,10 @@ def _lstm() -> keras.Model:
     return _scored(x, keras.layers.LSTM(64)(x), keras.layers.Dense(5))
 
 
-def _transformer() -> keras.Model:
+def _transformer(layers: int) -> keras.Model:
     tokens = keras.Input((32,), dtype="int64", name="tokens")
     x = keras.layers.Embedding(1000, 64)(tokens)
-    for _ in range(2):
+    for _ in range(layers):
         attended = keras.layers.MultiHeadAttention(4, 16)(x, x)
         x = keras.layers.LayerNormalization()(x + attended)
         hidden = keras.layers.Dense(128, activation="gelu")(x)
@@ -148,12 +160,82 @@ def _transformer() -> keras.Model:
     return _scored(tokens, keras.layers.GlobalAveragePooling1D()(x), keras.layers.Dense(4))
 
 
-def _mobile_net() -> keras.Model:
-    base = keras.applications.MobileNetV2(
-        weights=None, input_shape=(96, 96, 3), include_top=False, pooling="avg"
-    )
+def _convolutions(application: Callable[..., keras.Model], size: int) -> keras.Model:
+    base = application(weights=None, input_shape=(size, size, 3), include_top=False, pooling="avg")
     return _scored(base.input, base.output, keras.layers.Dense(10, activation="softmax"))
 
+
+def _large_embedding() -> keras.Model:
+    tokens = keras.Input((32,), dtype="int64", name="tokens")
+    x = keras.layers.Embedding(2_000_000, 128)(tokens)  # 1.02 GB
+    return _scored(tokens, keras.layers.GlobalAveragePooling1D()(x), keras.layers.Dense(4))
+
+
+def _many_inputs() -> keras.Model:
+    inputs = {name: keras.Input((1,), name=name) for name in _many_names()}
+    x = keras.layers.Concatenate()(list(inputs.values()))
+    return _scored(inputs, keras.layers.Dense(64)(x), keras.layers.Dense(1))
+
+
+def _many_names() -> list[str]:
+    return [f"feature_{index:03}" for index in range(500)]
+
+
+def _many_rows(count: int, seed: int) -> dict[str, np.ndarray]:
+    columns = _floats(500)(count, seed)
+    return {name: columns[:, index : index + 1] for index, name in enumerate(_many_names())}
+
+
+def _word(index: int) -> str:
+    return f"word{index:06}"
+
+
+def _vocabulary() -> keras.Model:
+    word = keras.Input((1,), dtype="string", name="word")
+    lookup = keras.layers.StringLookup(vocabulary=[_word(index) for index in range(500_000)])
+    x = keras.layers.Flatten()(keras.layers.Embedding(lookup.vocabulary_size(), 8)(lookup(word)))
+    return _scored(word, keras.layers.Dense(16)(x), keras.layers.Dense(1))
+
+
+def _words(count: int, seed: int) -> np.ndarray:
+    chosen = np.random.default_rng(seed).choice(500_000, (count, 1), replace=False)
+    return np.array([[_word(index)] for (index,) in chosen], dtype=object)
+
+
+def _export_endpoints(model: keras.Model, export_dir: str) -> None:
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    spec = [tf.TensorSpec((None, 32), tf.float32, name="x")]
+
+    # Constants of their own: otherwise all would be twins, of which one record warms all.
+    def shifted(shift: float) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        return lambda x: {name: value + shift for name, value in model(x).items()}
+
+    for index in range(20):
+        key = f"endpoint_{index}" if index else "serving_default"
+        archive.add_endpoint(key, shifted(float(index)), spec)
+    archive.write_out(export_dir, verbose=False)
+
+
+def _large_row() -> keras.Model:
+    x = keras.Input((5000, 5000), name="x")  # 100 MB
+    return _scored(x, keras.layers.GlobalAveragePooling1D()(x), keras.layers.Dense(1))
+
+
+_MOBILE_NET = Specimen(
+    "MobileNetV2",
+    functools.partial(_convolutions, keras.applications.MobileNetV2, 96),
+    _floats(96, 96, 3),
+    sizes_matter=True,
+)
+_EFFICIENT_NET = Specimen(
+    "EfficientNetB4",
+    functools.partial(_convolutions, keras.applications.EfficientNetB4, 96),
+    _floats(96, 96, 3),
+    sizes_matter=True,
+)
+_DEEP_TRANSFORMER = Specimen("transformer, 48 layers", functools.partial(_transformer, 48), _tokens)
+_LARGE_EMBEDDING = Specimen("embedding, 1 GB", _large_embedding, _tokens)
 
 ZOO = (
     Specimen("MLP", _mlp, _floats(32)),
@@ -162,6 +244,27 @@ ZOO = (
         "XLA", _compiled, _floats(32), {"xla": True}, sizes_matter=True, export_fn=_export_compiled
     ),
     Specimen("LSTM", _lstm, _floats(40, 16)),
-    Specimen("transformer", _transformer, _tokens),
-    Specimen("MobileNetV2", _mobile_net, _floats(96, 96, 3), sizes_matter=True),
+    Specimen("transformer", functools.partial(_transformer, 2), _tokens),
+    _MOBILE_NET,
+)
+# Models whose time to ready is measured.
+READY = (
+    Specimen("MLP", _mlp, _floats(32)),
+    Specimen("LSTM", _lstm, _floats(40, 16)),
+    Specimen("transformer, 3 layers", functools.partial(_transformer, 3), _tokens),
+    _MOBILE_NET,
+    _EFFICIENT_NET,
+    _DEEP_TRANSFORMER,
+    _LARGE_EMBEDDING,
+)
+# Models that are large in some way, whose export is measured.
+SCALE = (
+    _MOBILE_NET,
+    _EFFICIENT_NET,
+    _DEEP_TRANSFORMER,
+    _LARGE_EMBEDDING,
+    Specimen("500 inputs", _many_inputs, _many_rows),
+    Specimen("lookup of 500 000 words", _vocabulary, _words),
+    Specimen("20 signatures", _mlp, _floats(32), export_fn=_export_endpoints),
+    Specimen("row of 100 MB", _large_row, _floats(5000, 5000), {"max_bytes": 2**30}),
 )

@@ -25,6 +25,7 @@ _PUBLISHED = {
     "ARCHITECTURE.md": "architecture.md",
     "README.md": "index.md",
     "benchmarks/results/first_request.png": "first_request.png",
+    "benchmarks/results/time_to_ready.png": "time_to_ready.png",
 }
 _HELP = re.compile(r"<!-- help: ([\w-]+) -->")
 _LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)#\s:]+)(?P<anchor>#[^)\s]*)?\)")

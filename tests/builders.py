@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup._protos import MetaGraphDef, ModelSpec, PredictionLog, TensorProto
-from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport
+from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, ReadyEntry
 from keras_warmup.binding.bind import BoundBatch
 from keras_warmup.data.batch import Batch
 from keras_warmup.data.sampling import BatchSample, shape_of
@@ -277,6 +277,23 @@ def benchmark_entry(**changes: Any) -> BenchmarkEntry:
         steady_p99_ms=1.4,
         ratio=80.0,
         faster=True,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def ready_entry(**changes: Any) -> ReadyEntry:
+    """Builds the time to ready of an export with a warmup file, changed by `changes`."""
+    base = ReadyEntry(
+        export_dir="./digits/1",
+        warmed=True,
+        disk_bytes=4 * 2**20,
+        load_ms=300.0,
+        warmup_ms=150.0,
+        ready_ms=450.0,
+        ready_range_ms=(430.0, 480.0),
+        memory_bytes=80 * 2**20,
+        peak_bytes=600 * 2**20,
+        steady_p50_ms=0.8,
     )
     return dataclasses.replace(base, **changes)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import runpy
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +17,17 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 RESULTS = BENCHMARKS / "results" / "first_request.json"
-
+READY_RESULTS = BENCHMARKS / "results" / "time_to_ready.json"
 
 # Modules that the scripts import from their own directory.
-HELPERS = ("checkouts", "first_request_report", "zoo")
+HELPERS = (
+    "checkouts",
+    "documents",
+    "first_request_report",
+    "stopwatch",
+    "time_to_ready_report",
+    "zoo",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +183,116 @@ def test_without_matplotlib_nothing_is_measured(
     assert list(tmp_path.iterdir()) == []
 
 
+def ready_result(model: str = "MobileNetV2", ready: float = 0.6) -> dict[str, Any]:
+    """Makes the figures of one model, as time_to_ready.py writes them."""
+    plain = {
+        "disk_bytes": 20.0 * 2**20,
+        "memory_bytes": 100.0 * 2**20,
+        "peak_bytes": 600.0 * 2**20,
+        "load_ms": 600.0,
+        "warmup_ms": 300.0,
+        "ready_ms": 900.0,
+        "first_ms": 12.0,
+        "steady_ms": 10.0,
+    }
+
+    def row(export: str, **ratios: float) -> dict[str, Any]:
+        ratio = {aspect: ratios.get(aspect, 1.0) for aspect in plain}
+        median = {aspect: value * ratio[aspect] for aspect, value in plain.items()}
+        ranges = {aspect: [value, value] for aspect, value in median.items()}
+        return {"export": export, "median": median, "range": ranges, "ratio": ratio}
+
+    return {
+        "model": model,
+        "weights_share": 0.92,
+        "exports": [
+            row("model.export"),
+            row("keras_warmup", disk_bytes=0.5, ready_ms=ready),
+            row("keras_warmup, freeze=True", ready_ms=0.3, steady_ms=0.5, first_ms=2.0),
+        ],
+    }
+
+
+def test_claims_about_the_time_to_ready_say_no_where_the_figures_do() -> None:
+    from time_to_ready_report import claims_of
+
+    assert claims_of([ready_result()]) == [
+        "MobileNetV2, keras_warmup: disk, MiB: 0.50 x (claim: <= 0.55): yes",
+        "MobileNetV2, keras_warmup: load + warmup, ms: 0.60 x (claim: <= 0.7): yes",
+        "MobileNetV2, keras_warmup: first request warm: yes",
+        "MobileNetV2, keras_warmup, freeze=True: load + warmup, ms: 0.30 x (claim: <= 0.35): yes",
+        "MobileNetV2, keras_warmup, freeze=True: steady, ms: 0.50 x (claim: <= 1.02): yes",
+        "MobileNetV2, keras_warmup, freeze=True: peak of the process, MiB: 1.00 x (claim: <= 1.1): "
+        "yes",
+        "MobileNetV2, keras_warmup, freeze=True: first request warm: NO",
+    ]
+    slow = claims_of([ready_result(ready=0.8)])
+    assert slow[1] == "MobileNetV2, keras_warmup: load + warmup, ms: 0.80 x (claim: <= 0.7): NO"
+    assert not any("load + warmup" in line for line in claims_of([ready_result("LSTM")]))
+
+
+def test_the_time_to_ready_is_redrawn_and_put_between_the_marks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "time_to_ready.json").write_text(
+        json.dumps({"about": {}, "results": [ready_result()]})
+    )
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    for path in (readme, page):
+        path.write_text("before\n<!-- time to ready -->\n<!-- /time to ready -->\nafter\n")
+    argv = ["--redraw", "--output", tmp_path, "--readme", readme]
+    assert run(monkeypatch, "time_to_ready.py", *argv) == 0
+    assert readme.read_text() == (
+        "before\n<!-- time to ready -->\n\n"
+        "| model | disk, MiB | memory, MiB | load + warmup, ms | steady, ms |\n"
+        "|---|--:|--:|--:|--:|\n"
+        "| MobileNetV2 | 20.0 / 10.0 / 20.0 | 100 / 100 / 100 | 900 / 540 / 270 | "
+        "10.0 / 10.0 / 5.00 |\n"
+        "\n<!-- /time to ready -->\nafter\n"
+    )
+    assert (tmp_path / "time_to_ready.md").read_text() in page.read_text()
+    assert (tmp_path / "time_to_ready.png").read_bytes().startswith(b"\x89PNG")
+    assert "claim: <= 0.35" in capsys.readouterr().out
+
+
+def test_claims_about_exports_at_size_depend_on_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["scale.py"])
+    script = runpy.run_path(str(BENCHMARKS / "scale.py"))
+    figures = {"seconds": 2.0, "fsync_s": 0.1, "memory_bytes": 2.0**20, "disk_bytes": 9.0}
+    ratio = {"seconds": 1.2, "memory_bytes": 1.0, "disk_bytes": 0.5}
+    result = {
+        "median": {"model.export": figures, "verified": figures},
+        "ratio": {"model.export": dict.fromkeys(ratio, 1.0), "verified": ratio},
+    }
+    assert script["claims_of"]({"500 inputs": result, "MobileNetV2": result}) == [
+        "500 inputs: verified / model.export: seconds 1.20 x (claim: <= 1.3): yes",
+        "500 inputs: verified / model.export: memory_bytes 1.00 x (claim: <= 1.3): yes",
+        "MobileNetV2: verified / model.export: seconds 1.20 x (claim: <= 1.05): NO",
+        "MobileNetV2: verified / model.export: memory_bytes 1.00 x (claim: <= 1.3): yes",
+    ]
+    assert script["table_of"]({"500 inputs": result}) == (
+        "| model | model.export | verified |\n|---|--:|--:|\n"
+        "| 500 inputs | 2.00 s, 1 MiB | 2.00 s, 1 MiB (1.20 x, 1.00 x) |\n"
+    )
+
+
+def test_a_stopwatch_counts_fsync_apart(tmp_path: pathlib.Path) -> None:
+    from stopwatch import Stopwatch
+
+    def slow_fsync(descriptor: int) -> None:
+        time.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", slow_fsync)
+        watch = Stopwatch()
+        with watch.timing("write"), (tmp_path / "file").open("w") as file:
+            os.fsync(file.fileno())
+    assert watch.fsync_seconds["write"][0] >= 0.05 > watch.seconds["write"][0]
+    watch.clear()
+    assert watch.seconds == {} == watch.fsync_seconds
+
+
 def test_ratios_of_an_export_are_medians_over_the_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["export_cost.py"])
     ratios_of = runpy.run_path(str(BENCHMARKS / "export_cost.py"))["ratios_of"]
@@ -278,6 +397,15 @@ def test_our_readme_and_page_of_benchmarks_hold_what_was_measured() -> None:
     assert short_table_of(results) in readme
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     assert table_of(results) + "\n" + legend_of(results) in page
+
+
+@pytest.mark.skipif(not READY_RESULTS.exists(), reason="not measured yet")
+def test_our_readme_and_page_of_benchmarks_hold_the_time_to_ready() -> None:
+    from time_to_ready_report import short_table_of, table_of
+
+    results = json.loads(READY_RESULTS.read_text())["results"]
+    assert short_table_of(results) in (ROOT / "README.md").read_text()
+    assert table_of(results) in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/benchmarks.md"])

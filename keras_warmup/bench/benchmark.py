@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -23,6 +24,7 @@ from keras_warmup.bench.report import (
     BenchmarkEntry,
     BenchmarkReport,
     EngineKind,
+    ReadyEntry,
     describe_noise,
     measurement_notes,
 )
@@ -50,16 +52,17 @@ def benchmark(
     batch_sizes: Sequence[int] | None = None,
     transform: Transform | None = None,
     server: ModelServer | str | None = None,
+    against: str | os.PathLike[str] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     refuse_unsafe_ops: bool = False,
 ) -> BenchmarkReport:
-    """Measures the first request after a load, without and with the warmup file.
+    """Measures the time to ready and the first request, without and with the warmup file.
 
-    Each figure is taken in a process of its own, which loads the model into a Session as TensorFlow
-    Serving does, replays the warmup file or not, and then gets one kind of request, so that no
-    other request warms it. Cold and warm processes take turns, one at a time, so that a busy
-    machine slows both. With `server=`, a model server is used in place of each process.
+    Each figure is taken in a process of its own, which loads the model as TensorFlow Serving does,
+    replays the warmup file or not, and then gets one kind of request, so that no other request
+    warms it. Cold and warm processes take turns, one at a time, so that a busy machine slows both.
+    With `server=`, a model server is used in place of each process.
 
     Args:
         export_dir: a SavedModel (version directory), with or without a warmup file.
@@ -72,6 +75,8 @@ def benchmark(
         transform: `transform(x) -> {input name: array}`, as in `WarmupOptions`.
         server: a `ModelServer` to start or to connect to; `"HOST:PORT"` is short for
             `ModelServer(address="HOST:PORT")`. Defaults to `None`: Python processes.
+        against: another export of the model, such as `model.export` writes it, whose time to ready
+            is measured beside; with this warmup file where it has none.
         seed: seed of the choice of rows.
         progress: called with `(done, total, step)` after each process.
         refuse_unsafe_ops: raise `UnsafeOpsError` before anything runs if the model has ops that
@@ -102,6 +107,23 @@ def benchmark(
     kind, engine = _engine(directory, model_server)
     path = warmup_path(directory)
     records = read_all_records(path) if tf.io.gfile.exists(path) else []
+    variants = {"cold": Variant(directory, engine, None)}
+    if records:
+        variants["warm"] = Variant(directory, engine, path)
+    if against is not None:
+        if kind == "server":
+            raise OptionsError(
+                "against= and a running server exclude each other: the other export cannot be "
+                "loaded there. Start a server, or measure in processes."
+            )
+        other = as_path(against)
+        check_saved_model(other, refuse=refuse_unsafe_ops)
+        _, other_engine = _engine(other, model_server)
+        variants["against, cold"] = Variant(other, other_engine, None)
+        own_file = warmup_path(other)
+        file = own_file if tf.io.gfile.exists(own_file) else path if records else None
+        if file is not None:
+            variants["against, warm"] = Variant(other, other_engine, file)
     probes, notes = plan_probes(
         meta_graph,
         records,
@@ -115,12 +137,11 @@ def benchmark(
             "It has no signature that a request can reach; see keras-warmup inspect."
         )
         raise OptionsError(f"There is nothing to measure in {directory!r}. {reason}")
-    files: dict[str, str | None] = {"cold": None, "warm": path} if records else {"cold": None}
     if kind == "server":
         # It has loaded the model already, so there is only one first request.
-        processes, files = 1, {"running": None}
+        processes, variants = 1, {"running": variants["cold"]}
     runs = measure_probes(
-        engine, probes, files, processes=processes, requests=requests, progress=progress
+        probes, variants, processes=processes, requests=requests, progress=progress
     )
     entries = _entries(directory, probes, runs, notes)
     load, added = _load_times(kind, runs)
@@ -139,7 +160,23 @@ def benchmark(
         engine=kind,
         noise=describe_noise(entries, kind, processes),
         notes=(*notes, *measurement_notes(entries, kind, len(records))),
+        ready=() if kind == "server" else _ready_entries(kind, variants, runs),
+        loader=next(timing.loader for run in runs for timing in run.all_timings()),
     )
+
+
+class Variant(NamedTuple):
+    """An export to measure.
+
+    Attributes:
+        export_dir: the SavedModel.
+        engine: runs it.
+        warmup_file: warmup file to replay first; `None` replays none.
+    """
+
+    export_dir: str
+    engine: Engine
+    warmup_file: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,12 +184,16 @@ class ProbeRuns:
     """The runs of one probe.
 
     Attributes:
-        timings: `cold`, `warm` or `running` -> the runs with that warmup file or none.
+        timings: name of the variant, such as `cold`, `warm` or `running` -> its runs.
         problem: why the probe could not be measured; empty where it was.
     """
 
     timings: Mapping[str, list[RunTiming]]
     problem: str = ""
+
+    def all_timings(self) -> list[RunTiming]:
+        """Returns the runs of all variants."""
+        return [timing for timings in self.timings.values() for timing in timings]
 
     def first_ms(self, name: str) -> Timings | None:
         """Returns the first request of each run; `None` where there is no such run."""
@@ -165,21 +206,19 @@ class ProbeRuns:
 
 
 def measure_probes(
-    engine: Engine,
     probes: Sequence[Probe],
-    files: Mapping[str, str | None],
+    variants: Mapping[str, Variant],
     *,
     processes: int,
     requests: int,
     progress: Progress | None = None,
 ) -> list[ProbeRuns]:
-    """Measures each probe with each warmup file, in turn.
+    """Measures each probe with each variant, in turn.
 
     Args:
-        engine: runs the model; each run gets one probe.
-        probes: requests to send.
-        files: name -> warmup file to replay first; `None` replays none.
-        processes: runs for each probe and file.
+        probes: requests to send; each run gets one of them.
+        variants: name -> what to start.
+        processes: runs for each probe and variant.
         requests: requests after the first one.
         progress: called with `(done, total, step)`.
 
@@ -190,17 +229,18 @@ def measure_probes(
     Raises:
         ReplayError: a request that the file has a record for fails.
     """
-    runs = [ProbeRuns({name: [] for name in files}) for _ in probes]
-    done, total = 0, processes * len(probes) * len(files)
+    runs = [ProbeRuns({name: [] for name in variants}) for _ in probes]
+    done, total = 0, processes * len(probes) * len(variants)
     for turn in range(processes):
-        # Each turn starts with another probe and file, so that a drift of the machine affects all.
+        # Each turn starts with another probe and variant: a drift of the machine affects all.
         for index in [*range(turn % len(probes), len(probes)), *range(turn % len(probes))]:
             probe = probes[index]
-            names = list(files) if (turn + index) % 2 == 0 else list(files)[::-1]
+            names = list(variants) if (turn + index) % 2 == 0 else list(variants)[::-1]
             for name in names:
                 if not runs[index].problem:
+                    _, engine, warmup_file = variants[name]
                     try:
-                        timing = engine.time_run(probe.logs, requests + 1, files[name])
+                        timing = engine.time_run(probe.logs, requests + 1, warmup_file)
                         runs[index].timings[name].append(timing)
                     except ReplayError as error:
                         if probe.in_file:
@@ -234,6 +274,46 @@ def _load_times(
     longer = Timings(tuple(timing.load_ms for timing in warm))
     least, greatest = longer.range[0] - load.range[1], longer.range[1] - load.range[0]
     return load, Timings((least, longer.median - load.median, greatest))
+
+
+def _ready_entries(
+    kind: EngineKind, variants: Mapping[str, Variant], runs: Sequence[ProbeRuns]
+) -> tuple[ReadyEntry, ...]:
+    """Summarizes the loads of each variant."""
+    entries = []
+    for name, variant in variants.items():
+        timings = [timing for run in runs for timing in run.timings[name]]
+        load = Timings(tuple(timing.load_ms for timing in timings))
+        warmup = Timings(tuple(sum(timing.replay_ms) for timing in timings))
+        ready = Timings(tuple(timing.load_ms + sum(timing.replay_ms) for timing in timings))
+        grown = [timing.memory_bytes for timing in timings if timing.memory_bytes is not None]
+        peaks = [timing.peak_bytes for timing in timings if timing.peak_bytes is not None]
+        is_warmed = variant.warmup_file is not None
+        is_process = kind == "process"
+        entries.append(
+            ReadyEntry(
+                export_dir=variant.export_dir,
+                warmed=is_warmed,
+                disk_bytes=disk_bytes(variant.export_dir),
+                load_ms=load.median if is_process or not is_warmed else None,
+                warmup_ms=warmup.median if is_process and is_warmed else None,
+                ready_ms=ready.median,
+                ready_range_ms=ready.range,
+                memory_bytes=statistics.median(grown) if grown else None,
+                peak_bytes=statistics.median(peaks) if peaks else None,
+                steady_p50_ms=next(run for run in runs if not run.problem).steady_ms(name).median,
+            )
+        )
+    return tuple(entries)
+
+
+def disk_bytes(export_dir: str) -> int:
+    """Returns the size of all files of an export."""
+    return sum(
+        tf.io.gfile.stat(os.path.join(directory, name)).length
+        for directory, _, names in tf.io.gfile.walk(export_dir)
+        for name in names
+    )
 
 
 def _entries(

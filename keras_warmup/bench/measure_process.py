@@ -13,7 +13,9 @@ import sys
 import time
 from typing import Any
 
-from keras_warmup._protos import PredictionLog
+from keras_warmup._protos import MetaGraphDef, PredictionLog
+from keras_warmup.bench.memory import PeakMemory
+from keras_warmup.bench.native_session import NativeSession, c_api
 from keras_warmup.errors import WarmupError
 from keras_warmup.records.warmup_file import read_records
 from keras_warmup.serving.replay import ServingSession, open_session
@@ -24,28 +26,48 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one measurement.
 
     Args:
-        job: `export_dir`; `warmup_file`, a TFRecord of `PredictionLog`s to replay before the first
-            request, or `None`; `requests_file`, a TFRecord of the requests to send; `requests`, the
-            number of requests to send, in turn.
+        job: `export_dir`; `signatures`, the signatures of its `MetaGraphDef` in hexadecimal;
+            `warmup_file`, a TFRecord of `PredictionLog`s to replay before the first request, or
+            `None`; `requests_file`, a TFRecord of the requests to send; `requests`, the number of
+            requests to send, in turn.
 
     Returns:
-        `load_ms`, `replay_ms` (a figure for each record) and `request_ms` (one for each request).
+        `load_ms`, `replay_ms` (a figure for each record), `request_ms` (one for each request),
+        `memory_bytes` (growth of the process until it is ready), `peak_bytes` and `loader`.
 
     Raises:
         WarmupError: the model does not load, or a record or request fails.
     """
     requests = list(read_records(job["requests_file"]))
     records = [] if job["warmup_file"] is None else list(read_records(job["warmup_file"]))
-    _start_eager_runtime(requests + records)
-    with open_session(job["export_dir"]) as session:
+    if c_api() is None:
+        _start_eager_runtime(requests + records)
+    memory = PeakMemory()
+    with _open_session(job) as session:
         replay_ms = [_time_ms(session, log) for log in records]
+        memory_bytes, peak_bytes = memory.growth_bytes(), memory.peak_bytes()
         request_ms = [
             _time_ms(session, requests[index % len(requests)]) for index in range(job["requests"])
         ]
-        return {"load_ms": session.load_ms, "replay_ms": replay_ms, "request_ms": request_ms}
+        return {
+            "load_ms": session.load_ms,
+            "replay_ms": replay_ms,
+            "request_ms": request_ms,
+            "memory_bytes": memory_bytes,
+            "peak_bytes": peak_bytes,
+            "loader": "c++" if isinstance(session, NativeSession) else "python",
+        }
 
 
-def _time_ms(session: ServingSession, log: PredictionLog) -> float:
+def _open_session(job: dict[str, Any]) -> NativeSession | ServingSession:
+    """Loads the model with TensorFlow's C++ loader, or in Python where that is out of reach."""
+    if c_api() is None:
+        return open_session(job["export_dir"])
+    meta_graph = MetaGraphDef.FromString(bytes.fromhex(job["signatures"]))
+    return NativeSession(job["export_dir"], meta_graph)
+
+
+def _time_ms(session: NativeSession | ServingSession, log: PredictionLog) -> float:
     started = time.perf_counter()
     session.replay(log)
     return (time.perf_counter() - started) * 1000

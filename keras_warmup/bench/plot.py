@@ -34,11 +34,11 @@ class Series(NamedTuple):
 
 
 def plot_report(report: BenchmarkReport, path: str | os.PathLike[str]) -> None:
-    """Plots the cold and the warm first request beside the steady one, on a log scale.
+    """Plots first requests beside the steady time, and the time to ready, on a log scale.
 
     Args:
-        report: figures to plot. Of more than 12 entries, those with the slowest first request are
-            plotted.
+        report: figures to plot. Of more than 12 kinds of requests, those with the slowest first
+            request are plotted.
         path: file to write; its suffix selects the format, such as `.png` or `.svg`.
 
     Raises:
@@ -51,26 +51,39 @@ def plot_report(report: BenchmarkReport, path: str | os.PathLike[str]) -> None:
     warm_name = (
         "first request to the running server"
         if report.engine == "server"
-        else "warm: first request, with the warmup file"
+        else "warm: with the warmup file"
     )
+    export_dirs = list(dict.fromkeys(one.export_dir for one in report.ready))
+    ready = {
+        (one.export_dir, one.warmed): (one.ready_ms, one.ready_range_ms) for one in report.ready
+    }
     series = [
         Series(
-            "cold: first request, no warmup file",
+            "cold: no warmup file",
             COLD,
-            [(entry.cold_ms, entry.cold_range_ms) for entry in entries],
+            [(entry.cold_ms, entry.cold_range_ms) for entry in entries]
+            + [ready.get((path, False), (None, None)) for path in export_dirs],
         ),
-        Series(warm_name, WARM, [(entry.warm_ms, entry.warm_range_ms) for entry in entries]),
+        Series(
+            warm_name,
+            WARM,
+            [(entry.warm_ms, entry.warm_range_ms) for entry in entries]
+            + [ready.get((path, True), (None, None)) for path in export_dirs],
+        ),
         Series(
             "steady: median of the later requests",
             STEADY,
-            [(entry.steady_p50_ms, None) for entry in entries],
+            [(entry.steady_p50_ms, None) for entry in entries] + [(None, None)] * len(export_dirs),
         ),
     ]
-    figure, axes = new_figure(len(entries))
+    labels = [_label(entry, with_kind) for entry in entries]
+    labels += [
+        f"time to ready\n{path}" if len(export_dirs) > 1 else "time to ready"
+        for path in export_dirs
+    ]
+    figure, axes = new_figure(len(labels))
     draw_groups(
-        axes,
-        [_label(entry, with_kind) for entry in entries],
-        [one for one in series if any(value is not None for value, _ in one.bars)],
+        axes, labels, [one for one in series if any(value is not None for value, _ in one.bars)]
     )
     axes.set_title(report.title, loc="left", fontsize=11)
     write_figure(figure, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -11,15 +12,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
-from keras_warmup._protos import PredictionLog
+from keras_warmup._protos import MetaGraphDef, PredictionLog
 from keras_warmup.errors import OptionsError, ReplayError
 from keras_warmup.options import is_integer
 from keras_warmup.paths import absolute
 from keras_warmup.records.warmup_file import write_records
+from keras_warmup.savedmodel.files import check_load_files
+from keras_warmup.savedmodel.signatures import read_meta_graph
 from keras_warmup.serving.child_process import child_environment, describe_exit
 
+# What loads the model in a process: TensorFlow's C++ loader, or a Session in Python.
+Loader = Literal["c++", "python"]
 # Called with (runs done, runs in total, what was run) after each run.
 Progress = Callable[[int, int, str], None]
 
@@ -39,11 +44,18 @@ class RunTiming:
         replay_ms: time of each record of the warmup file; empty where none was replayed, and for a
             server, which does not report it.
         request_ms: time of each request, in the order they were sent.
+        memory_bytes: how far the process grew, at its peak, while it loaded the model and replayed
+            the warmup file; `None` where that is not known, and for a server.
+        peak_bytes: all memory of the process at that peak, Python and TensorFlow included.
+        loader: what loaded the model; `None` for a server.
     """
 
     load_ms: float
     replay_ms: tuple[float, ...]
     request_ms: tuple[float, ...]
+    memory_bytes: int | None = None
+    peak_bytes: int | None = None
+    loader: Loader | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +104,7 @@ class Engine(Protocol):
 
 
 class ProcessEngine:
-    """Starts a Python process for each run, with the model in a Session as in TensorFlow Serving.
+    """Starts a process for each run, which loads the model as TensorFlow Serving does.
 
     Args:
         export_dir: a SavedModel.
@@ -112,6 +124,7 @@ class ProcessEngine:
             warmup_file: TFRecord of records to replay first; `None` for a cold start.
 
         Raises:
+            SignatureError: there is no SavedModel, or it is damaged.
             ReplayError: the model does not load, a record or request fails, or the process ends.
         """
         with tempfile.TemporaryDirectory(prefix="keras-warmup-") as directory:
@@ -121,6 +134,7 @@ class ProcessEngine:
             write_records(requests_file, requests, max_records=UNLIMITED, max_bytes=UNLIMITED)
             job = {
                 "export_dir": self._export_dir,
+                "signatures": self._signatures.hex(),
                 "warmup_file": None if warmup_file is None else absolute(warmup_file, os.getcwd()),
                 "requests_file": str(requests_file),
                 "requests": count,
@@ -146,7 +160,27 @@ class ProcessEngine:
             result = json.loads(result_file.read_text("utf-8"))
         if "error" in result:
             raise ReplayError(result["error"])
-        return RunTiming(result["load_ms"], tuple(result["replay_ms"]), tuple(result["request_ms"]))
+        return RunTiming(
+            load_ms=result["load_ms"],
+            replay_ms=tuple(result["replay_ms"]),
+            request_ms=tuple(result["request_ms"]),
+            memory_bytes=result["memory_bytes"],
+            peak_bytes=result["peak_bytes"],
+            loader=result["loader"],
+        )
+
+    @functools.cached_property
+    def _signatures(self) -> bytes:
+        """A serialized `MetaGraphDef` with the signatures alone.
+
+        The process need not parse the graph for them, which would count as its memory.
+        """
+        meta_graph = read_meta_graph(self._export_dir)
+        check_load_files(self._export_dir, meta_graph)
+        signatures = MetaGraphDef()
+        for key, definition in meta_graph.signature_def.items():
+            signatures.signature_def[key].CopyFrom(definition)
+        return bytes(signatures.SerializeToString())
 
 
 def check_count(name: str, value: object, at_least: int = 1) -> None:

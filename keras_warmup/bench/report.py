@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from keras_warmup.bench.probes import Probe, ProbedRequest
-from keras_warmup.bench.processes import MIN_VALUES, Timings
+from keras_warmup.bench.processes import MIN_VALUES, Loader, Timings
 from keras_warmup.report import Report, printable
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ EngineKind = Literal["process", "model_server", "docker", "server"]
 # Cells of a table that say nothing if the whole column holds them.
 _DEFAULT_CELLS = ("-", "all", "predict")
 # Columns of a table that hold text; the others hold numbers.
-_TEXT_COLUMNS = ("record", "signature", "kind", "outputs", "why")
+_TEXT_COLUMNS = ("record", "signature", "kind", "outputs", "why", "export", "file")
 # Columns that may fold, so that a table stays readable in 80 columns.
 _FOLDED_COLUMNS = ("outputs", "why")
 
@@ -84,8 +84,42 @@ class BenchmarkEntry(ProbedRequest):
 
 
 @dataclasses.dataclass(frozen=True)
+class ReadyEntry:
+    """The time until an export is ready to serve, and what it takes up.
+
+    Attributes:
+        export_dir: the SavedModel.
+        warmed: whether a warmup file was replayed.
+        disk_bytes: size of the files of the export.
+        load_ms: median time to load the model without the replay, milliseconds; `None` for a server
+            that replays a file, which does not report it.
+        warmup_ms: median time of the replay; `None` without one, and for a server.
+        ready_ms: median time until the model is ready: load and replay; for a server from its start
+            until the model is available.
+        ready_range_ms: least and greatest of them.
+        memory_bytes: median growth of the process, at its peak, until the model is ready; `None`
+            for a server, and where it is not known.
+        peak_bytes: median of all memory of the process at that peak; Python and TensorFlow take a
+            few hundred MiB of it.
+        steady_p50_ms: median of the requests after the first one, of the first kind of request that
+            was measured.
+    """
+
+    export_dir: str
+    warmed: bool
+    disk_bytes: int
+    load_ms: float | None
+    warmup_ms: float | None
+    ready_ms: float
+    ready_range_ms: Range
+    memory_bytes: float | None
+    peak_bytes: float | None
+    steady_p50_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchmarkReport(Report):
-    """First requests to a SavedModel, without and with its warmup file.
+    """First requests to a SavedModel, and the time until it is ready, without and with its file.
 
     Attributes:
         export_dir: the SavedModel.
@@ -105,6 +139,10 @@ class BenchmarkReport(Report):
             `docker` image that was started, or a `server` that was running.
         noise: how much equal figures differed, a sentence.
         notes: limits of the measurement, one sentence each.
+        ready: the time to ready without and with the warmup file, then that of the export of
+            `against=`; empty for a running server.
+        loader: what loaded the model in a process: TensorFlow's C++ loader (`c++`), as in a server,
+            or a Session in `python`; `None` for a server.
     """
 
     export_dir: str
@@ -121,6 +159,8 @@ class BenchmarkReport(Report):
     engine: EngineKind
     noise: str
     notes: tuple[str, ...]
+    ready: tuple[ReadyEntry, ...] = ()
+    loader: Loader | None = None
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -139,8 +179,26 @@ class BenchmarkReport(Report):
             }
             for entry in self.entries
         ]
+        tables = [render_table(self.title, rows)]
+        if self.ready:
+            tables.append(
+                render_table("Time to ready", [self._ready_row(one) for one in self.ready])
+            )
         lines = [Text(printable(line)) for line in self.sentences()]
-        return Group(render_table(self.title, rows), *lines)
+        return Group(*tables, *lines)
+
+    def _ready_row(self, entry: ReadyEntry) -> dict[str, str]:
+        other = self._other_dir()
+        return {
+            "export": "-" if not other else "other" if entry.export_dir == other else "this",
+            "file": "yes" if entry.warmed else "none",
+            "disk, MiB": render_mib(entry.disk_bytes),
+            "load, ms": render_ms(entry.load_ms),
+            "warmup, ms": render_ms(entry.warmup_ms),
+            "ready, ms": render_ms(entry.ready_ms),
+            "memory, MiB": render_mib(entry.memory_bytes),
+            "steady, ms": render_ms(entry.steady_p50_ms),
+        }
 
     @property
     def title(self) -> str:
@@ -169,7 +227,30 @@ class BenchmarkReport(Report):
             ]
         else:
             lines = [f"cold: medians of {each}. A load takes {render_ms(self.load_ms)} ms."]
-        return [line for line in [*lines, self.noise, *self.notes] if line]
+        return [line for line in [*lines, *self._loading(), self.noise, *self.notes] if line]
+
+    def _other_dir(self) -> str:
+        """Returns the export of `against=`; empty where there is none."""
+        return next((one.export_dir for one in self.ready if one.export_dir != self.export_dir), "")
+
+    def _loading(self) -> list[str]:
+        """Explains the time to ready, and says what loaded the model."""
+        if not self.ready:
+            return []
+        other = [f"other: {self._other_dir()}"] if self._other_dir() else []
+        if self.loader is None:
+            return ["ready: from the start of the server until the model is available.", *other]
+        loader = (
+            "TensorFlow's C++ loader loads the model, as in a server."
+            if self.loader == "c++"
+            else "The installed TensorFlow does not export its C++ loader: a Session in Python "
+            "loads the model, which takes another time than a server."
+        )
+        return [
+            "ready: load and warmup. memory: growth of the process until then, at its peak. "
+            f"{loader}",
+            *other,
+        ]
 
 
 def render_table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
@@ -207,6 +288,11 @@ def render_ms(value: float | None) -> str:
     if value >= 100:
         return f"{value:.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def render_mib(value: float | None) -> str:
+    """Renders bytes as MiB with three significant digits; `-` for `None`."""
+    return render_ms(None if value is None else value / 2**20)
 
 
 def render_gain(entry: BenchmarkEntry) -> str:

@@ -126,6 +126,7 @@ def _bench(arguments: argparse.Namespace) -> int:
             requests=arguments.requests,
             batch_sizes=arguments.batch_size,
             server=server,
+            against=arguments.against,
             progress=progress,
             refuse_unsafe_ops=arguments.refuse_unsafe_ops,
         )

@@ -34,6 +34,7 @@ not, or there is no warmup file.
 _BENCH_EXAMPLES = """examples:
   keras-warmup bench ./digits/1                           # in fresh processes
   keras-warmup bench ./digits/1 --data rows.npz --plot digits.png
+  keras-warmup bench ./digits/1 --against ./plain/1       # time to ready of both
   keras-warmup bench ./digits/1 --model-server /usr/bin/tensorflow_model_server
   keras-warmup bench ./digits/1 --docker tensorflow/serving:2.19.1
   keras-warmup bench ./digits/1 --server localhost:8500   # a running server: its gRPC port
@@ -95,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_command(
             commands,
             "bench",
-            "measure the first request without and with the warmup file",
+            "measure the time to ready and the first request, without and with the warmup file",
             _BENCH_EXAMPLES,
         )
     )
@@ -273,6 +274,12 @@ def _add_options_of_bench(parser: argparse.ArgumentParser) -> None:
         "--plot",
         metavar="FILE.png",
         help="also write a plot (needs matplotlib: keras-warmup[plot])",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="OTHER_EXPORT_DIR",
+        help="also measure the time to ready of this export of the model, such as model.export "
+        "writes it; with the warmup file of EXPORT_DIR if it has none",
     )
     servers = parser.add_mutually_exclusive_group()
     servers.add_argument(

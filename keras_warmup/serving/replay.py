@@ -1,8 +1,7 @@
 """Runs warmup records as TensorFlow Serving runs them when it loads a model.
 
-Follows `saved_model_warmup.cc`, `predict_util.cc`, `classifier.cc`, `regressor.cc` and
-`multi_inference.cc` of TensorFlow Serving 2.20: `session.py` loads the model, and `rules.py` checks
-the requests and the outputs.
+Follows `saved_model_warmup.cc` of TensorFlow Serving 2.20: `session.py` loads the model,
+`requests.py` reads the records, and `rules.py` checks the requests and the outputs.
 """
 
 from __future__ import annotations
@@ -11,40 +10,19 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
-from keras_warmup._protos import (
-    CallableOptions,
-    ClassificationRequest,
-    MetaGraphDef,
-    MultiInferenceRequest,
-    PredictionLog,
-    PredictRequest,
-    RegressionRequest,
-    SignatureDef,
-)
-from keras_warmup.errors import ReplayError
+from keras_warmup._protos import CallableOptions, MetaGraphDef, PredictionLog
 from keras_warmup.op_errors import cure_of, describe_op_error, status_of
-from keras_warmup.records.prediction_logs import log_kind, log_signature_key
-from keras_warmup.savedmodel.signatures import DEFAULT_SIGNATURE_KEY, read_meta_graph
+from keras_warmup.savedmodel.signatures import read_meta_graph
+from keras_warmup.serving.requests import TensorRun, read_run, refused_load
 from keras_warmup.serving.rules import (
-    CLASSIFY_METHOD,
-    REGRESS_METHOD,
-    ExamplesTask,
     Outputs,
     ServerStatusError,
     check_feed_dtypes,
-    check_input_names,
-    classify_task,
     host_array,
-    output_aliases,
-    refuse,
-    regress_task,
     to_array,
-    to_examples,
 )
 from keras_warmup.serving.session import (
     TENSORFLOW_ERRORS,
@@ -55,8 +33,6 @@ from keras_warmup.serving.session import (
     with_type,
 )
 from keras_warmup.serving.tensorflow_log import no_status_log
-
-_TASK_OF_METHOD = {CLASSIFY_METHOD: classify_task, REGRESS_METHOD: regress_task}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +103,8 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
         started = time.perf_counter()
         try:
             with no_status_log():
-                outputs = self._outputs(log)
+                run = read_run(self.meta_graph.signature_def, log, to_array)
+                outputs = self._run(run) if run is not None else {}
         except ServerStatusError as error:
             refusal = error
         except MemoryError:
@@ -135,102 +112,15 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
                 "RESOURCE_EXHAUSTED", "MemoryError: its tensors do not fit into memory"
             )
         else:
-            return Replayed(
-                (time.perf_counter() - started) * 1000 if log_kind(log) != "none" else 0.0, outputs
-            )
+            ms = (time.perf_counter() - started) * 1000 if run is not None else 0.0
+            return Replayed(ms, outputs)
         # Outside of the except block: a chained error would be printed with the values it quotes.
-        raise ReplayError(
-            f"{_describe(log)} would keep TensorFlow Serving from loading the model: "
-            f"{refusal.status}: {refusal}",
-            status=refusal.status,
-        )
+        raise refused_load(log, refusal)
 
-    def _outputs(self, log: PredictionLog) -> Outputs:
-        match log.WhichOneof("log_type"):
-            case "predict_log":
-                return self._predict(log.predict_log.request)
-            case "classify_log":
-                return self._examples(classify_task, log.classify_log.request)
-            case "regress_log":
-                return self._examples(regress_task, log.regress_log.request)
-            case "multi_inference_log":
-                return self._multi_inference(log.multi_inference_log.request)
-            case None:
-                return {}
-            case kind:
-                number = PredictionLog.DESCRIPTOR.fields_by_name[kind].number
-                refuse("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
-
-    def _predict(self, request: PredictRequest) -> Outputs:
-        key = request.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
-        if key not in self.meta_graph.signature_def:
-            refuse("FAILED_PRECONDITION", f'Serving signature key "{key}" not found.')
-        definition = self.meta_graph.signature_def[key]
-        check_input_names(definition, request)
-        feeds = {}
-        for name in sorted(definition.inputs):
-            proto = request.inputs[name] if name in request.inputs else definition.defaults[name]
-            feeds[name] = (definition.inputs[name].name, to_array(name, proto))
-        aliases = output_aliases(definition, request)
-        return self._run(
-            list(feeds.values()), {alias: definition.outputs[alias].name for alias in aliases}
-        )
-
-    def _examples(
-        self,
-        task_of: Callable[[SignatureDef], ExamplesTask],
-        request: ClassificationRequest | RegressionRequest,
-    ) -> Outputs:
-        key = request.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
-        if key not in self.meta_graph.signature_def:
-            refuse("INVALID_ARGUMENT", f"No signature was found with the name: {key}")
-        task = task_of(self.meta_graph.signature_def[key])
-        examples = to_examples(request.input)
-        outputs = self._run([(task.feed, examples)], task.fetches)
-        task.check(outputs, len(examples))
-        return outputs
-
-    def _multi_inference(self, request: MultiInferenceRequest) -> Outputs:
-        model_name = ""
-        tasks: dict[str, ExamplesTask] = {}
-        for task in request.tasks:
-            if not task.model_spec.name:
-                refuse("INVALID_ARGUMENT", "Found ModelSpec with an empty model name.")
-            if model_name and task.model_spec.name != model_name:
-                refuse(
-                    "INVALID_ARGUMENT",
-                    "All ModelSpecs in a MultiInferenceRequest must access the same model name.",
-                )
-            model_name = task.model_spec.name
-            key = task.model_spec.signature_name or DEFAULT_SIGNATURE_KEY
-            if key in tasks:
-                refuse("INVALID_ARGUMENT", f"Duplicate evaluation of signature: {key}")
-            if key not in self.meta_graph.signature_def:
-                refuse("INVALID_ARGUMENT", f"Requested signature not found in model graph: {key}")
-            if task.method_name not in _TASK_OF_METHOD:
-                refuse("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
-            tasks[key] = _TASK_OF_METHOD[task.method_name](self.meta_graph.signature_def[key])
-        examples = to_examples(request.input)
-        # Tasks may read different input tensors: the server feeds each of them the same Examples.
-        outputs = self._run(
-            [(feed, examples) for feed in {task.feed for task in tasks.values()}],
-            {
-                f"{key}/{alias}": tensor
-                for key, task in tasks.items()
-                for alias, tensor in task.fetches.items()
-            },
-        )
-        for key, task in tasks.items():
-            own = {alias: outputs[f"{key}/{alias}"] for alias in task.fetches}
-            task.check(own, len(examples))
-        return outputs
-
-    def _run(self, feeds: Sequence[tuple[str, np.ndarray]], fetches: Mapping[str, str]) -> Outputs:
-        # Repeated names are kept: TensorFlow refuses them here as it does in the server.
-        feeds = sorted(feeds, key=lambda feed: feed[0])
-        check_feed_dtypes(self._session.graph, feeds)
-        feed_names = tuple(name for name, _ in feeds)
-        fetch_names = tuple(sorted(set(fetches.values())))
+    def _run(self, run: TensorRun) -> Outputs:
+        check_feed_dtypes(self._session.graph, run.feeds)
+        feed_names = tuple(name for name, _ in run.feeds)
+        fetch_names = tuple(sorted(set(run.fetches.values())))
         try:
             executor = self._executors.get((feed_names, fetch_names))
             if executor is None:
@@ -238,7 +128,7 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
                 # Session.run would check the static shapes of placeholders; the server does not.
                 executor = self._session._make_callable_from_options(options)
                 self._executors[feed_names, fetch_names] = executor
-            fetched = dict(zip(fetch_names, executor(*(array for _, array in feeds)), strict=True))
+            values = executor(*(array for _, array in run.feeds))
         except TENSORFLOW_ERRORS as error:
             if left_locks(error):
                 self._is_locked = True
@@ -246,7 +136,10 @@ class ServingSession(contextlib.AbstractContextManager["ServingSession"]):
             text = with_type(error, describe_op_error(error, self.meta_graph.graph_def))
             cure = cure_of(error, no_variables=lacks_variables(self.export_dir, self.meta_graph))
             raise ServerStatusError(status_of(error), text + cure) from None
-        return {alias: host_array(fetched[tensor]) for alias, tensor in fetches.items()}
+        fetched = dict(zip(fetch_names, values, strict=True))
+        outputs = {alias: host_array(fetched[tensor]) for alias, tensor in run.fetches.items()}
+        run.check(outputs)
+        return outputs
 
 
 def open_session(export_dir: str | os.PathLike[str]) -> ServingSession:
@@ -264,8 +157,3 @@ def open_session(export_dir: str | os.PathLike[str]) -> ServingSession:
             fails.
     """
     return ServingSession(os.fspath(export_dir), read_meta_graph(export_dir))
-
-
-def _describe(log: PredictionLog) -> str:
-    kind, key = log_kind(log), log_signature_key(log)
-    return f"{kind} record for signature {key!r}" if key else f"{kind} record"

@@ -82,7 +82,7 @@ def load_session(
     ):
         problem = _import(graph, meta_graph)
     if problem is not None:
-        raise _load_error(
+        raise load_error(
             f"Cannot import the graph of SavedModel {export_dir!r}",
             problem,
             with_type(problem, text_of(problem)),
@@ -120,7 +120,7 @@ def load_session(
             if quotes
             else text_of(problem)
         )
-        raise _load_error(
+        raise load_error(
             f"Cannot {stage} of SavedModel {export_dir!r}", problem, with_type(problem, text)
         )
     return session
@@ -179,7 +179,14 @@ def never_free(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def _load_error(what: str, error: Exception, text: str) -> ReplayError:
+def load_error(what: str, error: Exception, text: str) -> ReplayError:
+    """Returns the error for a model that cannot be loaded: what failed, the cause, what to do.
+
+    Args:
+        what: the step that failed, and the SavedModel.
+        error: the error that TensorFlow raised.
+        text: what to show of its message.
+    """
     cure = "Export the model again, with all its files."
     if "Op type not registered" in message_of(error):
         found = re.search(r"Op type not registered '([^']*)'", message_of(error))

@@ -12,7 +12,7 @@ import pytest
 
 import keras_warmup as kw
 from keras_warmup._protos import PredictionLog
-from keras_warmup.bench.benchmark import benchmark, measure_probes
+from keras_warmup.bench.benchmark import Variant, benchmark, disk_bytes, measure_probes
 from keras_warmup.bench.probes import Probe
 from keras_warmup.bench.processes import RunTiming
 from keras_warmup.bench.servers import LaunchedServer, ServerCommand
@@ -27,6 +27,10 @@ class FakeEngine:
     def __init__(self, *fails: str) -> None:
         self.runs: list[tuple[str, int, str | None]] = []
         self._fails = fails
+
+    def variants(self, **warmup_files: str | None) -> dict[str, Variant]:
+        """Returns variants of one export that this engine runs."""
+        return {name: Variant("m/1", self, file) for name, file in warmup_files.items()}
 
     def time_run(
         self, requests: Sequence[PredictionLog], count: int, warmup_file: str | None
@@ -47,9 +51,8 @@ def test_cold_and_warm_and_the_probes_take_turns() -> None:
     engine = FakeEngine()
     progress: list[tuple[int, int, str]] = []
     runs = measure_probes(
-        engine,
         [probe_of("a"), probe_of("b")],
-        {"cold": None, "warm": "file"},
+        engine.variants(cold=None, warm="file"),
         processes=2,
         requests=3,
         progress=lambda *step: progress.append(step),
@@ -70,15 +73,15 @@ def test_cold_and_warm_and_the_probes_take_turns() -> None:
 
 def test_only_a_request_without_a_record_may_fail() -> None:
     runs = measure_probes(
-        FakeEngine("b"),
         [probe_of("a"), probe_of("b", in_file=False)],
-        {"cold": None},
+        FakeEngine("b").variants(cold=None),
         processes=2,
         requests=1,
     )
     assert [run.problem for run in runs] == ["", "no"]
     with pytest.raises(ReplayError, match="no"):
-        measure_probes(FakeEngine("a"), [probe_of("a")], {"cold": None}, processes=1, requests=1)
+        variants = FakeEngine("a").variants(cold=None)
+        measure_probes([probe_of("a")], variants, processes=1, requests=1)
 
 
 def test_benchmark_reports_each_signature_cold_and_warm(warm_dir: str) -> None:
@@ -98,6 +101,38 @@ def test_benchmark_reports_each_signature_cold_and_warm(warm_dir: str) -> None:
     plain = json.loads(json.dumps(report.to_dict()))
     assert plain["entries"][0]["signature_key"] == "serving_default"
     assert plain["entries"][0]["shapes"] == {"x": [2, 3]}
+
+
+def test_the_time_to_ready_is_that_of_the_load_and_of_the_replay(warm_dir: str) -> None:
+    report = benchmark(warm_dir, processes=1, requests=1)
+    assert [(one.export_dir, one.warmed) for one in report.ready] == [
+        (warm_dir, False),
+        (warm_dir, True),
+    ]
+    cold, warm = report.ready
+    assert cold.warmup_ms is None and cold.ready_ms == cold.load_ms
+    assert warm.load_ms is not None and warm.warmup_ms is not None
+    # With a few runs of each, the median of the sums is not the sum of the medians.
+    assert warm.load_ms < warm.ready_ms
+    for one in report.ready:
+        assert one.disk_bytes == disk_bytes(warm_dir) > report.bytes
+        assert one.ready_range_ms[0] <= one.ready_ms <= one.ready_range_ms[1]
+        assert one.steady_p50_ms > 0
+    assert report.loader in ("c++", "python")
+
+
+def test_another_export_is_measured_with_this_file_where_it_has_none(
+    warm_dir: str, cold_dir: str
+) -> None:
+    report = benchmark(warm_dir, against=cold_dir, processes=1, requests=1)
+    assert [(one.export_dir, one.warmed) for one in report.ready] == [
+        (warm_dir, False),
+        (warm_dir, True),
+        (cold_dir, False),
+        (cold_dir, True),
+    ]
+    alone = benchmark(cold_dir, against=cold_dir, processes=1, requests=1)
+    assert [one.warmed for one in alone.ready] == [False, False]
 
 
 def test_a_model_without_a_warmup_file_is_measured_cold(cold_dir: str) -> None:
@@ -120,6 +155,11 @@ def test_a_model_without_a_warmup_file_is_measured_cold(cold_dir: str) -> None:
         ({"requests": 1.5}, "requests must be an integer >= 1, got 1.5."),
         ({"processes": True}, "processes must be an integer >= 1, got True."),
         ({"batch_sizes": [2, 0]}, "each of batch_sizes must be an integer >= 1, got 0."),
+        (
+            {"server": "localhost:8500", "against": "."},
+            "against= and a running server exclude each other: the other export cannot be loaded "
+            "there. Start a server, or measure in processes.",
+        ),
         ({"server": True}, "server must be a ModelServer, 'HOST:PORT' or None, got bool."),
         (
             {"server": "localhost"},
@@ -154,6 +194,7 @@ def test_a_running_server_is_measured_once(double: ServerCommand, counter_dir: s
         entry.cold_ms is None and entry.warm_ms and entry.faster is None for entry in report.entries
     )
     assert report.load_ms is None and report.load_added_ms is None and report.processes == 1
+    assert report.ready == () and report.loader is None
     assert report.noise == "Noise: one figure each, so no spread is known and no gain is claimed."
 
 
@@ -178,3 +219,7 @@ def test_servers_are_started_cold_and_warm(
     ]
     assert all(entry.cold_ms and entry.warm_ms for entry in report.entries)
     assert report.load_ms
+    cold, warm = report.ready
+    assert cold.ready_ms == cold.load_ms == report.load_ms
+    assert warm.ready_ms > 0 and warm.load_ms is None and warm.warmup_ms is None
+    assert warm.memory_bytes is None and report.loader is None

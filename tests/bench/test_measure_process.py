@@ -8,9 +8,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
+from keras_warmup.bench import measure_process
 from keras_warmup.bench.measure_process import main, measure
 from keras_warmup.records.warmup_file import warmup_path, write_records
+from keras_warmup.savedmodel.signatures import read_meta_graph
 from keras_warmup.serving.child_process import child_environment
 from tests.bench.models import WARMED_ROWS
 from tests.builders import predict_log
@@ -38,6 +41,7 @@ def test_requests_are_sent_in_turn_until_there_are_enough(
     write_records(requests_file, logs, max_records=10, max_bytes=2**20)
     job = {
         "export_dir": warm_dir,
+        "signatures": read_meta_graph(warm_dir).SerializeToString().hex(),
         "warmup_file": warmup_path(warm_dir),
         "requests_file": requests_file,
         "requests": 5,
@@ -45,7 +49,27 @@ def test_requests_are_sent_in_turn_until_there_are_enough(
     result = measure(job)
     assert result["load_ms"] > 0
     assert (len(result["replay_ms"]), len(result["request_ms"])) == (1, 5)
-    assert measure({**job, "warmup_file": None})["replay_ms"] == []
+    cold = measure({**job, "warmup_file": None})
+    assert cold["replay_ms"] == [] and cold["loader"] in ("c++", "python")
+
+
+def test_without_the_c_api_a_session_in_python_is_measured(
+    warm_dir: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure_process, "c_api", lambda: None)
+    requests_file = str(tmp_path / "requests")
+    log = predict_log("serving_default", x=np.array(WARMED_ROWS, np.float32))
+    write_records(requests_file, [log], max_records=10, max_bytes=2**20)
+    job = {
+        "export_dir": warm_dir,
+        "warmup_file": warmup_path(warm_dir),
+        "requests_file": requests_file,
+        "requests": 2,
+    }
+    result = measure(job)
+    assert result["loader"] == "python"
+    assert result["load_ms"] > 0
+    assert (len(result["replay_ms"]), len(result["request_ms"])) == (1, 2)
 
 
 def test_an_error_is_written_to_the_result_file(cold_dir: str, tmp_path: pathlib.Path) -> None:
@@ -53,6 +77,7 @@ def test_an_error_is_written_to_the_result_file(cold_dir: str, tmp_path: pathlib
     write_records(requests_file, [predict_log("nope")], max_records=10, max_bytes=2**20)
     job = {
         "export_dir": cold_dir,
+        "signatures": read_meta_graph(cold_dir).SerializeToString().hex(),
         "warmup_file": None,
         "requests_file": requests_file,
         "requests": 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from keras_warmup.bench.plot import MAX_GROUPS, Series, draw_groups, new_figure, plot_report
 from keras_warmup.bench.report import BenchmarkEntry, BenchmarkReport, Range
 from keras_warmup.errors import OptionsError
+from tests.builders import ready_entry
 
 pytest.importorskip("matplotlib", reason="needs matplotlib, the extra plot")
 
@@ -79,6 +81,19 @@ def test_cold_warm_and_steady_are_drawn_with_their_values(tmp_path: pathlib.Path
         "cold: ",
         "warm: ",
     ):
+        assert text in drawn
+
+
+def test_the_time_to_ready_of_each_export_is_drawn(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "bench.svg"
+    ready = (
+        ready_entry(warmed=False, ready_ms=301.0),
+        ready_entry(ready_ms=451.0),
+        ready_entry(export_dir="./plain/1", ready_ms=901.0),
+    )
+    plot_report(dataclasses.replace(report_of(1), ready=ready), path)
+    drawn = path.read_text()
+    for text in ("time to ready", "./digits/1", "./plain/1", "301 ms", "451 ms", "901 ms"):
         assert text in drawn
 
 

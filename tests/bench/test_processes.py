@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_warmup.bench.processes import ProcessEngine, Timings, check_count
-from keras_warmup.errors import OptionsError, ReplayError
+from keras_warmup.errors import OptionsError, ReplayError, SignatureError
 from keras_warmup.records.warmup_file import warmup_path
 from tests.bench.models import WARMED_ROWS
 from tests.builders import predict_log
@@ -45,6 +45,15 @@ def test_a_process_replays_the_file_and_then_times_the_requests(warm_dir: str) -
     )
     assert len(timing.replay_ms) == 1 and len(timing.request_ms) == 3
     assert min(timing.load_ms, *timing.replay_ms, *timing.request_ms) > 0
+    assert timing.loader in ("c++", "python")
+    assert timing.memory_bytes is None or timing.memory_bytes > 0
+
+
+def test_a_directory_without_a_model_is_refused_before_a_process_starts(
+    tmp_path: pathlib.Path,
+) -> None:
+    with pytest.raises(SignatureError):
+        ProcessEngine(str(tmp_path)).time_run([predict_log(x=ROWS)], 1, None)
 
 
 def test_a_failure_in_the_process_is_raised_here(warm_dir: str) -> None:

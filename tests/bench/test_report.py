@@ -18,6 +18,7 @@ from keras_warmup.bench.report import (
 )
 from tests.builders import benchmark_entry as entry
 from tests.builders import benchmark_report as report_of
+from tests.builders import ready_entry
 
 
 def lines_of(report: BenchmarkReport) -> list[str]:
@@ -39,6 +40,43 @@ def test_the_table_can_be_read_by_a_newcomer() -> None:
         "The file (1 record, 400 bytes) adds 150 ms to a load of 300 ms.",
         "Noise: little.",
     ]
+
+
+def test_the_time_to_ready_has_a_table_of_its_own() -> None:
+    ready = (ready_entry(warmed=False, warmup_ms=None, ready_ms=300.0), ready_entry())
+    lines = lines_of(report_of(entry(), ready=ready, loader="c++"))
+    assert lines[4:10] == [
+        "Time to ready",
+        "  file   disk, MiB   load, ms   warmup, ms   ready, ms   memory, MiB   steady, ms",
+        " ─────────────────────────────────────────────────────────────────────────────────",
+        "  none        4.00        300            -         300          80.0         0.80",
+        "  yes         4.00        300          150         450          80.0         0.80",
+        "cold: without the warmup file. warm: after the file was replayed. Medians of 5 fresh "
+        "processes each,",
+    ]
+    assert lines[12:14] == [
+        "ready: load and warmup. memory: growth of the process until then, at its peak. "
+        "TensorFlow's C++",
+        "loader loads the model, as in a server.",
+    ]
+
+
+def test_two_exports_are_told_apart() -> None:
+    lines = lines_of(report_of(entry(), ready=(ready_entry(), ready_entry(export_dir="./p/1"))))
+    assert [line.split()[0] for line in lines[5:9]] == ["export", "─" * 90, "this", "other"]
+    assert "other: ./p/1" in lines
+
+
+@pytest.mark.parametrize(
+    ("loader", "sentence"),
+    [
+        ("python", "The installed TensorFlow does not export its C++ loader: a Session in Python"),
+        (None, "ready: from the start of the server until the model is available."),
+    ],
+)
+def test_the_report_says_what_loaded_the_model(loader: Any, sentence: str) -> None:
+    report = report_of(entry(), ready=(ready_entry(),), loader=loader)
+    assert any(sentence in line for line in report.sentences())
 
 
 def test_kinds_and_output_sets_have_columns_where_they_differ() -> None:
