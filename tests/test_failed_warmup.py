@@ -429,3 +429,16 @@ def test_training_is_bit_identical_where_batches_do_not_fit(
     assert history_with == history
     for one, other in zip(weights, weights_with, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_no_cure_would_break_the_training(tmp_path: pathlib.Path) -> None:
+    adapt, x, _ = MISFITS["rank"]
+    model = dict_model(adapt)
+    export = kw.WarmupExport(tmp_path / "1", verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        model.fit(x, Y, batch_size=2, verbose=0, callbacks=[export])
+    texts = [str(one.message) for one in caught if "rank differs" in str(one.message)]
+    assert len(texts) == 2 and "COLD" in texts[1]
+    for text in texts:
+        assert "Pass data= with rows that fit, or warmup={'transform': ...}." in text
+        assert "in the dataset" not in text

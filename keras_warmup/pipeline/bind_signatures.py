@@ -231,7 +231,7 @@ class _Binder:
         if model is None or (is_string_vector(batch) and not takes_one_string(model)):
             return self._bind_as_given(batch, signature)
         if signature.key in self._inputs.own_calls:
-            arranged = arrange_inputs(model, batch.x)
+            arranged = arrange_inputs(model, batch.x, source=batch.source)
             return [
                 dataclasses.replace(bound, ignored=(*bound.ignored, *arranged.ignored))
                 for bound in self._encode(dataclasses.replace(batch, x=arranged.x), signature)

@@ -13,9 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.binding.bind import bind_leaves
+from keras_warmup.binding.match import CAPTURED_CURE, sanitize
 from keras_warmup.data.batch import (
     Batch,
     FeaturePath,
+    Source,
     describe,
     is_sequence,
     map_leaves,
@@ -30,6 +32,7 @@ from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 # Names that tf.function keeps as they are; others get a number from it, and the file tells whose.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_STRUCTURE_CURE = "Give x the structure the model was trained with, and without the targets."
 
 
 def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
@@ -111,7 +114,7 @@ class ArrangedInputs:
     ignored: tuple[str, ...] = ()
 
 
-def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
+def arrange_inputs(model: keras.Model, x: Any, *, source: Source = "data") -> ArrangedInputs:
     """Arranges rows in the structure of the model's inputs, by name where the model goes by name.
 
     Functional models take a dict by Input name for a list of Inputs, a flat list for any structure,
@@ -121,6 +124,7 @@ def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
     Args:
         model: a built Keras model.
         x: rows in the structure the user fed.
+        source: where the rows come from; the cure in an error depends on it.
 
     Raises:
         BindingError: features are missing, or the structures cannot be reconciled.
@@ -128,12 +132,12 @@ def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
     structure = input_structure(model)
     if structure is None:
         return ArrangedInputs(x, {path: path for path, _ in walk(x)})
-    found = _find_leaves(model, structure, x)
+    found = _find_leaves(model, structure, x, source)
     by_path = dict(walk(x))
     wanted = dict(walk(structure))
     missing = [path for path in wanted if path not in found]
     if any(not _is_optional(wanted[path]) for path in missing):
-        raise BindingError(_missing_text(model, missing, wanted, by_path))
+        raise BindingError(_missing_text(model, missing, wanted, by_path, source))
 
     def pick(path: FeaturePath, tensor: Any) -> Any:
         return _adjust_rank(by_path[found[path]], tensor) if path in found else None
@@ -249,7 +253,9 @@ def _to_spec(_path: FeaturePath, leaf: Any) -> Any:
     return None if leaf is None else keras.KerasTensor(tuple(leaf.shape), _dtype_of(leaf).name)
 
 
-def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath, FeaturePath]:
+def _find_leaves(
+    model: keras.Model, structure: Any, x: Any, source: Source
+) -> dict[FeaturePath, FeaturePath]:
     targets = list(walk(structure))
     leaves = list(walk(x))
     if isinstance(structure, Mapping) and isinstance(x, Mapping):
@@ -269,7 +275,7 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath
             f"({', '.join(repr(tensor.name) for _, tensor in targets)}), the batch has "
             f"{len(leaves)} leaves "
             f"({', '.join(f'{render_path(path)} {describe(leaf)}' for path, leaf in leaves)}). "
-            "Give x the structure the model was trained with, and without the targets."
+            f"{CAPTURED_CURE if source == 'captured' else _STRUCTURE_CURE}"
         )
     return {
         target: path
@@ -283,6 +289,7 @@ def _missing_text(
     missing: list[FeaturePath],
     wanted: Mapping[FeaturePath, Any],
     got: Mapping[FeaturePath, Any],
+    source: Source,
 ) -> str:
     names = ", ".join(
         f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} "
@@ -295,7 +302,8 @@ def _missing_text(
     )
     return (
         f"Cannot bind batch to model {model.name!r}: missing features {names}. "
-        f"The batch has {has}. Add the features to the dataset."
+        f"The batch has {has}. "
+        + (CAPTURED_CURE if source == "captured" else "Add the features to the dataset.")
     )
 
 

@@ -132,8 +132,8 @@ def test_swapped_inputs_refuse_the_export(
     model = functional_model([input_of_four("a"), input_of_four("b")])
     real = bind.match_inputs
 
-    def swap(x: Any, signature: Any) -> Any:
-        found, ignored = real(x, signature)
+    def swap(x: Any, signature: Any, **options: Any) -> Any:
+        found, ignored = real(x, signature, **options)
         return dict(zip(found, reversed(found.values()), strict=True)), ignored
 
     monkeypatch.setattr(bind, "match_inputs", swap)
