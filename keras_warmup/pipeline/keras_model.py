@@ -149,6 +149,25 @@ def arrange_inputs(model: keras.Model, x: Any, *, source: Source = "data") -> Ar
     return ArrangedInputs(map_leaves(pick, _plain(structure)), found, ignored)
 
 
+def arrange_named_arrays(model: keras.Model, arrays: Mapping[str, Any]) -> Any:
+    """Returns arrays keyed by Input name in the structure of the model's inputs.
+
+    Args:
+        model: a built Keras model.
+        arrays: input name of the signature -> array.
+
+    Returns:
+        The structure; `None` where the names are not exactly those of the model's Inputs.
+    """
+    structure = input_structure(model)
+    if structure is None:
+        return None
+    names = {path: sanitize(tensor.name) for path, tensor in walk(structure)}
+    if set(names.values()) != set(arrays) or len(names) != len(arrays):
+        return None
+    return map_leaves(lambda path, _: arrays[names[path]], _plain(structure))
+
+
 def inputs_by_name(model: keras.Model, x: Any) -> dict[str, Any] | None:
     """Returns the rows as a dict keyed by Input name; `None` where the model has no such names."""
     structure = input_structure(model)
