@@ -151,8 +151,8 @@ class WarmupExport(_Tapped):
     Args:
         filepath: where to publish, such as `"./digits/{version}"`. `{version}` takes the next free
             version; `{epoch}` and metric names are filled in as `keras.callbacks.ModelCheckpoint`
-            does. A version that this instance published under the same path is replaced; other
-            directories are not.
+            does. A version that this instance (not one it was copied from) published under the same
+            path is replaced; other directories are not.
         data: rows to warm with, as `export_with_warmup` takes them. Defaults to `None`: the batches
             trained on.
         warmup: `WarmupOptions`, or a mapping of its fields.
@@ -269,6 +269,10 @@ class WarmupExport(_Tapped):
         self._epochs_run = 0
         self._epoch = 0
         self._logs: Mapping[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state of a copy, which has published nothing: it may replace no version."""
+        return {**vars(self), "_published": []}
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks the path, moves behind callbacks that restore weights and starts sampling."""
