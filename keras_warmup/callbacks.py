@@ -173,7 +173,7 @@ class WarmupExport(_Tapped):
         on_error: what happens when an export fails. Defaults to `None`: where only the warmup
             fails, the model is published without a warmup file (`report.cold`), with a warning; any
             other failure raises at the end of training and warns at an epoch. `"raise"`: any
-            failure raises, and nothing is published. `"warn"`: as `None`, but never raises.
+            failure raises, and nothing is published. `"warn"`: as `None`, but no export raises.
         verbose: 1 prints a line for each export, 0 nothing. Defaults to `1`.
 
     Attributes:

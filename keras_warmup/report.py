@@ -88,7 +88,8 @@ class WarmupReport(Report):
             features than the signature does: training and serving disagree.
         real_rows: number of real rows in the records, an upper bound; records that were kept do not
             count.
-        cold: why the model was published without a warmup file; empty where it was not.
+        cold: why the model has no warmup file; empty where it has one, or no signature that a
+            request can reach.
         published: whether anything was published.
         shared_signatures: signature_key -> the twin whose tensors it uses since this export.
         load_added_ms: sum of the replays, a lower bound of the load time that the file adds (the
@@ -147,7 +148,7 @@ class WarmupReport(Report):
             f"skew {key}: fit fed other features to {', '.join(names)} than requests do"
             for key, names in self.training_serving_skew.items()
         ]
-        if self.cold:
+        if self.cold and not self.skipped:
             texts.append(f"cold: {self.cold}")
         texts += [f"note: {note}" for note in self.notes]
         # A note may quote an error of several lines.

@@ -442,3 +442,55 @@ def test_no_cure_would_break_the_training(tmp_path: pathlib.Path) -> None:
     for text in texts:
         assert "Pass data= with rows that fit, or warmup={'transform': ...}." in text
         assert "in the dataset" not in text
+
+
+# -- no record runs --------------------------------------------------------------------------------
+
+
+def lookup_model() -> keras.Model:
+    """A model that fails on strings that it does not know, as made-up ones."""
+    x = keras.Input((1,), dtype="string", name="x")
+    one_hot = keras.layers.StringLookup(
+        vocabulary=["a", "b"], num_oov_indices=0, output_mode="one_hot"
+    )
+    return keras.Model(x, keras.layers.Dense(1)(one_hot(x)))
+
+
+def test_a_version_of_which_no_record_runs_is_cold(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = kw.WarmupExport(tmp_path / "1", export_model=lookup_model())
+    with pytest.warns(UserWarning, match="is published COLD") as caught:
+        fit(export)
+    (report,) = export.reports
+    assert "pass data=" in report.cold and report.warmup_path is None
+    assert set(report.skipped) == {"serving_default", "serve"}
+    assert f"published {tmp_path}/1 COLD, without a warmup file" in capsys.readouterr().out
+    # One warning at the end, in which the reason is given once for both twins.
+    (text,) = (str(one.message) for one in caught if "do not run" in str(one.message))
+    assert text.count("do not run") == 1 and report.cold in text
+
+
+@pytest.mark.parametrize("path", ["{version}", "1"])
+def test_a_version_of_which_no_record_runs_evicts_no_warm_one(
+    path: str, tmp_path: pathlib.Path
+) -> None:
+    trained = make_model()
+    served = iter([trained, lookup_model()])
+    export = kw.WarmupExport(
+        tmp_path / path,
+        save_freq="epoch",
+        max_to_keep=1,
+        export_model=lambda _: next(served),
+        verbose=0,
+    )
+    with pytest.warns(UserWarning, match="do not run"):
+        fit(export, epochs=2, model=trained)
+    assert kw.verify(tmp_path / "1").ok
+    assert versions(tmp_path) == (["1", "2"] if path == "{version}" else ["1"])
+
+
+@pytest.mark.parametrize("publish", [kw.export_with_warmup, kw.save])
+def test_an_unknown_option_raises_also_with_warn(publish: Any, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(kw.WarmupError, match="Did you mean 'batch_sizes'"):
+        publish(make_model(), tmp_path / "1", warmup={"batch_size": [1]}, on_error="warn")

@@ -237,6 +237,9 @@ def _publish(
                 failure = error
         if failure is not None:
             report = _leave_cold(directory, failure, own_calls, options)
+        elif report.cold and request.replaces_warm:
+            why = WarmupError(report.cold)
+            raise WarmVersionKeptError(why) if request.allow_cold else why
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, staging.target, options)
         with explained(directory, "remove temporary files from"):
@@ -491,9 +494,11 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
                 "Ask for fewer batch_sizes, output_filters or signatures, or drop records with "
                 "keras-warmup minimize."
             )
-    texts += [
-        f"Signature {key!r} of {where!r} stays cold: {why}" for key, why in report.skipped.items()
-    ]
+    if not report.cold:
+        texts += [
+            f"Signature {key!r} of {where!r} stays cold: {why}"
+            for key, why in report.skipped.items()
+        ]
     for text in texts:
         warn_caller(text)
 

@@ -136,6 +136,12 @@ def warm_saved_model(
             draft.publish(flush=in_place)
     ignored = _ignored_features(bound)
     real_rows = _count_real_rows(records)
+    # Of twins with one reason, it is given once.
+    reasons = [
+        f"Signature {key!r} stays cold: {why}"
+        for key, why in cold.items()
+        if same_function.get(key) not in cold
+    ]
     replays_ms = [record.replay_ms for record in records if record.replay_ms is not None]
     return WarmupReport(
         export_dir=export_dir,
@@ -161,6 +167,7 @@ def warm_saved_model(
         training_serving_skew=_find_skew(inputs, result.proofs),
         load_added_ms=sum(replays_ms) if replays_ms else None,
         load_ms=result.load_ms,
+        cold="" if records else " ".join(reasons),
     )
 
 
