@@ -494,3 +494,46 @@ def test_a_version_of_which_no_record_runs_evicts_no_warm_one(
 def test_an_unknown_option_raises_also_with_warn(publish: Any, tmp_path: pathlib.Path) -> None:
     with pytest.raises(kw.WarmupError, match="Did you mean 'batch_sizes'"):
         publish(make_model(), tmp_path / "1", warmup={"batch_size": [1]}, on_error="warn")
+
+
+# -- the proof -------------------------------------------------------------------------------------
+
+
+class ExportsAnother(keras.Model):
+    """Exports another model of the same inputs, as an `export` of its own may by mistake."""
+
+    def export(self, path: str, **options: Any) -> None:
+        x = keras.Input((3,), name="x")
+        other = keras.Model(x, keras.layers.Dense(1)(x))
+        bias = np.nan if self.name == "nan" else self.get_weights()[1] + 0.25
+        other.set_weights([self.get_weights()[0], np.full(1, bias, "float32")])
+        other.export(path, verbose=False)
+
+
+@pytest.mark.parametrize("way", ["epoch", "warn", "raise"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("other", "[2, 1] by up to 0.25"), ("nan", "[2, 1], the signature's values are NaN where")],
+)
+def test_a_failed_proof_gives_the_difference(
+    name: str, said: str, way: str, tmp_path: pathlib.Path
+) -> None:
+    x = keras.Input((3,), name="x")
+    model = ExportsAnother(x, keras.layers.Dense(1)(x), name=name)
+    model.compile("sgd", "mse")
+    options: dict[str, Any] = {
+        "epoch": {"save_freq": "epoch"},
+        "warn": {"on_error": "warn"},
+        "raise": {},
+    }
+    export = kw.WarmupExport(tmp_path / "{version}", verbose=0, **options[way])
+    if way == "raise":
+        with pytest.raises(kw.WarmupError) as error:
+            fit(export, model=model)
+        text = str(error.value)
+    else:
+        with pytest.warns(UserWarning, match="published nothing at") as caught:
+            fit(export, model=model)
+        text = str(caught[0].message)
+    assert "does not give what model" in text and said in text
+    assert not export.reports
