@@ -81,6 +81,7 @@ class WarmupReport(Report):
             where a shape needs a record of its own.
         notes: what the reader should know, one sentence each.
         synthetic: whether any record holds made-up rows.
+        synthetic_reasons: signature_key -> why its rows are made up although `fit` saw batches.
         seed: the seed of the choice of rows.
         verified: whether every record was replayed before publishing.
         random_signatures: keys of signatures that give other outputs for an equal request.
@@ -109,6 +110,7 @@ class WarmupReport(Report):
     shape_coverage: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     synthetic: bool = False
+    synthetic_reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seed: int = 0
     verified: bool = True
     shared_signatures: Mapping[str, str] = dataclasses.field(default_factory=dict)

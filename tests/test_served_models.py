@@ -146,10 +146,16 @@ def test_rows_that_do_not_fit_the_part_are_made_up_with_a_warning(
 ) -> None:
     model = model_class()
     fit(model, IMAGES, kw.BatchCapture())
-    with pytest.warns(UserWarning, match="hold made-up rows"):
+    with pytest.warns(UserWarning, match="hold made-up rows") as caught:
         report = kw.export_with_warmup(getattr(model, part), tmp_path / "1")
     assert report.synthetic
-    assert any("belong to another model that shares its layers" in note for note in report.notes)
+    (note,) = (note for note in report.notes if "are made up:" in note)
+    assert "belong to another model that shares its layers" in note
+    (reason,) = report.synthetic_reasons.values()
+    assert reason in note and "Pass data= with rows that fit" in note
+    (text,) = (str(one.message) for one in caught if "made-up rows" in str(one.message))
+    # The model was trained with a callback, on batches that are as its train_step wants them.
+    assert reason in text and "callbacks=" not in text and "in the dataset" not in text
     noise = ROWS.random((4, getattr(model, part).input_shape[-1]), "float32")
     given = kw.export_with_warmup(getattr(model, part), tmp_path / "2", data=noise)
     assert not given.synthetic
@@ -356,3 +362,20 @@ def test_a_model_that_is_called_on_another_structure_is_published_cold(
     assert any("is published COLD" in text for text in texts)
     assert "missing inputs" in export.reports[-1].cold
     tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+
+
+def test_an_export_model_of_another_structure_asks_for_data(tmp_path: pathlib.Path) -> None:
+    a, b = keras.Input((1,), name="a"), keras.Input((1,), name="b")
+    x = keras.Input((2,))
+    dense = keras.layers.Dense(1)
+    trained = keras.Model(x, dense(x))
+    served = keras.Model([a, b], dense(keras.layers.Concatenate()([a, b])))
+    trained.compile("sgd", "mse")
+    export = kw.WarmupExport(tmp_path / "1", export_model=served, verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        trained.fit(np.ones((8, 2)), np.ones((8, 1)), verbose=0, callbacks=[export])
+    texts = [str(one.message) for one in caught if "it takes 2 inputs" in str(one.message)]
+    assert len(texts) == 2  # after the first step and at the end
+    for text in texts:
+        assert "Pass data= with rows that fit, or warmup={'transform': ...}" in text
+        assert "the model was trained with" not in text

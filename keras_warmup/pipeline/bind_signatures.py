@@ -69,7 +69,8 @@ class BindResult:
     Attributes:
         bound: signatures with rows bound to their inputs.
         cold: signature_key -> why it stays cold.
-        unfit: signature_key -> why the captured rows do not fit it, so that rows are made up.
+        unfit: signature_key -> why rows are made up although `fit` saw batches. A twin of such a
+            signature is left out.
     """
 
     bound: list[BoundSignature]
@@ -138,7 +139,12 @@ def bind_signatures(
             errors.append(error)
     if errors and not bound and (inputs.batches or inputs.per_signature):
         raise errors[0]
-    return BindResult(_bind_common_examples(bound, binder), cold, binder.unfit)
+    unfit = {
+        key: why
+        for key, why in binder.unfit.items()
+        if binder.twins.get(key, key) not in binder.unfit.keys() - {key}
+    }
+    return BindResult(_bind_common_examples(bound, binder), cold, unfit)
 
 
 def _bind_signature(
@@ -172,7 +178,7 @@ class _Binder:
     ) -> None:
         self.formats = dict(formats)
         self.unfit: dict[str, str] = {}
-        self._twins = twins
+        self.twins = twins
         self._inputs = inputs
         self._options = options
         self._parsers = [
@@ -208,16 +214,18 @@ class _Binder:
         except BindingError as error:
             if own or not inputs.is_borrowed or self._options.on_no_data == "error":
                 raise
-            self.unfit[signature.key] = str(error)
+            self.unfit[signature.key] = (
+                "the batches captured in fit belong to another model that shares its layers, and "
+                f"do not fit. {error}"
+            )
             return [synthesize_rows(signature, formats, self._options.seed)]
 
     def _own_batches(self, key: str) -> Sequence[Batch]:
         """Returns the rows that `PerSignature` has for a signature, or for a twin of it."""
-        lead = self._twins.get(key, key)
-        for other, batches in self._inputs.per_signature.items():
-            if key == other or lead == self._twins.get(other, other):
-                return batches
-        return ()
+        own = self._inputs.per_signature
+        lead = self.twins.get(key, key)
+        twins = [other for other in own if lead == self.twins.get(other, other)]
+        return own.get(key) or next((own[other] for other in twins), ())
 
     def _bind_batch(self, batch: Batch, signature: Signature) -> list[BoundBatch]:
         """Binds a batch, by the model's own structure for its own call, else as it was given.

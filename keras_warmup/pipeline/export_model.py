@@ -464,9 +464,13 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
         texts.append(f"{where!r} has no signature that a request can reach: it has no warmup file.")
     if report.synthetic:
         texts.append(
-            f"The warmup records of {where!r} hold made-up rows, since no data was given or "
-            "captured that fits. Pass data=; or, where fit sampled no batches, train with "
-            "keras_warmup.WarmupExport or BatchCapture in callbacks=."
+            f"The warmup records of {where!r} hold made-up rows"
+            + (
+                f": {' '.join(dict.fromkeys(report.synthetic_reasons.values()))}"
+                if report.synthetic_reasons
+                else ", since no data was given or captured. Pass data=, or train with "
+                "keras_warmup.WarmupExport or BatchCapture in callbacks=."
+            )
         )
     for names in dict.fromkeys(report.training_serving_skew.values()):
         keys = [key for key, other in report.training_serving_skew.items() if other == names]

@@ -159,6 +159,7 @@ def warm_saved_model(
         shape_coverage=plan.shape_coverage,
         notes=(*plan.notes, *_notes(binding, records, real_rows, ignored)),
         synthetic=any(record.is_synthetic for record in records),
+        synthetic_reasons=binding.unfit,
         seed=options.seed,
         verified=options.verify,
         shared_signatures=twins,
@@ -272,10 +273,7 @@ def _notes(
             "Pass data=."
         )
     for key, why in binding.unfit.items():
-        notes.append(
-            f"The rows of signature {key!r} are made up: the batches captured in fit belong to "
-            f"another model that shares its layers, and do not fit. {why}"
-        )
+        notes.append(f"The rows of signature {key!r} are made up: {why}")
     for one in binding.bound:
         if one.facts.writes_state:
             notes.append(
