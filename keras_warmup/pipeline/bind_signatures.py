@@ -46,6 +46,9 @@ class ExportInputs:
         own_calls: keys of the signatures known to be the model's own call.
         is_borrowed: whether the rows were captured from another model that shares layers with
             `model`: then they need not fit.
+        example: a batch that `model` was trained on, without its values; `None` where that is not
+            known.
+        sampling_problem: why `fit` sampled no batches; empty where it did, or rows were given.
         shapes_seen: number of row shapes seen while sampling, if more than the batches hold.
         training_batch_size: rows of the largest batch seen; 0 where there is none.
         structures: signature_key -> structure of its arguments, where the exporter knows it and the
@@ -57,6 +60,8 @@ class ExportInputs:
     model: keras.Model | None = None
     own_calls: frozenset[str] = frozenset()
     is_borrowed: bool = False
+    example: Batch | None = None
+    sampling_problem: str = ""
     shapes_seen: int = 0
     training_batch_size: int = 0
     structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -204,6 +209,11 @@ class _Binder:
                 raise NoDataError(
                     f"No data to warm signature {signature.key!r}, and on_no_data='error'. "
                     "Pass data=, or train with WarmupExport or BatchCapture in callbacks=."
+                )
+            if inputs.sampling_problem:
+                self.unfit[signature.key] = (
+                    f"sampling of training batches stopped: {inputs.sampling_problem}. Pass data= "
+                    "for records of real rows."
                 )
             return [synthesize_rows(signature, formats, self._options.seed)]
         transform = self._options.transform

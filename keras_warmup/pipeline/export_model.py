@@ -32,7 +32,7 @@ from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.keras_model import (
     captured_signature,
-    is_called_otherwise,
+    export_signature,
     is_subclassed,
     require_built,
 )
@@ -98,6 +98,8 @@ class ExportRequest:
         replaces: the one version that `overwrite` may replace; `None` for any.
         allow_cold: publish the model without a warmup file where only the warmup fails.
         replaces_warm: whether `replaces` has a warmup file: a cold version never replaces it.
+        example: a batch that the model was trained on, without its values; `None` where it is not
+            known, or captured batches are used.
     """
 
     path: str | os.PathLike[str]
@@ -107,6 +109,7 @@ class ExportRequest:
     replaces: Published | None = None
     allow_cold: bool = False
     replaces_warm: bool = False
+    example: Batch | None = None
 
 
 def publish_model(
@@ -141,19 +144,14 @@ def publish_model(
                 export_fn(model, directory)
             require_saved_model(directory)
             return inputs
-        require_built(model, inputs.batches)
+        batches = () if inputs.is_borrowed else inputs.batches
+        require_built(model, [*inputs.batches[:1], *_listed_example(inputs)])
         with _explain_export_errors(f"model {model.name!r}", "model.export", staging.target):
-            # Where `train_step` calls the model on something else, Keras knows the inputs better.
-            if (
-                is_subclassed(model)
-                and inputs.batches
-                and not inputs.is_borrowed
-                and not is_called_otherwise(model, inputs.batches[0])
-            ):
-                signature = captured_signature(model, inputs.batches)
-                model.export(directory, verbose=False, input_signature=signature)
-            else:
+            signature = export_signature(model, batches, inputs.example)
+            if signature is None:
                 model.export(directory, verbose=False)
+            else:
+                model.export(directory, verbose=False, input_signature=signature)
         return inputs
 
     return _publish(model, own_calls, request, export)
@@ -190,9 +188,10 @@ def publish_object(
         directory = os.fspath(staging)
         served = signatures
         if model is not None:
-            require_built(model, inputs.batches)
-            if is_own_call and is_subclassed(model) and inputs.batches and not inputs.is_borrowed:
-                served, structure = _default_signature(model, inputs.batches)
+            require_built(model, [*inputs.batches[:1], *_listed_example(inputs)])
+            batches = inputs.batches or _listed_example(inputs)
+            if is_own_call and is_subclassed(model) and batches and not inputs.is_borrowed:
+                served, structure = _default_signature(model, batches)
                 inputs = dataclasses.replace(inputs, structures={"serving_default": structure})
         with _explain_export_errors(type(obj).__name__, "tf.saved_model.save", staging.target):
             save_saved_model(obj, directory, served, save_options)
@@ -212,7 +211,9 @@ def _publish(
     with staged(request.path, overwrite=request.overwrite, replaces=request.replaces) as staging:
         directory = os.fspath(staging)
         failure: Exception | None = None
-        inputs = ExportInputs(model=model, own_calls=own_calls)
+        inputs = ExportInputs(
+            model=model, own_calls=own_calls, example=request.example or _captured_example(model)
+        )
         try:
             # Read after the path was checked: an iterator can be read only once.
             inputs = _read_inputs(inputs, request.data, options)
@@ -359,13 +360,24 @@ def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> Exp
     capture = None if inputs.model is None else find_capture(inputs.model)
     if capture is None:
         return inputs
+    batches = capture.batches()
     return dataclasses.replace(
         inputs,
-        batches=capture.batches(),
+        batches=batches,
         is_borrowed=not capture.is_of(inputs.model),
+        sampling_problem="" if batches else capture.problem or "",
         shapes_seen=capture.shapes_seen(),
         training_batch_size=capture.batch_size(),
     )
+
+
+def _captured_example(model: keras.Model | None) -> Batch | None:
+    capture = None if model is None else find_capture(model)
+    return capture.example if capture is not None and capture.is_of(model) else None
+
+
+def _listed_example(inputs: ExportInputs) -> list[Batch]:
+    return [] if inputs.example is None else [inputs.example]
 
 
 def rows_to_keep(options: WarmupOptions) -> int:
