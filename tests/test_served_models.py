@@ -427,8 +427,12 @@ def test_wrong_data_for_a_model_that_was_never_called_costs_only_the_warmup(
     tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
 
 
-class TwoArguments(Pair):
+class TwoArguments(keras.Model):
     """Its `call` takes two arguments, which only its `train_step` can give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
 
     def build(self, source_shape: Any, target_shape: Any) -> None:
         self.dense.build(source_shape)
