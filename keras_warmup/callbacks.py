@@ -32,6 +32,7 @@ from keras_warmup.pipeline.export_model import (
     WarmVersionKeptError,
     describe_failure,
     publish_model,
+    quote_tracing_error,
     rows_to_keep,
 )
 from keras_warmup.pipeline.keras_model import (
@@ -374,11 +375,11 @@ class WarmupExport(_Tapped):
             error = try_export(self._model, self._tap.example or batch)
             if error is not None:
                 text = (
-                    f"WarmupExport cannot export model {self._model.name!r}: its call raises "
-                    f"{type(error).__name__} on what model.export would trace it with. "
-                    f"{f'data= does not help: {problem} ' if self.data is not None else ''}"
-                    "Pass data= with what the call takes, or export another model with "
-                    "export_model= or export_fn=."
+                    f"WarmupExport cannot export model {self._model.name!r}: its call, as "
+                    f"model.export would trace it, raises {quote_tracing_error(error)}. "
+                    f"{'' if self.data is None else 'data= does not help. '}"
+                    f"{f'{problem} ' if problem else ''}Pass data= with what the call takes, or "
+                    "export another model with export_model= or export_fn=."
                 )
                 if self.on_error != "warn":
                     raise ExportError(text) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 # Characters quoted of the error that an export failed with; the whole error is its cause.
 _MAX_QUOTED = 1000
+_TERMINAL_STYLES = re.compile(r"\x1b\[\d*m")
 # The errors that tf.io.gfile makes of file system errors (core/platform/errors.cc). Tracing raises
 # other ones.
 _FILE_ERRORS = (
@@ -454,14 +456,23 @@ def _explain_export_errors(what: str, how: str, target: str) -> Iterator[None]:
                 "If the batches that fit trains on are not what the model's call takes, pass data= "
                 "with what it takes, or export_fn= that writes the SavedModel."
             )
-        # Tracing sees no data, so the error quotes none.
-        quoted = (text_of(error) if isinstance(error, tf.errors.OpError) else str(error)).strip()
-        if len(quoted) > _MAX_QUOTED:
-            quoted = f"{quoted[:_MAX_QUOTED]} ..."
         raise ExportError(
-            f"Cannot export {what} to {target!r}: {how} raised {type(error).__name__}: "
-            f"{quoted.rstrip('.')}. Nothing was published. {cure}"
+            f"Cannot export {what} to {target!r}: {how} raised {quote_tracing_error(error)}. "
+            f"Nothing was published. {cure}"
         ) from error
+
+
+def quote_tracing_error(error: Exception) -> str:
+    """Returns the type and the text of an error, shortened, without a full stop at the end.
+
+    Args:
+        error: what was raised while a model was traced: that sees no data, so the text has none.
+    """
+    text = text_of(error) if isinstance(error, tf.errors.OpError) else str(error)
+    text = _TERMINAL_STYLES.sub("", text).strip()
+    if len(text) > _MAX_QUOTED:
+        text = f"{text[:_MAX_QUOTED]} ..."
+    return f"{type(error).__name__}: {text.rstrip('.')}"
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
