@@ -324,7 +324,9 @@ def try_export(model: keras.Model, batch: Batch | None) -> Exception | None:
         if arguments:
             model.compute_output_spec(*arguments)
     except Exception as error:  # any error of the user's call
-        return error
+        # Keras raises its own advice about compute_output_spec `from None`.
+        first = error.__context__ if error.__suppress_context__ else None
+        return first if isinstance(first, Exception) else error
     return None
 
 
