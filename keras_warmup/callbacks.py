@@ -12,7 +12,14 @@ import keras
 
 from keras_warmup.data.batch import Batch
 from keras_warmup.data.per_signature import PerSignature
-from keras_warmup.errors import ExportError, OptionsError, PublishError, warn_or_print
+from keras_warmup.data.sources import first_batch
+from keras_warmup.errors import (
+    DataError,
+    ExportError,
+    OptionsError,
+    PublishError,
+    warn_or_print,
+)
 from keras_warmup.options import (
     DEFAULT_MAX_BYTES,
     WarmupOptions,
@@ -25,6 +32,7 @@ from keras_warmup.pipeline.export_model import (
     WarmVersionKeptError,
     describe_failure,
     publish_model,
+    quote_tracing_error,
     rows_to_keep,
 )
 from keras_warmup.pipeline.keras_model import (
@@ -61,31 +69,27 @@ class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
     state sync on JAX.
     """
 
-    def __init__(self, tap: BatchTap | None) -> None:
+    def __init__(self, tap: BatchTap) -> None:
         super().__init__()
         self._tap = tap
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self._tap is not None:
-            self._tap.begin(self._model, on_first_batch=self._on_first_batch)
+        self._tap.begin(self._model, on_first_step=self._on_first_step)
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._tap is not None:
-            self._tap.before_step(self._model)
+        self._tap.before_step(self._model)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        if self._tap is not None:
-            self._tap.end(self._model)
+        self._tap.end(self._model)
         self._remember()
 
-    def _on_first_batch(self, batch: Batch) -> None:
+    def _on_first_step(self, batch: Batch | None) -> None:
         # From the first batch on, so that an interrupted fit leaves what was sampled.
         self._remember()
 
     def _remember(self) -> None:
         """Makes the sample of this callback the one that exports of the model use."""
-        if self._tap is not None:
-            remember(self._model, self._tap)
+        remember(self._model, self._tap)
 
 
 class BatchCapture(_Tapped):
@@ -151,8 +155,8 @@ class WarmupExport(_Tapped):
     Args:
         filepath: where to publish, such as `"./digits/{version}"`. `{version}` takes the next free
             version; `{epoch}` and metric names are filled in as `keras.callbacks.ModelCheckpoint`
-            does. A version that this instance published under the same path is replaced; other
-            directories are not.
+            does. A version that this instance (not one it was copied from) published under the same
+            path is replaced; other directories are not.
         data: rows to warm with, as `export_with_warmup` takes them. Defaults to `None`: the batches
             trained on.
         warmup: `WarmupOptions`, or a mapping of its fields.
@@ -173,7 +177,7 @@ class WarmupExport(_Tapped):
         on_error: what happens when an export fails. Defaults to `None`: where only the warmup
             fails, the model is published without a warmup file (`report.cold`), with a warning; any
             other failure raises at the end of training and warns at an epoch. `"raise"`: any
-            failure raises, and nothing is published. `"warn"`: as `None`, but never raises.
+            failure raises, and nothing is published. `"warn"`: as `None`, but no export raises.
         verbose: 1 prints a line for each export, 0 nothing. Defaults to `1`.
 
     Attributes:
@@ -250,8 +254,10 @@ class WarmupExport(_Tapped):
             options.seed,
             options.max_bytes,
             whole=options.whole_batches,
+            # Where `data=` does not fit, the export needs to know what the model was trained on.
+            example_only=data is not None,
         )
-        super().__init__(tap if data is None else None)
+        super().__init__(tap)
         self.data = data
         self.monitor = monitor
         self.mode = mode
@@ -269,6 +275,10 @@ class WarmupExport(_Tapped):
         self._epochs_run = 0
         self._epoch = 0
         self._logs: Mapping[str, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state of a copy, which has published nothing: it may replace no version."""
+        return {**vars(self), "_published": []}
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Checks the path, moves behind callbacks that restore weights and starts sampling."""
@@ -347,42 +357,71 @@ class WarmupExport(_Tapped):
             raise ExportError(text)
         _warn(text)
 
-    def _on_first_batch(self, batch: Batch) -> None:
-        """Refuses a model that cannot be exported; warns where the batches do not fit it.
+    def _on_first_step(self, batch: Batch | None) -> None:
+        """Refuses a model that cannot be exported; warns where the rows to send do not fit it.
 
         It is called after the first step, since only that shows how the model is called.
 
         Raises:
             ExportError: `model.export` would fail (`on_error="warn"` warns).
         """
-        super()._on_first_batch(batch)
-        model = self._model if self.export_model is None else self.export_model
-        if self.export_fn is None and self.export_model is None:
-            error = try_export(self._model, batch)
+        super()._on_first_step(batch)
+        if self.data is not None:
+            problem = self._describe_data()
+        else:
+            problem = None if batch is None else self._describe_misfit(batch)
+        # The rows of `data=` are exported with, unless they do not fit.
+        if self.export_fn is None and self.export_model is None and (self.data is None or problem):
+            error = try_export(self._model, self._tap.example or batch)
             if error is not None:
                 text = (
-                    f"WarmupExport cannot export model {self._model.name!r}: its call raises "
-                    f"{type(error).__name__} on what model.export would trace it with. "
-                    "Pass data= with what the call takes, or export another model with "
-                    "export_model= or export_fn=."
+                    f"WarmupExport cannot export model {self._model.name!r}: its call, as "
+                    f"model.export would trace it, raises {quote_tracing_error(error)}. "
+                    f"{'' if self.data is None else 'data= does not help. '}"
+                    f"{f'{problem} ' if problem else ''}Pass data= with what the call takes, or "
+                    "export another model with export_model= or export_fn=."
                 )
                 if self.on_error != "warn":
                     raise ExportError(text) from error
                 _warn(text)
                 return
-        if self.export_fn is None and self._options.transform is None:
-            problem = describe_misfit(model, batch) if isinstance(model, keras.Model) else None
+        if problem:
+            rows = "these training batches" if self.data is None else "data="
+            _warn(
+                f"WarmupExport cannot make warmup records of {rows}. {problem} Training goes on; "
+                f"at its end {self._outcome_of_misfit()}. Pass data= with rows that the model "
+                "takes, or export another model with export_model= or export_fn=."
+            )
+
+    def _describe_data(self) -> str | None:
+        """Returns why `data=` cannot be read or does not fit; `None` where that is not known."""
+        parts = self.data.data.values() if isinstance(self.data, PerSignature) else [self.data]
+        for part in parts:
+            try:
+                batch = first_batch(part, whole=self._options.whole_batches)
+            except DataError as error:
+                return str(error)
+            problem = None if batch is None else self._describe_misfit(batch)
             if problem:
-                outcome = (
-                    "the model is published without a warmup file"
-                    if model is self._model
-                    else "the rows are made up from the signatures"
-                )
-                _warn(
-                    f"WarmupExport cannot make warmup records of these training batches. {problem} "
-                    f"Training goes on; at its end {outcome}. Pass data= with rows that the model "
-                    "takes, or export another model with export_model= or export_fn=."
-                )
+                return problem
+        return None
+
+    def _describe_misfit(self, batch: Batch) -> str | None:
+        """Returns why a batch does not fit the exported model; `None` where that is not known."""
+        model = self._model if self.export_model is None else self.export_model
+        # The signatures that `export_fn` writes are not known yet, nor what a transform makes.
+        if self.export_fn is not None or self._options.transform is not None:
+            return None
+        if not isinstance(model, keras.Model):
+            return None
+        return describe_misfit(model, batch, self._tap.example if model is self._model else None)
+
+    def _outcome_of_misfit(self) -> str:
+        if self.data is None and self.export_model is not None:
+            return "the rows are made up from the signatures"
+        if self.on_error == "raise":
+            return "the export raises, as on_error='raise' asks"
+        return "the model is published without a warmup file"
 
     def _check_fields(self) -> None:
         """Checks `filepath` at the end of the first epoch, when metric names are first known."""
@@ -414,6 +453,7 @@ class WarmupExport(_Tapped):
         try:
             template = self._path(self._epoch, self._logs)
             replaced = self._version_at(template)
+            model = self._model_to_export()
             request = ExportRequest(
                 template,
                 self.data,
@@ -422,8 +462,9 @@ class WarmupExport(_Tapped):
                 replaces=None if replaced is None else replaced.published,
                 allow_cold=self.on_error != "raise",
                 replaces_warm=replaced is not None and replaced.is_warm,
+                example=self._tap.example if model is self.model else None,
             )
-            report, published = publish_model(self._model_to_export(), request, self.export_fn)
+            report, published = publish_model(model, request, self.export_fn)
         except WarmVersionKeptError as kept:
             _warn(
                 f"WarmupExport published nothing {when}: the warm version at {template!r} stays. "

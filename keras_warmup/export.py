@@ -59,9 +59,10 @@ def export_with_warmup(
         warmup: `WarmupOptions`, or a mapping of its fields.
         export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
         overwrite: replace the directory at `path`. Defaults to `False`.
-        on_error: `"warn"`: never raises. Where only the warmup fails, the model is published
-            without a warmup file (`report.cold` gives the reason), with a warning; where the export
-            fails, nothing is published (`report.published` is false). Defaults to `"raise"`.
+        on_error: `"warn"`: raises only an `OptionsError` for an option that is unknown or wrong.
+            Where only the warmup fails, the model is published without a warmup file (`report.cold`
+            gives the reason), with a warning; where the export fails, nothing is published
+            (`report.published` is false). Defaults to `"raise"`.
 
     Returns:
         A `WarmupReport`: the records, what was proved, what stays cold and why.

@@ -115,6 +115,7 @@ class WarmupReport(Report):
             where a shape needs a record of its own.
         notes: what the reader should know, one sentence each.
         synthetic: whether any record holds made-up rows.
+        synthetic_reasons: signature_key -> why its rows are made up although `fit` saw batches.
         seed: the seed of the choice of rows.
         verified: whether every record was replayed before publishing.
         random_signatures: keys of signatures that give other outputs for an equal request.
@@ -122,7 +123,8 @@ class WarmupReport(Report):
             features than the signature does: training and serving disagree.
         real_rows: number of real rows in the records, an upper bound; records that were kept do not
             count.
-        cold: why the model was published without a warmup file; empty where it was not.
+        cold: why the model has no warmup file; empty where it has one, or no signature that a
+            request can reach.
         published: whether anything was published.
         frozen: which variables are constants; `None` where the model is not frozen.
         shared_signatures: signature_key -> the twin whose tensors it uses since this export.
@@ -142,6 +144,7 @@ class WarmupReport(Report):
     shape_coverage: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     synthetic: bool = False
+    synthetic_reasons: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seed: int = 0
     verified: bool = True
     shared_signatures: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -184,7 +187,7 @@ class WarmupReport(Report):
         ]
         if self.frozen is not None:
             texts += [f"frozen: {line}" for line in self.frozen.lines()]
-        if self.cold:
+        if self.cold and not self.skipped:
             texts.append(f"cold: {self.cold}")
         texts += [f"note: {note}" for note in self.notes]
         # A note may quote an error of several lines.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import pathlib
 import warnings
 from collections.abc import Callable
@@ -268,44 +266,6 @@ def test_the_functions_name_the_version_that_was_not_published(
     assert report.export_dir == f"{tmp_path}/m/1"
 
 
-# -- the cause -------------------------------------------------------------------------------------
-
-
-class NeverExported(keras.Model):
-    """A model that can be trained and not exported."""
-
-    def export(self, *arguments: Any, **options: Any) -> None:
-        raise NotImplementedError("this layer needs a GPU of the year 2031")
-
-
-def fail_to_write(model: keras.Model, export_dir: str) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), export_dir)
-
-
-@pytest.mark.parametrize("way", ["epoch", "warn"])
-@pytest.mark.parametrize(
-    ("failure", "cause"),
-    [("export", "this layer needs a GPU of the year 2031"), ("disk", "No space left on device")],
-)
-def test_the_warning_holds_the_text_of_the_cause(
-    failure: str, cause: str, way: str, tmp_path: pathlib.Path
-) -> None:
-    model = make_model()
-    options: dict[str, Any] = {}
-    if failure == "export":
-        inputs = keras.Input((3,), name="x")
-        model = NeverExported(inputs, keras.layers.Dense(1)(inputs))
-        model.compile("sgd", "mse")
-    else:
-        options["export_fn"] = fail_to_write
-    options |= {"save_freq": "epoch"} if way == "epoch" else {"on_error": "warn"}
-    with pytest.warns(UserWarning, match="published nothing at") as caught:
-        fit(kw.WarmupExport(tmp_path / "{version}", verbose=0, **options), model=model)
-    first = next(str(one.message) for one in caught if "published nothing at" in str(one.message))
-    assert cause in first
-    assert "its cause" not in first and "error above" not in first
-
-
 # -- early words -----------------------------------------------------------------------------------
 
 
@@ -429,3 +389,184 @@ def test_training_is_bit_identical_where_batches_do_not_fit(
     assert history_with == history
     for one, other in zip(weights, weights_with, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_no_cure_would_break_the_training(tmp_path: pathlib.Path) -> None:
+    adapt, x, _ = MISFITS["rank"]
+    model = dict_model(adapt)
+    export = kw.WarmupExport(tmp_path / "1", verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        model.fit(x, Y, batch_size=2, verbose=0, callbacks=[export])
+    texts = [str(one.message) for one in caught if "rank differs" in str(one.message)]
+    assert len(texts) == 2 and "COLD" in texts[1]
+    for text in texts:
+        assert "Pass data= with rows that fit, or warmup={'transform': ...}." in text
+        assert "in the dataset" not in text
+
+
+# -- `data=` that does not fit ---------------------------------------------------------------------
+
+
+WIDE = np.ones((8, 7), "float32")
+WRONG: dict[str, tuple[Any, str]] = {
+    "array": (WIDE, "input 'x' expects float32 [None, 3], got float32 [8, 7] from x (shape"),
+    "rank": (X[:, :, np.newaxis] * np.ones(2), "(rank differs)"),
+    "strings": (np.array([["a"] * 3] * 8), "(strings for a numeric input)"),
+    "structure": ([X, X], "it takes 1 inputs ('x'), the batch has 2 leaves"),
+    "dataset": (tf.data.Dataset.from_tensor_slices((WIDE, Y)).batch(2), "shape differs"),
+    "dataset of unknown sizes": (
+        tf.data.Dataset.from_generator(
+            lambda: iter([]), output_signature=tf.TensorSpec((None, None, 7))
+        ),
+        "rank differs",
+    ),
+    "unreadable": ({"x": object()}, "Cannot read x['x'] of data: expected an array, got object"),
+    "one of several": (
+        kw.PerSignature({"serving_default": X, "serve": WIDE}),
+        "shape differs in dimensions [1]",
+    ),
+}
+
+
+def words_of_data(caught: Any) -> list[str]:
+    texts = [str(one.message) for one in caught]
+    return [text for text in texts if "cannot make warmup records of data=" in text]
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_data_is_told_after_the_first_step(case: str, tmp_path: pathlib.Path) -> None:
+    data, problem = WRONG[case]
+    export = kw.WarmupExport(tmp_path / "1", data=data, verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        history = fit(export, epochs=2)
+    (text,) = words_of_data(caught)
+    assert problem in text and "at its end the model is published without a warmup file" in text
+    assert "Pass data=" in text
+    assert len(history.history["loss"]) == 2
+    (report,) = export.reports
+    assert report.cold and report.cold in str(caught[-1].message)
+
+
+FITTING: dict[str, Any] = {
+    "array": X,
+    "one column more": {"x": X, "unused": Y},
+    "dataset": tf.data.Dataset.from_tensor_slices((X, Y)).batch(2),
+    "dataset of unknown sizes": tf.data.Dataset.from_generator(
+        lambda: iter([X]), output_signature=tf.TensorSpec((None, None))
+    ),
+    "dataset of unknown rank": tf.data.Dataset.from_generator(
+        lambda: iter([X]), output_signature=tf.TensorSpec(None)
+    ),
+    "function": lambda: X,
+}
+
+
+@pytest.mark.parametrize("case", FITTING)
+def test_data_that_may_fit_is_not_told(case: str, tmp_path: pathlib.Path) -> None:
+    export = kw.WarmupExport(tmp_path / "1", data=FITTING[case], on_error="raise", verbose=0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(export)
+    assert not words_of_data(caught)
+    assert {record.source for record in export.reports[0].records} == {"data"}
+
+
+def test_an_error_that_was_asked_for_is_told_as_such(tmp_path: pathlib.Path) -> None:
+    export = kw.WarmupExport(tmp_path / "1", on_error="raise", verbose=0, **BAD)
+    with (
+        pytest.raises(kw.WarmupError),
+        pytest.warns(UserWarning, match="at its end the export raises, as on_error='raise' asks"),
+    ):
+        fit(export)
+
+
+def test_data_is_not_read_before_the_end(tmp_path: pathlib.Path) -> None:
+    read_at: list[int] = []
+
+    def elements() -> Any:
+        for _ in range(4):
+            read_at.append(int(model.optimizer.iterations))
+            yield X[:2], Y[:2]
+
+    model = make_model()
+    spec = (tf.TensorSpec((None, 3)), tf.TensorSpec((None, 1)))
+    for index, data in enumerate(
+        [elements(), elements, tf.data.Dataset.from_generator(elements, output_signature=spec)]
+    ):
+        export = kw.WarmupExport(tmp_path / str(index + 1), data=data, verbose=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(X, Y, batch_size=2, verbose=0, callbacks=[export])
+        steps = int(model.optimizer.iterations)
+        assert steps == 4 * (index + 1) and read_at and set(read_at) == {steps}
+        read_at.clear()
+        assert not export.reports[-1].cold
+
+
+def test_training_is_bit_identical_where_data_is_the_dataset_of_fit(tmp_path: pathlib.Path) -> None:
+    def train(with_export: bool) -> tuple[Any, list[np.ndarray]]:
+        keras.utils.set_random_seed(3)
+        model = make_model()
+        # Each pass over a dataset that shuffles has another order.
+        dataset = tf.data.Dataset.from_tensor_slices((X, X.sum(1))).shuffle(8).batch(2)
+        export = kw.WarmupExport(tmp_path / "1", data=dataset, verbose=0)
+        callbacks = [export] if with_export else []
+        history = model.fit(dataset, epochs=3, verbose=0, callbacks=callbacks)
+        return history.history, model.get_weights()
+
+    (history, weights), (history_with, weights_with) = train(False), train(True)
+    assert history_with == history
+    for one, other in zip(weights, weights_with, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# -- no record runs --------------------------------------------------------------------------------
+
+
+def lookup_model() -> keras.Model:
+    """A model that fails on strings that it does not know, as made-up ones."""
+    x = keras.Input((1,), dtype="string", name="x")
+    one_hot = keras.layers.StringLookup(
+        vocabulary=["a", "b"], num_oov_indices=0, output_mode="one_hot"
+    )
+    return keras.Model(x, keras.layers.Dense(1)(one_hot(x)))
+
+
+def test_a_version_of_which_no_record_runs_is_cold(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = kw.WarmupExport(tmp_path / "1", export_model=lookup_model())
+    with pytest.warns(UserWarning, match="is published COLD") as caught:
+        fit(export)
+    (report,) = export.reports
+    assert "pass data=" in report.cold and report.warmup_path is None
+    assert set(report.skipped) == {"serving_default", "serve"}
+    assert f"published {tmp_path}/1 COLD, without a warmup file" in capsys.readouterr().out
+    # One warning at the end, in which the reason is given once for both twins.
+    (text,) = (str(one.message) for one in caught if "do not run" in str(one.message))
+    assert text.count("do not run") == 1 and report.cold in text
+
+
+@pytest.mark.parametrize("path", ["{version}", "1"])
+def test_a_version_of_which_no_record_runs_evicts_no_warm_one(
+    path: str, tmp_path: pathlib.Path
+) -> None:
+    trained = make_model()
+    served = iter([trained, lookup_model()])
+    export = kw.WarmupExport(
+        tmp_path / path,
+        save_freq="epoch",
+        max_to_keep=1,
+        export_model=lambda _: next(served),
+        verbose=0,
+    )
+    with pytest.warns(UserWarning, match="do not run"):
+        fit(export, epochs=2, model=trained)
+    assert kw.verify(tmp_path / "1").ok
+    assert versions(tmp_path) == (["1", "2"] if path == "{version}" else ["1"])
+
+
+@pytest.mark.parametrize("publish", [kw.export_with_warmup, kw.save])
+def test_an_unknown_option_raises_also_with_warn(publish: Any, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(kw.WarmupError, match="Did you mean 'batch_sizes'"):
+        publish(make_model(), tmp_path / "1", warmup={"batch_size": [1]}, on_error="warn")

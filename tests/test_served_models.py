@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import warnings
 from typing import Any
 
@@ -146,10 +147,16 @@ def test_rows_that_do_not_fit_the_part_are_made_up_with_a_warning(
 ) -> None:
     model = model_class()
     fit(model, IMAGES, kw.BatchCapture())
-    with pytest.warns(UserWarning, match="hold made-up rows"):
+    with pytest.warns(UserWarning, match="hold made-up rows") as caught:
         report = kw.export_with_warmup(getattr(model, part), tmp_path / "1")
     assert report.synthetic
-    assert any("belong to another model that shares its layers" in note for note in report.notes)
+    (note,) = (note for note in report.notes if "are made up:" in note)
+    assert "belong to another model that shares its layers" in note
+    (reason,) = report.synthetic_reasons.values()
+    assert reason in note and "Pass data= with rows that fit" in note
+    (text,) = (str(one.message) for one in caught if "made-up rows" in str(one.message))
+    # The model was trained with a callback, on batches that are as its train_step wants them.
+    assert reason in text and "callbacks=" not in text and "in the dataset" not in text
     noise = ROWS.random((4, getattr(model, part).input_shape[-1]), "float32")
     given = kw.export_with_warmup(getattr(model, part), tmp_path / "2", data=noise)
     assert not given.synthetic
@@ -308,11 +315,15 @@ def test_a_model_that_cannot_be_exported_is_refused_after_the_first_step(
     model, x = (Parts("dict"), (rows, rows)) if case == "batch" else (Lookup(), {"ids": rows})
     model.compile("sgd")
     count = Count()
-    text = f"cannot export model {model.name!r}: its call raises"
-    with pytest.raises(kw.WarmupError, match=text):
+    text = f"cannot export model {model.name!r}: its call, as model.export would trace it, raises"
+    said = {
+        "batch": r"TypeError: Only integers.*got 'anchor'\. Pass data= with what the",
+        "other inputs": r"indices.*Lookup is called on other inputs.*Pass data= with what the",
+    }
+    with pytest.raises(kw.WarmupError, match=text) as error:
         export = kw.WarmupExport(tmp_path / "1", verbose=0)
         model.fit(batches_of(x), verbose=0, callbacks=[export, count])
-    assert count.steps <= 1
+    assert count.steps <= 1 and re.search(said[case], str(error.value))
     assert not (tmp_path / "1").exists()
     export = kw.WarmupExport(tmp_path / "1", verbose=0, on_error="warn")
     with pytest.warns(UserWarning, match=text):
@@ -356,3 +367,161 @@ def test_a_model_that_is_called_on_another_structure_is_published_cold(
     assert any("is published COLD" in text for text in texts)
     assert "missing inputs" in export.reports[-1].cold
     tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+
+
+class Words(keras.Model):
+    """Is called on strings, of which Keras keeps no dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look_up = keras.layers.StringLookup(vocabulary=["a", "b"])
+        self.embed = keras.layers.Embedding(4, 2)
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(self.embed(self.look_up(inputs["word"])) + inputs["size"])
+
+
+def words() -> tf.data.Dataset:
+    x = {"word": tf.constant(["a", "b"] * 4), "size": np.ones((8, 2), "float32")}
+    return batches_of((x, np.ones((8, 1), "float32")))
+
+
+WRONG_DATA: dict[str, Any] = {
+    "cannot be read": lambda: iter([object()]),
+    "another structure": lambda: [np.ones((4, 2), "float32"), np.ones((4, 2), "float32")],
+    "another width": lambda: {"word": np.array(["a"] * 4), "size": np.ones((4, 3), "float32")},
+    "another dtype": lambda: {"word": np.array(["a"] * 4), "size": np.ones((4, 2), "complex64")},
+    # Some string inputs read images, which are made of numbers.
+    "numbers for strings": lambda: {"word": np.ones(4), "size": np.ones((4, 2), "float32")},
+}
+TOLD_EARLY = ("another structure", "another width", "another dtype")
+
+
+@pytest.mark.parametrize("case", WRONG_DATA)
+@pytest.mark.parametrize("given", ["now", "late"])
+def test_wrong_data_costs_only_the_warmup_of_a_subclassed_model(
+    given: str, case: str, tmp_path: pathlib.Path
+) -> None:
+    model = Words()
+    model.compile("sgd", "mse")
+    data = WRONG_DATA[case]
+    if given == "now" and case != "cannot be read":
+        data = data()
+    export = kw.WarmupExport(tmp_path / "1", data=data, verbose=0)
+    with pytest.warns(UserWarning, match="is published COLD") as caught:
+        history = model.fit(words(), epochs=2, verbose=0, callbacks=[export])
+    assert len(history.history["loss"]) == 2 and export.reports[-1].cold
+    served = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    got = served(word=tf.constant(["a"]), size=tf.ones((1, 2)))
+    want = model({"word": tf.constant(["a"]), "size": tf.ones((1, 2))})
+    np.testing.assert_allclose(next(iter(got.values())), want, rtol=1e-5)
+    early = [one for one in caught if "cannot make warmup records of data=" in str(one.message)]
+    assert len(early) == (given == "now" and case in TOLD_EARLY)
+
+
+def test_wrong_data_for_a_model_that_was_never_called_costs_only_the_warmup(
+    tmp_path: pathlib.Path,
+) -> None:
+    rows = np.ones((8, 3), "float32")
+    model = Parts("batch")
+    model.compile("sgd")
+    export = kw.WarmupExport(tmp_path / "1", data=lambda: iter([np.ones((4, 7))]), verbose=0)
+    with pytest.warns(UserWarning, match="is published COLD"):
+        model.fit(batches_of((rows, rows)), verbose=0, callbacks=[export])
+    tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+
+
+class TwoArguments(keras.Model):
+    """Its `call` takes two arguments, which only its `train_step` can give it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def build(self, source_shape: Any, target_shape: Any) -> None:
+        self.dense.build(source_shape)
+
+    def call(self, source: Any, target: Any) -> Any:
+        return self.dense(source + target)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self(data["source"], data["target"]) ** 2)
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return {"loss": loss}
+
+
+def test_a_call_of_two_arguments_is_not_refused(tmp_path: pathlib.Path) -> None:
+    rows = np.ones((8, 3), "float32")
+    model = TwoArguments()
+    model.compile("sgd")
+    export = kw.WarmupExport(tmp_path / "1", verbose=0)
+    with pytest.warns(UserWarning, match="is published COLD"):
+        model.fit(batches_of({"source": rows, "target": rows}), verbose=0, callbacks=[export])
+    tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+
+
+@pytest.mark.parametrize("case", ["batch", "other inputs"])
+def test_data_that_the_call_takes_cures_a_model_that_cannot_be_exported(
+    case: str, tmp_path: pathlib.Path
+) -> None:
+    rows = np.ones((8, 3), "float32")
+    model, x = (Parts("dict"), (rows, rows)) if case == "batch" else (Lookup(), {"ids": rows})
+    data: Any = {"anchor": rows} if case == "batch" else [np.ones(8, "int32"), rows]
+    model.compile("sgd")
+    export = kw.WarmupExport(tmp_path / "1", data=data, on_error="raise", verbose=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*WarmupExport")
+        model.fit(batches_of(x), verbose=0, callbacks=[export])
+    assert export.reports[-1].proofs["serving_default"] == "proved"
+
+
+def test_wrong_data_of_a_model_that_cannot_be_exported_is_refused_after_the_first_step(
+    tmp_path: pathlib.Path,
+) -> None:
+    rows = np.ones((8, 3), "float32")
+    model = Lookup()
+    model.compile("sgd")
+    export = kw.WarmupExport(tmp_path / "1", data={"wrong": rows}, verbose=0)
+    with pytest.raises(kw.WarmupError, match=r"data= does not help\. Lookup is called on"):
+        model.fit(batches_of({"ids": rows}), verbose=0, callbacks=[export])
+
+
+def test_captured_batches_of_two_structures_cost_only_the_warmup(tmp_path: pathlib.Path) -> None:
+    rows = np.ones((8, 3), "float32")
+    model = Optional()
+    model.compile("sgd", "mse")
+    model.fit({"a": rows, "b": rows}, np.ones((8, 1)), verbose=0, callbacks=[kw.BatchCapture()])
+    data = lambda: iter([({"a": rows, "b": rows},), ({"a": rows},)])  # noqa: E731
+    report = kw.export_with_warmup(model, tmp_path / "1", data=data, on_error="warn")
+    assert "missing inputs ['b']" in report.cold and report.published
+
+
+class Optional(keras.Model):
+    """Takes a feature that a batch may lack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, inputs: Any) -> Any:
+        return self.dense(inputs["a"] + inputs["b"] if "b" in inputs else inputs["a"])
+
+
+def test_an_export_model_of_another_structure_asks_for_data(tmp_path: pathlib.Path) -> None:
+    a, b = keras.Input((1,), name="a"), keras.Input((1,), name="b")
+    x = keras.Input((2,))
+    dense = keras.layers.Dense(1)
+    trained = keras.Model(x, dense(x))
+    served = keras.Model([a, b], dense(keras.layers.Concatenate()([a, b])))
+    trained.compile("sgd", "mse")
+    export = kw.WarmupExport(tmp_path / "1", export_model=served, verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        trained.fit(np.ones((8, 2)), np.ones((8, 1)), verbose=0, callbacks=[export])
+    texts = [str(one.message) for one in caught if "it takes 2 inputs" in str(one.message)]
+    assert len(texts) == 2  # after the first step and at the end
+    for text in texts:
+        assert "Pass data= with rows that fit, or warmup={'transform': ...}" in text
+        assert "the model was trained with" not in text

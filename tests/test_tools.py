@@ -20,6 +20,7 @@ import keras_warmup.inspection
 import keras_warmup.report
 import keras_warmup.serving.verify
 from keras_warmup.bench.minimize import MinimizeReport
+from keras_warmup.errors import PublishError
 from keras_warmup.report import RecordList, Report
 from keras_warmup.training.capture import find_capture
 from tests.builders import benchmark_entry, benchmark_report
@@ -218,6 +219,22 @@ def test_a_copy_of_a_callback_that_has_exported_replaces_no_version_of_it(
     fit(make_model(), original)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3"]
     assert [len(original.reports), len(copied.reports)] == [2, 2]
+
+
+@pytest.mark.parametrize("copy_of", [copy.copy, copy.deepcopy])
+def test_a_copy_removes_and_replaces_no_version_of_the_original(
+    copy_of: Any, tmp_path: pathlib.Path
+) -> None:
+    original = kw.WarmupExport(tmp_path / "{version}", max_to_keep=1, verbose=0)
+    fit(make_model(), original)
+    fit(make_model(), copy_of(original))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    fixed = kw.WarmupExport(tmp_path / "m" / "1", verbose=0)
+    fit(make_model(), fixed)
+    with pytest.raises(PublishError):
+        fit(make_model(), copy_of(fixed))
+    fit(make_model(), fixed)
+    assert len(fixed.reports) == 2
 
 
 def test_a_copied_capture_remembers_the_model_of_its_trial(tmp_path: pathlib.Path) -> None:

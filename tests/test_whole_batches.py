@@ -102,6 +102,36 @@ def test_without_the_option_the_message_suggests_it(kind: str, tmp_path: pathlib
 
 
 @pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("way", ["callback", "capture"])
+def test_without_the_option_the_model_is_exported_as_it_was_trained(
+    way: str, kind: str, tmp_path: pathlib.Path
+) -> None:
+    model = MODELS[kind]()
+    model.compile("sgd", "mse")
+    export = kw.WarmupExport(tmp_path / "1", verbose=0)
+    with pytest.warns(UserWarning) as caught:
+        callback = export if way == "callback" else kw.BatchCapture()
+        history = model.fit(graphs(kind), verbose=0, callbacks=[callback])
+        report = (
+            export.reports[-1]
+            if way == "callback"
+            else kw.export_with_warmup(model, tmp_path / "1", on_error="warn")
+        )
+    assert history.history["loss"]
+    # Keras would guess float32 for the edges, which no call takes.
+    served = tf.saved_model.load(str(tmp_path / "1")).signatures["serving_default"]
+    dtypes = {spec.dtype for spec in served.structured_input_signature[1].values()}
+    assert dtypes == {tf.float32, tf.int32}
+    # The reason and the cure are in the last warning too, not only in the one at the first step.
+    last = str(caught[-1].message)
+    assert report.synthetic and "hold made-up rows: sampling of training batches stopped" in last
+    assert "different numbers of rows" in last and "warmup={'whole_batches': True}" in last
+    assert "callbacks=" not in last
+    (reason,) = report.synthetic_reasons.values()
+    assert reason in last
+
+
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("save_freq", ["train_end", "epoch"])
 def test_training_is_bit_identical_with_whole_batches(
     save_freq: Any, kind: str, tmp_path: pathlib.Path

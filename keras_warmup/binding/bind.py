@@ -15,7 +15,12 @@ import numpy as np
 from keras_warmup.binding.cast import MismatchError, as_array, cast_array
 from keras_warmup.binding.components import InputLeaf, find_components, split_composites
 from keras_warmup.binding.dense_rows import dense_parts, dense_structure
-from keras_warmup.binding.match import hint_of_components, match_inputs, render_inputs
+from keras_warmup.binding.match import (
+    CAPTURED_CURE,
+    hint_of_components,
+    match_inputs,
+    render_inputs,
+)
 from keras_warmup.data.batch import (
     Batch,
     FeaturePath,
@@ -99,7 +104,7 @@ def bind_batch(
             if leaf is not None and other != path
         )
         return [_bind_arrays(components, None, batch, signature, ignored)]
-    return bind_leaves(batch, signature, *match_inputs(batch.x, signature))
+    return bind_leaves(batch, signature, *match_inputs(batch.x, signature, source=batch.source))
 
 
 def bind_leaves(
@@ -210,7 +215,7 @@ def _bind_arrays(
     if problems:
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: {'; '.join(problems)}.{hint} "
-            f"{_CURE}"
+            f"{CAPTURED_CURE if batch.source == 'captured' else _CURE}"
         )
     if composite_rows or batch.is_whole:
         whole_x = None if composite_rows else x

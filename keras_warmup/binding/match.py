@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_warmup.data.batch import (
     FeaturePath,
+    Source,
     describe,
     is_sequence,
     render_path,
@@ -22,13 +23,20 @@ from keras_warmup.data.batch import (
 from keras_warmup.errors import BindingError
 from keras_warmup.savedmodel.signatures import Signature
 
+# The user's `train_step` may take the batches of `fit` apart: they are as it wants them.
+CAPTURED_CURE = "Pass data= with rows that fit, or warmup={'transform': ...}."
+_CURE = "Add the features to the dataset, or pass warmup={'transform': ...}."
 
-def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], tuple[str, ...]]:
+
+def match_inputs(
+    x: Any, signature: Signature, *, source: Source = "data"
+) -> tuple[dict[str, FeaturePath], tuple[str, ...]]:
     """Finds the leaf of `x` for each input of a signature.
 
     Args:
         x: nested dicts, lists and tuples of leaves.
         signature: the signature; inputs with a default may be absent.
+        source: where the rows come from; the cure in an error depends on it.
 
     Returns:
         Input name -> path in `x`, and the rendered paths of the leaves that no input takes.
@@ -46,8 +54,9 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
             raise BindingError(
                 f"Cannot bind batch to signature {signature.key!r}: x has {len(leaves)} unnamed "
                 "leaves and the SavedModel does not store their order among the inputs "
-                f"{sorted(signature.inputs)}. Pass x as a dict keyed by input name, or pass "
-                "warmup={'transform': ...}."
+                f"{sorted(signature.inputs)}. Pass "
+                f"{'data=' if source == 'captured' else 'x'} as a dict keyed by input name, or "
+                "pass warmup={'transform': ...}."
             )
         has_composite = any(
             isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)) for _, leaf in leaves
@@ -57,7 +66,7 @@ def match_inputs(x: Any, signature: Signature) -> tuple[dict[str, FeaturePath], 
         raise BindingError(
             f"Cannot bind batch to signature {signature.key!r}: missing inputs {missing}. The "
             f"signature takes {render_inputs(signature)}; the batch has {got or 'nothing'}."
-            f"{hint} Add the features to the dataset, or pass warmup={{'transform': ...}}."
+            f"{hint} {CAPTURED_CURE if source == 'captured' else _CURE}"
         )
     used = set(found.values())
     return found, tuple(render_path(path) for path, _ in leaves if path not in used)

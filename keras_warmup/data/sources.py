@@ -62,11 +62,7 @@ def read_batches(
             An exception of the user's code is reported by its type and location, since its text may
             contain values.
     """
-    if is_class_of(data, "tensorflow", "DistributedDataset", "DistributedDatasetsFromFunction"):
-        raise DataError(
-            f"Cannot read data: {type(data).__name__} is distributed over replicas. "
-            "Pass the tf.data.Dataset it was made from."
-        )
+    _refuse_distributed(data)
     if isinstance(data, tf.data.Dataset):
         return _read_elements(_batch_strings(data, batch_size), "the tf.data.Dataset", whole)
     if is_class_of(data, "keras", "PyDataset") or is_class_of(data, "tf_keras", "Sequence"):
@@ -87,6 +83,53 @@ def read_batches(
     if callable(data) and not hasattr(data, "__array__"):
         return _read_function(data, batch_size, whole)
     return _read_arrays(data, batch_size, whole)
+
+
+def first_batch(data: Any, *, whole: bool = False) -> Batch | None:
+    """Returns a first batch of data as far as it is known without running anything.
+
+    A training that goes on must not notice: an iterator would lose the batch, a dataset that
+    shuffles would give its next reader another order, and the user's code may draw random numbers.
+
+    Args:
+        data: as `read_batches` takes it.
+        whole: as `read_batches` takes it.
+
+    Returns:
+        The first rows of arrays. For a `tf.data.Dataset`, one row whose leaves are the
+        `tf.TensorSpec`s of its elements. `None` for other data.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    _refuse_distributed(data)
+    if isinstance(data, tf.data.Dataset):
+        x = unpack_x(data.element_spec, "the tf.data.Dataset")
+        specs = [leaf for _, leaf in walk(x)]
+        # The rank of a generator's elements may not be known; scalar strings are batched later.
+        if any(not isinstance(one, tf.TensorSpec) or not one.shape.rank for one in specs):
+            return None
+        return Batch(x, 1, is_whole=whole)
+    is_array = not callable(data) or hasattr(data, "__array__")
+    if hasattr(data, "__next__") or not is_array or _is_loader(data):
+        return None
+    return next(iter(_read_arrays(data, DEFAULT_BATCH_SIZE, whole)))
+
+
+def _is_loader(data: Any) -> bool:
+    return (
+        is_class_of(data, "keras", "PyDataset")
+        or is_class_of(data, "tf_keras", "Sequence")
+        or is_class_of(data, "torch", "DataLoader")
+    )
+
+
+def _refuse_distributed(data: Any) -> None:
+    if is_class_of(data, "tensorflow", "DistributedDataset", "DistributedDatasetsFromFunction"):
+        raise DataError(
+            f"Cannot read data: {type(data).__name__} is distributed over replicas. "
+            "Pass the tf.data.Dataset it was made from."
+        )
 
 
 def unpack_x(element: Any, where: str) -> Any:

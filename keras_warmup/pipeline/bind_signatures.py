@@ -46,6 +46,9 @@ class ExportInputs:
         own_calls: keys of the signatures known to be the model's own call.
         is_borrowed: whether the rows were captured from another model that shares layers with
             `model`: then they need not fit.
+        example: a batch that `model` was trained on, without its values; `None` where that is not
+            known.
+        sampling_problem: why `fit` sampled no batches; empty where it did, or rows were given.
         shapes_seen: number of row shapes seen while sampling, if more than the batches hold.
         training_batch_size: rows of the largest batch seen; 0 where there is none.
         structures: signature_key -> structure of its arguments, where the exporter knows it and the
@@ -59,6 +62,8 @@ class ExportInputs:
     model: keras.Model | None = None
     own_calls: frozenset[str] = frozenset()
     is_borrowed: bool = False
+    example: Batch | None = None
+    sampling_problem: str = ""
     shapes_seen: int = 0
     training_batch_size: int = 0
     structures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -72,7 +77,8 @@ class BindResult:
     Attributes:
         bound: signatures with rows bound to their inputs.
         cold: signature_key -> why it stays cold.
-        unfit: signature_key -> why the captured rows do not fit it, so that rows are made up.
+        unfit: signature_key -> why rows are made up although `fit` saw batches. A twin of such a
+            signature is left out.
     """
 
     bound: list[BoundSignature]
@@ -141,7 +147,12 @@ def bind_signatures(
             errors.append(error)
     if errors and not bound and (inputs.batches or inputs.per_signature):
         raise errors[0]
-    return BindResult(_bind_common_examples(bound, binder), cold, binder.unfit)
+    unfit = {
+        key: why
+        for key, why in binder.unfit.items()
+        if binder.twins.get(key, key) not in binder.unfit.keys() - {key}
+    }
+    return BindResult(_bind_common_examples(bound, binder), cold, unfit)
 
 
 def _bind_signature(
@@ -175,7 +186,7 @@ class _Binder:
     ) -> None:
         self.formats = dict(formats)
         self.unfit: dict[str, str] = {}
-        self._twins = twins
+        self.twins = twins
         self._inputs = inputs
         self._options = options
         self._parsers = [
@@ -202,6 +213,11 @@ class _Binder:
                     f"No data to warm signature {signature.key!r}, and on_no_data='error'. "
                     "Pass data=, or train with WarmupExport or BatchCapture in callbacks=."
                 )
+            if inputs.sampling_problem:
+                self.unfit[signature.key] = (
+                    f"sampling of training batches stopped: {inputs.sampling_problem}. Pass data= "
+                    "for records of real rows."
+                )
             return [synthesize_rows(signature, formats, self._options.seed)]
         transform = self._options.transform
         if transform is not None:
@@ -211,16 +227,18 @@ class _Binder:
         except BindingError as error:
             if own or not inputs.is_borrowed or self._options.on_no_data == "error":
                 raise
-            self.unfit[signature.key] = str(error)
+            self.unfit[signature.key] = (
+                "the batches captured in fit belong to another model that shares its layers, and "
+                f"do not fit. {error}"
+            )
             return [synthesize_rows(signature, formats, self._options.seed)]
 
     def _own_batches(self, key: str) -> Sequence[Batch]:
         """Returns the rows that `PerSignature` has for a signature, or for a twin of it."""
-        lead = self._twins.get(key, key)
-        for other, batches in self._inputs.per_signature.items():
-            if key == other or lead == self._twins.get(other, other):
-                return batches
-        return ()
+        own = self._inputs.per_signature
+        lead = self.twins.get(key, key)
+        twins = [other for other in own if lead == self.twins.get(other, other)]
+        return own.get(key) or next((own[other] for other in twins), ())
 
     def _bind_batch(self, batch: Batch, signature: Signature) -> list[BoundBatch]:
         """Binds a batch, by the model's own structure for its own call, else as it was given.
@@ -234,7 +252,7 @@ class _Binder:
         if model is None or (is_string_vector(batch) and not takes_one_string(model)):
             return self._bind_as_given(batch, signature)
         if signature.key in self._inputs.own_calls:
-            arranged = arrange_inputs(model, batch.x)
+            arranged = arrange_inputs(model, batch.x, source=batch.source)
             return [
                 dataclasses.replace(bound, ignored=(*bound.ignored, *arranged.ignored))
                 for bound in self._encode(dataclasses.replace(batch, x=arranged.x), signature)

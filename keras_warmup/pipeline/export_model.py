@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.freeze import LOST, freeze_saved_model
 from keras_warmup.pipeline.keras_model import (
     captured_signature,
-    is_called_otherwise,
+    export_signature,
     is_subclassed,
     require_built,
 )
@@ -67,6 +68,7 @@ NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 # Characters quoted of the error that an export failed with; the whole error is its cause.
 _MAX_QUOTED = 1000
+_TERMINAL_STYLES = re.compile(r"\x1b\[\d*m")
 # The errors that tf.io.gfile makes of file system errors (core/platform/errors.cc). Tracing raises
 # other ones.
 _FILE_ERRORS = (
@@ -104,6 +106,8 @@ class ExportRequest:
         replaces: the one version that `overwrite` may replace; `None` for any.
         allow_cold: publish the model without a warmup file where only the warmup fails.
         replaces_warm: whether `replaces` has a warmup file: a cold version never replaces it.
+        example: a batch that the model was trained on, without its values; `None` where it is not
+            known, or captured batches are used.
     """
 
     path: str | os.PathLike[str]
@@ -113,6 +117,7 @@ class ExportRequest:
     replaces: Published | None = None
     allow_cold: bool = False
     replaces_warm: bool = False
+    example: Batch | None = None
 
 
 def publish_model(
@@ -146,19 +151,14 @@ def publish_model(
             export_fn(model, directory)
             require_saved_model(directory)
             return inputs
-        require_built(model, inputs.batches)
+        batches = () if inputs.is_borrowed else inputs.batches
+        require_built(model, [*inputs.batches[:1], *_listed_example(inputs)])
         with _explain_export_errors(f"model {model.name!r}", "model.export", staging.target):
-            # Where `train_step` calls the model on something else, Keras knows the inputs better.
-            if (
-                is_subclassed(model)
-                and inputs.batches
-                and not inputs.is_borrowed
-                and not is_called_otherwise(model, inputs.batches[0])
-            ):
-                signature = captured_signature(model, inputs.batches)
-                model.export(directory, verbose=False, input_signature=signature)
-            else:
+            signature = export_signature(model, batches, inputs.example)
+            if signature is None:
                 model.export(directory, verbose=False)
+            else:
+                model.export(directory, verbose=False, input_signature=signature)
         return inputs
 
     return _publish(model, own_calls, request, export)
@@ -195,9 +195,10 @@ def publish_object(
         directory = os.fspath(staging)
         served = signatures
         if model is not None:
-            require_built(model, inputs.batches)
-            if is_own_call and is_subclassed(model) and inputs.batches and not inputs.is_borrowed:
-                served, structure = _default_signature(model, inputs.batches)
+            require_built(model, [*inputs.batches[:1], *_listed_example(inputs)])
+            batches = inputs.batches or _listed_example(inputs)
+            if is_own_call and is_subclassed(model) and batches and not inputs.is_borrowed:
+                served, structure = _default_signature(model, batches)
                 inputs = dataclasses.replace(inputs, structures={"serving_default": structure})
         with _explain_export_errors(type(obj).__name__, "tf.saved_model.save", staging.target):
             save_saved_model(obj, directory, served, save_options)
@@ -217,7 +218,9 @@ def _publish(
     with staged(request.path, overwrite=request.overwrite, replaces=request.replaces) as staging:
         directory = os.fspath(staging)
         failure: Exception | None = None
-        inputs = ExportInputs(model=model, own_calls=own_calls)
+        inputs = ExportInputs(
+            model=model, own_calls=own_calls, example=request.example or _captured_example(model)
+        )
         try:
             # Read after the path was checked: an iterator can be read only once.
             inputs = _read_inputs(inputs, request.data, options)
@@ -248,6 +251,9 @@ def _publish(
                 failure = error
         if failure is not None:
             report = _leave_cold(directory, failure, own_calls, options)
+        elif report.cold and request.replaces_warm:
+            why = WarmupError(report.cold)
+            raise WarmVersionKeptError(why) if request.allow_cold else why
         if frozen is not None:
             report = dataclasses.replace(report, frozen=frozen, notes=(*report.notes, LOST))
         # Before the rename: where warnings are errors, nothing is published.
@@ -377,13 +383,24 @@ def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> Exp
     capture = None if inputs.model is None else find_capture(inputs.model)
     if capture is None:
         return inputs
+    batches = capture.batches()
     return dataclasses.replace(
         inputs,
-        batches=capture.batches(),
+        batches=batches,
         is_borrowed=not capture.is_of(inputs.model),
+        sampling_problem="" if batches else capture.problem or "",
         shapes_seen=capture.shapes_seen(),
         training_batch_size=capture.batch_size(),
     )
+
+
+def _captured_example(model: keras.Model | None) -> Batch | None:
+    capture = None if model is None else find_capture(model)
+    return capture.example if capture is not None and capture.is_of(model) else None
+
+
+def _listed_example(inputs: ExportInputs) -> list[Batch]:
+    return [] if inputs.example is None else [inputs.example]
 
 
 def rows_to_keep(options: WarmupOptions) -> int:
@@ -460,14 +477,23 @@ def _explain_export_errors(what: str, how: str, target: str) -> Iterator[None]:
                 "If the batches that fit trains on are not what the model's call takes, pass data= "
                 "with what it takes, or export_fn= that writes the SavedModel."
             )
-        # Tracing sees no data, so the error quotes none.
-        quoted = (text_of(error) if isinstance(error, tf.errors.OpError) else str(error)).strip()
-        if len(quoted) > _MAX_QUOTED:
-            quoted = f"{quoted[:_MAX_QUOTED]} ..."
         raise ExportError(
-            f"Cannot export {what} to {target!r}: {how} raised {type(error).__name__}: "
-            f"{quoted.rstrip('.')}. Nothing was published. {cure}"
+            f"Cannot export {what} to {target!r}: {how} raised {quote_tracing_error(error)}. "
+            f"Nothing was published. {cure}"
         ) from error
+
+
+def quote_tracing_error(error: Exception) -> str:
+    """Returns the type and the text of an error, shortened, without a full stop at the end.
+
+    Args:
+        error: what was raised while a model was traced: that sees no data, so the text has none.
+    """
+    text = text_of(error) if isinstance(error, tf.errors.OpError) else str(error)
+    text = _TERMINAL_STYLES.sub("", text).strip()
+    if len(text) > _MAX_QUOTED:
+        text = f"{text[:_MAX_QUOTED]} ..."
+    return f"{type(error).__name__}: {text.rstrip('.')}"
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
@@ -482,9 +508,13 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
         texts.append(f"{where!r} has no signature that a request can reach: it has no warmup file.")
     if report.synthetic:
         texts.append(
-            f"The warmup records of {where!r} hold made-up rows, since no data was given or "
-            "captured that fits. Pass data=; or, where fit sampled no batches, train with "
-            "keras_warmup.WarmupExport or BatchCapture in callbacks=."
+            f"The warmup records of {where!r} hold made-up rows"
+            + (
+                f": {' '.join(dict.fromkeys(report.synthetic_reasons.values()))}"
+                if report.synthetic_reasons
+                else ", since no data was given or captured. Pass data=, or train with "
+                "keras_warmup.WarmupExport or BatchCapture in callbacks=."
+            )
         )
     for names in dict.fromkeys(report.training_serving_skew.values()):
         keys = [key for key, other in report.training_serving_skew.items() if other == names]
@@ -512,9 +542,11 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
                 "Ask for fewer batch_sizes, output_filters or signatures, or drop records with "
                 "keras-warmup minimize."
             )
-    texts += [
-        f"Signature {key!r} of {where!r} stays cold: {why}" for key, why in report.skipped.items()
-    ]
+    if not report.cold:
+        texts += [
+            f"Signature {key!r} of {where!r} stays cold: {why}"
+            for key, why in report.skipped.items()
+        ]
     for text in texts:
         warn_caller(text)
 

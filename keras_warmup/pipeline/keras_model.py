@@ -13,23 +13,27 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.binding.bind import bind_leaves
+from keras_warmup.binding.match import CAPTURED_CURE, sanitize
 from keras_warmup.data.batch import (
     Batch,
     FeaturePath,
+    Source,
     describe,
     is_sequence,
+    is_string_vector,
     map_leaves,
     render_path,
     render_shape,
     slice_rows,
     walk,
 )
-from keras_warmup.errors import BindingError, DataError, WarmupError
+from keras_warmup.errors import BindingError, WarmupError
 from keras_warmup.savedmodel.ops import WRITES
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
 # Names that tf.function keeps as they are; others get a number from it, and the file tells whose.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_STRUCTURE_CURE = "Give x the structure the model was trained with, and without the targets."
 
 
 def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
@@ -40,7 +44,8 @@ def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
 
     Args:
         model: the model to export.
-        batches: rows in the structure of the model's call; may be empty.
+        batches: rows in the structure of the model's call, as far as is known. The first batch is
+            used that the model can be called on.
 
     Raises:
         WarmupError: the model has no weights, or cannot be called.
@@ -48,9 +53,14 @@ def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
     if model.built:
         return
     layers = model._flatten_layers(include_self=False)
-    if batches and has_call(model) and all(layer.built for layer in layers):
-        with contextlib.suppress(Exception), keras.StatelessScope():  # any error of the user's call
-            model(map_leaves(_tensor_or_none, slice_rows(batches[0], 0, 1).x))
+    if has_call(model) and all(layer.built for layer in layers):
+        # Keras keeps the shapes of a call that fails.
+        for batch in (one for one in batches if try_export(model, one) is None):
+            # Any error of the user's call.
+            with contextlib.suppress(Exception), keras.StatelessScope():
+                model(map_leaves(_tensor_or_none, slice_rows(batch, 0, 1).x))
+            if model.built:
+                return
     if not model.built:
         cure = (
             "Call it on a batch, train it, or call model.build(input_shape) first."
@@ -111,7 +121,7 @@ class ArrangedInputs:
     ignored: tuple[str, ...] = ()
 
 
-def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
+def arrange_inputs(model: keras.Model, x: Any, *, source: Source = "data") -> ArrangedInputs:
     """Arranges rows in the structure of the model's inputs, by name where the model goes by name.
 
     Functional models take a dict by Input name for a list of Inputs, a flat list for any structure,
@@ -121,6 +131,7 @@ def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
     Args:
         model: a built Keras model.
         x: rows in the structure the user fed.
+        source: where the rows come from; the cure in an error depends on it.
 
     Raises:
         BindingError: features are missing, or the structures cannot be reconciled.
@@ -128,12 +139,12 @@ def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
     structure = input_structure(model)
     if structure is None:
         return ArrangedInputs(x, {path: path for path, _ in walk(x)})
-    found = _find_leaves(model, structure, x)
+    found = _find_leaves(model, structure, x, source)
     by_path = dict(walk(x))
     wanted = dict(walk(structure))
     missing = [path for path in wanted if path not in found]
     if any(not _is_optional(wanted[path]) for path in missing):
-        raise BindingError(_missing_text(model, missing, wanted, by_path))
+        raise BindingError(_missing_text(model, missing, wanted, by_path, source))
 
     def pick(path: FeaturePath, tensor: Any) -> Any:
         return _adjust_rank(by_path[found[path]], tensor) if path in found else None
@@ -143,6 +154,25 @@ def arrange_inputs(model: keras.Model, x: Any) -> ArrangedInputs:
         render_path(path) for path, leaf in by_path.items() if path not in used and leaf is not None
     )
     return ArrangedInputs(map_leaves(pick, _plain(structure)), found, ignored)
+
+
+def arrange_named_arrays(model: keras.Model, arrays: Mapping[str, Any]) -> Any:
+    """Returns arrays keyed by Input name in the structure of the model's inputs.
+
+    Args:
+        model: a built Keras model.
+        arrays: input name of the signature -> array.
+
+    Returns:
+        The structure; `None` where the names are not exactly those of the model's Inputs.
+    """
+    structure = input_structure(model)
+    if structure is None:
+        return None
+    names = {path: sanitize(tensor.name) for path, tensor in walk(structure)}
+    if set(names.values()) != set(arrays) or len(names) != len(arrays):
+        return None
+    return map_leaves(lambda path, _: arrays[names[path]], _plain(structure))
 
 
 def inputs_by_name(model: keras.Model, x: Any) -> dict[str, Any] | None:
@@ -176,43 +206,97 @@ def inputs_fed_otherwise(model: keras.Model, x: Any) -> tuple[str, ...]:
     return tuple(name for name, got, meant in zip(names, fed, by_name, strict=True) if got != meant)
 
 
-def describe_misfit(model: keras.Model, batch: Batch) -> str | None:
+def describe_misfit(model: keras.Model, batch: Batch, trained_on: Batch | None) -> str | None:
     """Returns why a batch does not fit the model's call; `None` where it does or is not known.
 
     Args:
         model: the model to export, after a step of training.
-        batch: rows as they were fed to the model that is trained.
+        batch: rows as they were fed to the model that is trained, or as `data.sources.first_batch`
+            returns them.
+        trained_on: a batch that `model` was trained on; `None` where that is not known.
     """
     structure = input_structure(model)
     if structure is None:
-        return _describe_other_call(model, batch)
-    inputs = {
-        tensor.name: SignatureTensor(tensor.name, "", str(tensor.dtype), tuple(tensor.shape))
-        for _, tensor in walk(structure)
-    }
-    signature = Signature("serving_default", "", inputs, {}, frozenset())
+        return _describe_other_call(model, batch, trained_on)
+    if is_string_vector(batch) and not takes_one_string(model):
+        return None  # serialized Examples, which the signature may parse
+    stand_ins = map_leaves(lambda _, leaf: _stand_in(leaf), batch.x)
+    specs = dict(walk(batch.x))
     try:
-        arranged = arrange_inputs(model, batch.x)
-        paths = {tensor.name: path for path, tensor in walk(structure) if path in arranged.paths}
-        bind_leaves(dataclasses.replace(batch, x=arranged.x), signature, paths)
+        arranged = arrange_inputs(model, stand_ins, source=batch.source)
+    except BindingError as error:
+        return str(error)
+    inputs = {
+        path: (tensor.name, tensor.dtype, _shape_to_check(tensor, specs[arranged.paths[path]]))
+        for path, tensor in walk(structure)
+        if path in arranged.paths
+    }
+    return _describe_mismatch(dataclasses.replace(batch, x=arranged.x), inputs)
+
+
+def _describe_mismatch(
+    batch: Batch, inputs: Mapping[FeaturePath, tuple[str, str, tuple[int | None, ...]]]
+) -> str | None:
+    """Returns which leaves do not fit these names, dtypes and shapes; `None` where all do."""
+    tensors, paths = {}, {}
+    for path, (name, dtype, shape) in inputs.items():
+        # Numbers may become the bytes that a string input reads.
+        if dtype != "string":
+            tensors[name], paths[name] = SignatureTensor(name, "", dtype, shape), path
+    try:
+        bind_leaves(batch, Signature("serving_default", "", tensors, {}, frozenset()), paths)
     except BindingError as error:
         return str(error)
     return None
 
 
-def _describe_other_call(model: keras.Model, batch: Batch) -> str | None:
-    """Returns why a batch is not what a subclassed model takes; `None` where that is not known."""
-    if not is_called_otherwise(model, batch):
-        return None
-    shapes = _built_shapes(model, batch.x)
-    inputs = [f"{render_path(path)} {list(shape)}" for path, shape in shapes.items()]
-    return (
-        f"{type(model).__name__} is called on other inputs than the batches hold "
-        f"({', '.join(inputs)})."
+def _stand_in(leaf: Any) -> Any:
+    """Returns an array for the spec of a leaf; a free dimension is 1."""
+    if not isinstance(leaf, tf.TensorSpec):
+        return leaf
+    return np.zeros([size or 1 for size in leaf.shape], leaf.dtype.as_numpy_dtype)
+
+
+def _shape_to_check(tensor: Any, leaf: Any) -> tuple[int | None, ...]:
+    """Returns the shape of an Input, free where the spec of its leaf is free."""
+    free = [False] * len(tensor.shape)
+    if isinstance(leaf, tf.TensorSpec):
+        free[: leaf.shape.rank] = [size is None for size in leaf.shape][: len(free)]
+    return tuple(
+        None if is_free else size for is_free, size in zip(free, tensor.shape, strict=True)
     )
 
 
-def try_export(model: keras.Model, batch: Batch) -> Exception | None:
+def _describe_other_call(model: keras.Model, batch: Batch, trained_on: Batch | None) -> str | None:
+    """Returns why a batch is not what a subclassed model takes; `None` where that is not known."""
+    if is_called_otherwise(model, batch):
+        shapes = _built_shapes(model, batch.x)
+        inputs = [f"{render_path(path)} {list(shape)}" for path, shape in shapes.items()]
+        return (
+            f"{type(model).__name__} is called on other inputs than the batches hold "
+            f"({', '.join(inputs)})."
+        )
+    # Captured batches are those that some model was trained on.
+    if batch.source == "captured" or (trained_on and _have_equal_specs(batch, trained_on)):
+        return None
+    error = try_export(model, batch)
+    if error is None:
+        if trained_on is None or _paths_of(batch) != _paths_of(trained_on):
+            return None
+        stand_ins = map_leaves(lambda _, leaf: _stand_in(leaf), batch.x)
+        return _describe_mismatch(
+            dataclasses.replace(batch, x=stand_ins),
+            {
+                path: (render_path(path), _dtype_of(leaf).name, (None,) * len(leaf.shape))
+                for path, leaf in walk(trained_on.x)
+                if leaf is not None
+            },
+        )
+    got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in walk(batch.x))
+    return f"{type(model).__name__} raises {type(error).__name__} when it is called on {got}."
+
+
+def try_export(model: keras.Model, batch: Batch | None) -> Exception | None:
     """Returns the error that `model.export` will raise; `None` where there is none or no trial.
 
     A `train_step` may call the model on something else than the batch, as graph networks and
@@ -222,34 +306,60 @@ def try_export(model: keras.Model, batch: Batch) -> Exception | None:
 
     Args:
         model: the model that is trained, after a step.
-        batch: rows as they were fed to it.
+        batch: rows as they were fed to it, or of `data=`; `None` where they are not known.
     """
     if input_structure(model) is not None or not has_call(model):
         return None
-    otherwise = is_called_otherwise(model, batch)
     layers = model._flatten_layers(include_self=False)
     # A call would build the other ones, which were not trained.
-    if not all(layer.built for layer in layers) or (model.built and not otherwise):
+    if not all(layer.built for layer in layers):
         return None
+    if batch is None or is_called_otherwise(model, batch):
+        arguments = _guessed_arguments(model)
+    elif model.built and batch.source == "captured":
+        return None
+    else:
+        arguments = [map_leaves(_to_spec, batch.x)]
     try:
-        specs = _built_specs(model, batch.x) if otherwise else map_leaves(_to_spec, batch.x)
-        model.compute_output_spec(specs)
+        if arguments:
+            model.compute_output_spec(*arguments)
     except Exception as error:  # any error of the user's call
-        return error
+        # Keras raises its own advice about compute_output_spec `from None`.
+        first = error.__context__ if error.__suppress_context__ else None
+        return first if isinstance(first, Exception) else error
     return None
 
 
 def is_called_otherwise(model: keras.Model, batch: Batch) -> bool:
     """Returns whether a subclassed model was built by calls of another structure than a batch."""
     built = set(_built_shapes(model, batch.x))
-    return bool(built) and built != {path for path, leaf in walk(batch.x) if leaf is not None}
+    return bool(built) and built != _paths_of(batch)
+
+
+def _paths_of(batch: Batch) -> set[FeaturePath]:
+    return {path for path, leaf in walk(batch.x) if leaf is not None}
+
+
+def _have_equal_specs(one: Batch, other: Batch) -> bool:
+    """Returns whether two batches have the same structure, shapes and dtypes, besides the rows."""
+    specs = [
+        {
+            path: (tuple(leaf.shape)[1:], _dtype_of(leaf))
+            for path, leaf in walk(batch.x)
+            if leaf is not None
+        }
+        for batch in (one, other)
+    ]
+    return specs[0] == specs[1]
 
 
 def _to_spec(_path: FeaturePath, leaf: Any) -> Any:
     return None if leaf is None else keras.KerasTensor(tuple(leaf.shape), _dtype_of(leaf).name)
 
 
-def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath, FeaturePath]:
+def _find_leaves(
+    model: keras.Model, structure: Any, x: Any, source: Source
+) -> dict[FeaturePath, FeaturePath]:
     targets = list(walk(structure))
     leaves = list(walk(x))
     if isinstance(structure, Mapping) and isinstance(x, Mapping):
@@ -269,7 +379,7 @@ def _find_leaves(model: keras.Model, structure: Any, x: Any) -> dict[FeaturePath
             f"({', '.join(repr(tensor.name) for _, tensor in targets)}), the batch has "
             f"{len(leaves)} leaves "
             f"({', '.join(f'{render_path(path)} {describe(leaf)}' for path, leaf in leaves)}). "
-            "Give x the structure the model was trained with, and without the targets."
+            f"{CAPTURED_CURE if source == 'captured' else _STRUCTURE_CURE}"
         )
     return {
         target: path
@@ -283,6 +393,7 @@ def _missing_text(
     missing: list[FeaturePath],
     wanted: Mapping[FeaturePath, Any],
     got: Mapping[FeaturePath, Any],
+    source: Source,
 ) -> str:
     names = ", ".join(
         f"{render_path(path)} ({wanted[path].name!r} {wanted[path].dtype} "
@@ -295,7 +406,8 @@ def _missing_text(
     )
     return (
         f"Cannot bind batch to model {model.name!r}: missing features {names}. "
-        f"The batch has {has}. Add the features to the dataset."
+        f"The batch has {has}. "
+        + (CAPTURED_CURE if source == "captured" else "Add the features to the dataset.")
     )
 
 
@@ -336,6 +448,35 @@ def is_subclassed(model: keras.Model) -> bool:
     return input_structure(model) is None
 
 
+def export_signature(
+    model: keras.Model, batches: Sequence[Batch], example: Batch | None
+) -> list[Any] | None:
+    """Returns the `input_signature=` to export a model with.
+
+    Args:
+        model: a built Keras model.
+        batches: the rows to send; may be empty.
+        example: a batch that the model was trained on; `None` where that is not known. Its dtypes
+            are served, unless the model is called on rows of another structure. Its shapes are
+            where there are no rows, or the model cannot be called on them.
+
+    Returns:
+        As `captured_signature`; `None` where Keras knows the inputs: those of a functional model,
+        and those of a subclassed one that its `train_step` calls on something else.
+    """
+    if not is_subclassed(model):
+        return None
+    fits = bool(batches) and not is_called_otherwise(model, batches[0])
+    if fits and (example is None or batches[0].source == "captured"):
+        return captured_signature(model, batches)
+    if example is None:
+        return None
+    if fits and (_have_equal_specs(batches[0], example) or try_export(model, batches[0]) is None):
+        has_same_leaves = _paths_of(batches[0]) == _paths_of(example)
+        return captured_signature(model, [example, *batches] if has_same_leaves else batches)
+    return None if is_called_otherwise(model, example) else captured_signature(model, [example])
+
+
 def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any]:
     """Returns the `input_signature=` to export a subclassed model with.
 
@@ -345,20 +486,20 @@ def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any
 
     Args:
         model: a built subclassed model.
-        batches: rows it was trained on; at least one batch.
+        batches: rows it was trained on; at least one batch. Those of another structure than the
+            first one are left out: whether they fit is found when they are bound.
 
     Returns:
         A list with one nested structure of `tf.TensorSpec` (the batch free; dict keys as names).
-
-    Raises:
-        DataError: the batches differ in structure.
     """
     built = _built_shapes(model, batches[0].x)
+    leaves = [{path: leaf for path, leaf in walk(batch.x) if leaf is not None} for batch in batches]
+    first_kind = [one for one in leaves if one.keys() == leaves[0].keys()]
 
     def spec(path: FeaturePath, leaf: Any) -> Any:
         if leaf is None:
             return None
-        shapes = [tuple(dict(walk(batch.x))[path].shape) for batch in batches]
+        shapes = [tuple(one[path].shape) for one in first_kind]
         free = built.get(path, ())
         dims: list[int | None] = [None]
         for axis in range(1, len(leaf.shape)):
@@ -373,15 +514,6 @@ def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any
         # tf.function takes `self` for the object of a method.
         return tf.TensorSpec(dims, _dtype_of(leaf), name=None if name == "self" else name)
 
-    structures = {
-        tuple(path for path, leaf in walk(batch.x) if leaf is not None) for batch in batches
-    }
-    if len(structures) > 1:
-        examples = [[render_path(path) for path in paths] for paths in sorted(structures, key=str)]
-        raise DataError(
-            f"Cannot export model {model.name!r}: its batches differ in structure, such as "
-            f"{examples[0]} and {examples[1]}. Pass data= of one structure."
-        )
     return [map_leaves(spec, batches[0].x)]
 
 
@@ -424,17 +556,23 @@ def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | N
     return found
 
 
-def _built_specs(model: keras.Model, x: Any) -> Any:
-    """Returns the inputs that `model.export` guesses from the shapes the model was built with."""
+def _guessed_arguments(model: keras.Model) -> list[Any]:
+    """Returns the arguments that `model.export` guesses from the shapes the model was built with.
+
+    Empty where it was not built by a call.
+    """
 
     def visit(node: Any) -> Any:
         if _is_shape(node):
-            return keras.KerasTensor((None, *node[1:]), keras.config.floatx())
+            return keras.KerasTensor((None, *node[1:]), model.input_dtype)
         if isinstance(node, Mapping):
             return {key: visit(value) for key, value in node.items()}
         return [visit(value) for value in node]
 
-    return visit(_built_shape(model, x))
+    config = model.get_build_config() or {}
+    if "shapes_dict" in config:
+        return [visit(shape) for shape in config["shapes_dict"].values()]
+    return [visit(config["input_shape"])] if config.get("input_shape") else []
 
 
 def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:

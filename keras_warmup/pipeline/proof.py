@@ -11,9 +11,10 @@ import keras
 import numpy as np
 
 from keras_warmup.data.batch import walk
-from keras_warmup.errors import ProofError
+from keras_warmup.errors import BindingError, ProofError
 from keras_warmup.pipeline.keras_model import (
     arrange_inputs,
+    arrange_named_arrays,
     call_model,
     compute_dtypes,
     inputs_fed_otherwise,
@@ -58,6 +59,9 @@ def prove_request(
         ProofError: the signature is the model's own call and gives other outputs.
     """
     x = request.x()
+    if x is None and own_call and request.source != "synthetic":
+        # The arrays of a `transform` go by the names of the signature's inputs.
+        x = arrange_named_arrays(model, request.arrays())
     if x is None:
         if request.source == "synthetic":
             return "unproved: made-up rows"
@@ -168,7 +172,10 @@ def find_skewed_inputs(model: keras.Model, x: Any) -> tuple[str, ...]:
         Names of the inputs, where the model's call on `x` differs from its call by name; else
         empty.
     """
-    names = inputs_fed_otherwise(model, x)
+    try:
+        names = inputs_fed_otherwise(model, x)
+    except BindingError:  # a `transform` makes other rows of x
+        return ()
     if not names:
         return ()
     with (

@@ -134,6 +134,12 @@ def warm_saved_model(
             draft.publish(flush=in_place)
     ignored = _ignored_features(bound)
     real_rows = _count_real_rows(records)
+    # Of twins with one reason, it is given once.
+    reasons = [
+        f"Signature {key!r} stays cold: {why}"
+        for key, why in cold.items()
+        if same_function.get(key) not in cold
+    ]
     replays_ms = [record.replay_ms for record in records if record.replay_ms is not None]
     return WarmupReport(
         export_dir=export_dir,
@@ -151,6 +157,7 @@ def warm_saved_model(
         shape_coverage=plan.shape_coverage,
         notes=(*plan.notes, *_notes(binding, records, real_rows, ignored)),
         synthetic=any(record.is_synthetic for record in records),
+        synthetic_reasons=binding.unfit,
         seed=options.seed,
         verified=options.verify,
         shared_signatures=twins,
@@ -159,6 +166,7 @@ def warm_saved_model(
         training_serving_skew=_find_skew(inputs, result.proofs),
         load_added_ms=sum(replays_ms) if replays_ms else None,
         load_ms=result.load_ms,
+        cold="" if records else " ".join(reasons),
     )
 
 
@@ -263,10 +271,7 @@ def _notes(
             "Pass data=."
         )
     for key, why in binding.unfit.items():
-        notes.append(
-            f"The rows of signature {key!r} are made up: the batches captured in fit belong to "
-            f"another model that shares its layers, and do not fit. {why}"
-        )
+        notes.append(f"The rows of signature {key!r} are made up: {why}")
     for one in binding.bound:
         if one.facts.writes_state:
             notes.append(

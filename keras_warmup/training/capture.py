@@ -10,6 +10,7 @@ model has its own function.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import warnings
@@ -17,6 +18,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -40,11 +42,15 @@ class Capture:
 
     Attributes:
         trained_model: weak reference to the model that was trained.
-        sample: the batches.
+        sample: the batches; `None` where sampling stopped before the first one.
+        example: as `BatchTap.example`.
+        problem: as `BatchTap.problem`.
     """
 
     trained_model: weakref.ref[Any]
-    sample: BatchSample
+    sample: BatchSample | None
+    example: Batch | None = None
+    problem: str | None = None
 
     def is_of(self, model: Any) -> bool:
         """Returns whether a model is the one that was trained."""
@@ -52,11 +58,11 @@ class Capture:
 
     def batches(self) -> list[Batch]:
         """Returns the even sample in the order of training, then the batches for other shapes."""
-        return self.sample.batches()
+        return [] if self.sample is None else self.sample.batches()
 
     def shapes_seen(self) -> int:
         """Returns how many shapes of x were seen while sampling."""
-        return len(self.sample.seen_shapes)
+        return 0 if self.sample is None else len(self.sample.seen_shapes)
 
     def batch_size(self) -> int:
         """Returns the number of rows of the largest batch in the sample."""
@@ -71,18 +77,27 @@ _by_layer: weakref.WeakKeyDictionary[Any, Capture] = weakref.WeakKeyDictionary()
 def remember(model: Any, tap: BatchTap) -> None:
     """Remembers the sample of a tap as long as the model or one of its layers exists.
 
-    It replaces the one remembered before, unless the tap has no batch.
+    It replaces the one remembered before. Without a batch it only replaces one without a batch: why
+    sampling stopped, and what the model was trained on, is then all that is remembered.
 
     Args:
         model: the model that is trained.
         tap: the tap that samples its batches.
     """
-    if tap.sample is not None and tap.batches():
-        capture = Capture(weakref.ref(model), tap.sample)
+    has_batches = bool(tap.batches())
+    if not has_batches and (tap.problem is None or tap.example_only):
+        return
+    capture = Capture(weakref.ref(model), tap.sample, tap.example, tap.problem)
+    if has_batches or not _has_batches(_by_model.get(model)):
         _by_model[model] = capture
-        for layer in model._flatten_layers():
+    for layer in model._flatten_layers():
+        if has_batches or not _has_batches(_by_layer.get(layer)):
             _by_layer.pop(layer, None)  # so that the newest capture is the last one
             _by_layer[layer] = capture
+
+
+def _has_batches(capture: Capture | None) -> bool:
+    return capture is not None and bool(capture.batches())
 
 
 def find_capture(model: Any) -> Capture | None:
@@ -92,14 +107,14 @@ def find_capture(model: Any) -> Capture | None:
         model: the model to export.
 
     Returns:
-        The newest capture; `None` if there is none.
+        The newest capture, with batches if there is one; `None` if there is none.
     """
     own: Capture | None = _by_model.get(model)
     if own is not None:
         return own
     layers = {id(layer) for layer in model._flatten_layers()}
     shared: list[Capture] = [one for layer, one in _by_layer.items() if id(layer) in layers]
-    return shared[-1] if shared else None
+    return next(filter(_has_batches, reversed(shared)), shared[-1] if shared else None)
 
 
 class BatchTap:
@@ -119,19 +134,33 @@ class BatchTap:
         seed: seed of every choice.
         max_bytes: most bytes to keep in all; one batch of one row is kept even if it is larger.
         whole: keep whole batches, each of which is one request. Defaults to `False`.
+        example_only: keep no rows and issue no warning, only read the `example`. Defaults to
+            `False`.
 
     Attributes:
         sample: the batches sampled in this `fit`; `None` before the first one.
+        example: the first batch, kept or refused, with zeros or empty strings for its values: an
+            export needs its structure, shapes and dtypes. `None` where it was not seen.
+        example_only: as given.
         problem: why sampling stopped; `None` if it did not.
         taps: steps whose elements were copied or counted.
     """
 
     def __init__(
-        self, num_batches: int, rows: int, seed: int, max_bytes: int, *, whole: bool = False
+        self,
+        num_batches: int,
+        rows: int,
+        seed: int,
+        max_bytes: int,
+        *,
+        whole: bool = False,
+        example_only: bool = False,
     ) -> None:
         self._num_batches = num_batches
         self._whole = whole
-        self._on_first_batch: Callable[[Batch], None] | None = None
+        self.example_only = example_only
+        self.example: Batch | None = None
+        self._on_first_step: Callable[[Batch | None], None] | None = None
         self._first_batch: Batch | None = None
         self._rows = rows
         self._seed = seed
@@ -143,17 +172,21 @@ class BatchTap:
         self.problem: str | None = None
         self.taps = 0
 
-    def begin(self, model: Any, *, on_first_batch: Callable[[Batch], None] | None = None) -> None:
+    def begin(
+        self, model: Any, *, on_first_step: Callable[[Batch | None], None] | None = None
+    ) -> None:
         """Drops the batches of an earlier `fit` and starts sampling at the next step.
 
         Args:
             model: the model that is trained.
-            on_first_batch: is called with the first batch kept, after its step is trained. Its
-                errors stop the sampling; an `ExportError` ends the fit.
+            on_first_step: is called once, after the first step, with the first batch kept; with
+                `None` where none is kept. Its errors stop the sampling; an `ExportError` ends the
+                fit.
         """
         restore(model)
-        self._on_first_batch = on_first_batch
+        self._on_first_step = on_first_step
         self._first_batch = None
+        self.example = None
         self._due = 0
         self._step = 0
         self.sample = None
@@ -196,20 +229,22 @@ class BatchTap:
         self._due = _NEVER
 
     def after_step(self) -> None:
-        """Passes the first batch on, and warns of a problem once per `fit`.
+        """Calls `on_first_step`, and warns of a problem once per `fit`.
 
         Call this after the step is trained: users may turn warnings into errors.
         """
         batch, self._first_batch = self._first_batch, None
-        if batch is not None and self._on_first_batch is not None:
+        call = self._on_first_step
+        if call is not None and (batch is not None or self._due == _NEVER):
+            self._on_first_step = None
             try:
-                self._on_first_batch(batch)
+                call(batch)
             # A warning that the user made an error, or a model that cannot be exported.
             except (UserWarning, ExportError):
                 raise
             except Exception as error:
                 self.stop(f"{type(error).__name__} while checking the first batch")
-        if self.problem is None or self._warned:
+        if self.problem is None or self._warned or self.example_only:
             return
         self._warned = True
         warnings.warn(
@@ -243,6 +278,16 @@ class BatchTap:
 
     def _keep(self, elements: list[Any], element_spec: Any) -> None:
         where = "a training element"
+        xs = [
+            map_leaves(lambda _, leaf: _unwrap(leaf), unpack_x(element, where))
+            for element in elements
+        ]
+        if self.example is None and xs:
+            with contextlib.suppress(Exception):  # of the user's types
+                self.example = _without_values(xs[0])
+        if self.example_only:
+            self._due = _NEVER
+            return
         if self.sample is None:
             free = (
                 self._whole
@@ -256,10 +301,6 @@ class BatchTap:
                 cover_shapes=free,
             )
         sample = self.sample
-        xs = [
-            map_leaves(lambda _, leaf: _unwrap(leaf), unpack_x(element, where))
-            for element in elements
-        ]
         sizes = [count_rows(x, where, is_whole=self._whole) for x in xs]
         shapes = [shape_of(x) for x in xs]
         for shape in shapes:
@@ -447,6 +488,22 @@ def _dense_row_bytes(x: Any) -> int:
         if size and not isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
             total += int(size) * int(np.prod(tuple(leaf.shape)[1:], dtype=np.int64))
     return total
+
+
+def _without_values(x: Any) -> Batch:
+    """Returns a whole batch of the same structure, shapes and dtypes, which takes no memory."""
+
+    def read(_: FeaturePath, leaf: Any) -> Any:
+        if leaf is None or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+            return leaf
+        is_known = isinstance(leaf.dtype, (tf.DType, np.dtype))
+        dtype = tf.as_dtype(
+            leaf.dtype if is_known else keras.backend.standardize_dtype(leaf.dtype)  # torch
+        )
+        zero = np.array(b"", object) if dtype == tf.string else np.zeros((), dtype.as_numpy_dtype)
+        return np.broadcast_to(zero, tuple(leaf.shape))
+
+    return Batch(map_leaves(read, x), 1, "captured", is_whole=True)
 
 
 def _rows_on_host(x: Any, start: int, stop: int, size: int) -> Batch:

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from keras_warmup.data.batch import Batch, describe, walk
 from keras_warmup.data.leaves import read_leaf
-from keras_warmup.data.sources import read_batches, unpack_x
+from keras_warmup.data.sources import first_batch, read_batches, unpack_x
 from keras_warmup.errors import DataError
 
 ACCEPTED = (
@@ -627,3 +627,45 @@ def test_whole_batches_may_differ_in_their_first_dimension_and_are_never_cut() -
         assert {name: len(array) for name, array in batch.x.items()} == {"nodes": 5, "edges": 90}
     with pytest.raises(DataError, match=r"it has no rows: .*x\['nodes'\] is float32 \[0, 4\]"):
         list(read_batches({"nodes": X[:0], "edges": X}, whole=True))
+
+
+def test_the_first_batch_of_arrays_is_read() -> None:
+    batch = first_batch({"a": X, "b": ["r"] * 5})
+    assert batch is not None and batch.size == 5
+    np.testing.assert_array_equal(batch.x["a"], X)
+    whole = first_batch([X, Y[:2]], whole=True)
+    assert whole is not None and whole.is_whole
+    with pytest.raises(DataError, match="different numbers of rows"):
+        first_batch([X, Y[:2]])
+    with pytest.raises(DataError, match="expected an array"):
+        first_batch({"a": object()})
+
+
+def test_the_first_batch_of_a_dataset_is_its_specs_and_no_element_is_made() -> None:
+    def fail() -> Iterator[Any]:
+        raise AssertionError("read")
+        yield
+
+    specs = (
+        {"a": tf.TensorSpec((None, 4)), "b": tf.TensorSpec((2,), tf.string)},
+        tf.TensorSpec(()),
+    )
+    batch = first_batch(tf.data.Dataset.from_generator(fail, output_signature=specs))
+    assert batch is not None and batch.x == specs[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: iter([X]),
+        lambda: lambda: X,
+        lambda: tf.data.Dataset.from_tensor_slices(["a", "b"]),
+        lambda: tf.data.Dataset.from_tensors(tf.ragged.constant([[1], [2, 3]])),
+        lambda: tf.data.Dataset.from_generator(lambda: [X], output_signature=tf.TensorSpec(None)),
+    ],
+    ids=["iterator", "function", "strings", "ragged", "unknown rank"],
+)
+def test_the_first_batch_of_other_data_is_not_known(make: Any) -> None:
+    data = make()
+    assert first_batch(data) is None
+    assert list(data() if callable(data) else data)

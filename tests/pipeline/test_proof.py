@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_warmup as kw
 from keras_warmup.binding import bind
@@ -132,14 +134,43 @@ def test_swapped_inputs_refuse_the_export(
     model = functional_model([input_of_four("a"), input_of_four("b")])
     real = bind.match_inputs
 
-    def swap(x: Any, signature: Any) -> Any:
-        found, ignored = real(x, signature)
+    def swap(x: Any, signature: Any, **options: Any) -> Any:
+        found, ignored = real(x, signature, **options)
         return dict(zip(found, reversed(found.values()), strict=True)), ignored
 
     monkeypatch.setattr(bind, "match_inputs", swap)
     with pytest.raises(ProofError, match=r"^Signature 'serving_default' does not give what model"):
         kw.export_with_warmup(model, tmp_path / "1", data=[random_rows(4), random_rows(4)])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("structure", ["dict", "list", "one"])
+def test_arrays_of_a_transform_prove_a_functional_model(
+    structure: str, tmp_path: pathlib.Path
+) -> None:
+    a, b = input_of_four("a"), input_of_four("b")
+    model = functional_model({"dict": {"k": a, "l": b}, "list": [a, b], "one": a}[structure])
+    names = ["a"] if structure == "one" else ["a", "b"]
+    report = kw.export_with_warmup(
+        model,
+        tmp_path / "1",
+        data=random_rows(8),
+        warmup={"transform": lambda x: {name: x[:, 4 * (name == "b") :][:, :4] for name in names}},
+    )
+    assert report.proofs == {"serving_default": "proved", "serve": "proved"}
+
+
+def test_a_transform_does_not_hide_that_training_saw_other_features(tmp_path: pathlib.Path) -> None:
+    inputs = {"a": input_of_four("a"), "b": input_of_four("b")}
+    model = functional_model(inputs)
+    model.compile("sgd", "mse")
+    swapped = collections.OrderedDict(b=random_rows(4, rows=8), a=np.zeros((8, 4), "float32"))
+    dataset = tf.data.Dataset.from_tensors((swapped, np.zeros((8, 1), "float32")))
+    model.fit(dataset, verbose=0, callbacks=[kw.BatchCapture()])
+    with pytest.warns(UserWarning, match="disagree"):
+        report = kw.export_with_warmup(model, tmp_path / "1", warmup={"transform": dict})
+    assert report.proofs["serving_default"] == "proved"
+    assert set(report.training_serving_skew["serving_default"]) == {"a", "b"}
 
 
 def test_a_replay_that_differs_from_itself_is_not_deterministic(model: keras.Model) -> None:

@@ -325,6 +325,15 @@ def assert_same_training(case: Any, callback: Any, **options: Any) -> Any:
     return model
 
 
+@pytest.mark.parametrize("case", CASES[::4], ids=lambda case: case.__name__.removesuffix("_case"))
+def test_training_is_bit_identical_with_a_tap_that_reads_an_example(case: Any) -> None:
+    callback = TapCallback(example_only=True)
+    _, with_tap = fit(case, [callback])
+    assert with_tap == fit_without_tap(case)
+    assert callback.tap.example is not None
+    assert callback.tap.taps == 0 and not callback.tap.batches()
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__.removesuffix("_case"))
 def test_training_is_bit_identical_with_a_tap(case: Any) -> None:
     callback = TapCallback()
@@ -944,3 +953,19 @@ def test_a_new_train_function_is_not_overwritten() -> None:
     assert stand_in([(np.zeros((2, 3)), None)]) == "old"
     restore(model)
     assert model.train_function is made
+
+
+def test_an_example_has_structure_shapes_and_dtypes_but_no_values() -> None:
+    x = {
+        "ids": np.arange(6, dtype="int32").reshape(3, 2),
+        "words": np.array([b"a", b"b", b"c"], object),
+        "edges": np.ones((5, 2), "float16"),
+    }
+    inputs = tf.data.Dataset.from_tensors(x)
+    tap = BatchTap(**SIZES)
+    tap.sample_elements(list(inputs), inputs.element_spec)
+    assert tap.problem is not None and not tap.batches()
+    assert tap.example is not None
+    for name, leaf in tap.example.x.items():
+        assert (leaf.shape, leaf.dtype) == (x[name].shape, x[name].dtype)
+        assert not any(leaf.ravel()) and set(leaf.strides) == {0}
