@@ -46,6 +46,7 @@ from keras_warmup.savedmodel.signatures import (
     serving_meta_graph,
 )
 from keras_warmup.savedmodel.twins import find_twins
+from keras_warmup.savedmodel.variable_copies import find_copies
 from keras_warmup.serving.replay import ServingSession
 
 # Rows on which the calls of a model are compared with each other.
@@ -155,7 +156,11 @@ def warm_saved_model(
         },
         ignored_features=ignored,
         shape_coverage=plan.shape_coverage,
-        notes=(*plan.notes, *_notes(binding, records, real_rows, ignored)),
+        notes=(
+            *plan.notes,
+            *_notes(binding, records, real_rows, ignored),
+            *_note_of_doubled_weights(graph),
+        ),
         synthetic=any(record.is_synthetic for record in records),
         synthetic_reasons=binding.unfit,
         seed=options.seed,
@@ -252,6 +257,17 @@ def _count_real_rows(records: Sequence[DraftRecord]) -> int:
             for row in _real_rows(record.request)
         }
     )
+
+
+def _note_of_doubled_weights(graph: ModelGraph) -> list[str]:
+    """Returns a note where the model stores weights twice, as Keras does by itself."""
+    doubled = len(find_copies(graph).doubled)
+    if not doubled:
+        return []
+    return [
+        f"{doubled} variables are stored twice, and a server restores both: keras-warmup repair "
+        "makes them one."
+    ]
 
 
 def _notes(

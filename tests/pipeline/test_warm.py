@@ -144,6 +144,21 @@ def test_add_warmup_changes_no_signature_unless_asked_to(
     assert len(report.records) == 1
 
 
+def test_doubled_weights_are_noted_where_keras_wrote_the_export(
+    model: keras.Model, tmp_path: pathlib.Path
+) -> None:
+    model.export(tmp_path / "1", verbose=False)
+    note = (
+        "6 variables are stored twice, and a server restores both: keras-warmup repair makes them "
+        "one."
+    )
+    assert note in kw.add_warmup(tmp_path / "1", IMAGES).notes
+    assert not any(
+        "stored twice" in one
+        for one in kw.export_with_warmup(model, tmp_path / "2", data=IMAGES).notes
+    )
+
+
 def test_extra_features_are_ignored_and_reported(tmp_path: pathlib.Path) -> None:
     model = functional_model({"a": input_of_four("a"), "b": input_of_four("b")})
     data = {"a": random_rows(4), "b": random_rows(4), "customer": random_rows(1)}
