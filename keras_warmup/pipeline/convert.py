@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from keras_warmup.errors import OptionsError
-from keras_warmup.paths import as_path, explained, join, scheme_of
+import tensorflow as tf
+
+from keras_warmup.errors import OptionsError, PublishError, SignatureError
+from keras_warmup.paths import as_path, explained, join, parent_of, scheme_of
 from keras_warmup.pipeline.compare import compare_models
 from keras_warmup.publishing.filesystem import copy_tree, exists, tree_bytes
-from keras_warmup.publishing.publish import published_at, staged
+from keras_warmup.publishing.publish import Published, is_still_there, published_at, staged
 from keras_warmup.publishing.versions import has_version, version_hint
+from keras_warmup.publishing.workspace import sweep
 from keras_warmup.records.warmup_file import WARMUP_PATH, read_all_records, warmup_path
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.rewriting import renew_fingerprint
@@ -25,19 +28,27 @@ Change = Callable[[str, str], Sequence[str]]
 _EXTRA = WARMUP_PATH.partition("/")[0]
 
 
-def path_of_source(export_dir: str | os.PathLike[str]) -> str:
-    """Returns the path of the SavedModel to change, with a final link followed.
+def find_source(export_dir: str | os.PathLike[str]) -> Published:
+    """Returns the path of the SavedModel to change, a final link followed, with its identity.
 
     Args:
         export_dir: version directory of a SavedModel.
 
     Raises:
         OptionsError: it is not a path, or holds `{version}`.
+        SignatureError: there is no directory.
     """
     source = as_path(export_dir)
     if has_version(source):
         raise OptionsError(f"{source!r} holds '{{version}}': name the version to change.")
-    return os.path.realpath(source) if not scheme_of(source) and os.path.islink(source) else source
+    if not scheme_of(source) and os.path.islink(source):
+        source = os.path.realpath(source)
+    with explained(source, "read"):
+        # A writer that was killed may have left the version beside its path.
+        sweep(parent_of(source))
+        if not tf.io.gfile.isdir(source):
+            raise SignatureError(f"No SavedModel at {source!r}: the directory does not exist.")
+    return published_at(source)
 
 
 def convert_existing(
@@ -47,6 +58,7 @@ def convert_existing(
     *,
     rounding: float | None = None,
     refuse_unsafe_ops: bool = False,
+    found: Published | None = None,
 ) -> ConversionReport:
     """Writes a changed SavedModel beside or in place of one that exists.
 
@@ -69,6 +81,8 @@ def convert_existing(
             value that is allowed beside what its dtype implies.
         refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops
             that touch files, network or processes. Defaults to `False`: warn.
+        found: what `find_source` returned, where the caller has read the SavedModel before: no
+            other one that took its place since is changed. Defaults to `None`: found now.
 
     Returns:
         The report.
@@ -78,12 +92,14 @@ def convert_existing(
         ReplayError: a server cannot run the result, or a record of the warmup file.
         WarmupError: another subclass of it for each kind of failure.
     """
-    source = path_of_source(export_dir)
-    check_saved_model(source, refuse=refuse_unsafe_ops)
     # Before anything is read: a directory that takes its place meanwhile is not replaced.
-    published = published_at(source) if output is None else None
+    found = found or find_source(export_dir)
+    source = found.path
+    check_saved_model(source, refuse=refuse_unsafe_ops)
     target = source if output is None else as_path(output)
-    with staged(target, overwrite=output is None, replaces=published) as staging:
+    with staged(
+        target, overwrite=output is None, replaces=None if output is not None else found
+    ) as staging:
         directory = os.fspath(staging)
         changes = tuple(change(source, directory))
         with explained(directory, "copy files to"):
@@ -95,6 +111,11 @@ def convert_existing(
         comparisons = compare_models(source, directory, logs, rounding=rounding)
         with explained(source, "read"):
             before, after = tree_bytes(source), tree_bytes(directory)
+        if not is_still_there(found):
+            raise PublishError(
+                f"Cannot change {source!r}: another directory took its place meanwhile. Nothing "
+                "was published; try again."
+            )
     notes = [] if has_file else ["There is no warmup file: the first requests will be slow."]
     hint = version_hint(staging.published.path)
     return ConversionReport(

@@ -11,10 +11,14 @@ import tensorflow as tf
 from keras_warmup._protos import MetaGraphDef, SavedModel, TrackableObjectGraph
 from keras_warmup.errors import SignatureError
 from keras_warmup.paths import explained, join
-from keras_warmup.pipeline.convert import convert_existing, path_of_source, unchanged
-from keras_warmup.publishing.filesystem import copy_tree, exists
+from keras_warmup.pipeline.convert import convert_existing, find_source, unchanged
+from keras_warmup.publishing.filesystem import copy_tree, exists, remove_tree
 from keras_warmup.report import ConversionReport
-from keras_warmup.savedmodel.checkpoint import read_object_graph, rewrite_checkpoint
+from keras_warmup.savedmodel.checkpoint import (
+    OBJECT_GRAPH_KEY,
+    read_object_graph,
+    rewrite_checkpoint,
+)
 from keras_warmup.savedmodel.files import check_load_files, require_file
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.graph_bodies import identity_of
@@ -87,15 +91,17 @@ def repair_saved_model(
     Raises:
         WarmupError: a subclass of it for each kind of failure. `export_dir` is unchanged.
     """
-    source = path_of_source(export_dir)
-    faults = _find_faults(source)
+    found = find_source(export_dir)
+    faults = _find_faults(found.path)
     if not faults:
-        return unchanged(source, faults.notes)
+        return unchanged(found.path, faults.notes)
 
     def change(source: str, directory: str) -> list[str]:
         return _write_repaired(source, directory, faults)
 
-    report = convert_existing(source, output, change, refuse_unsafe_ops=refuse_unsafe_ops)
+    report = convert_existing(
+        found.path, output, change, refuse_unsafe_ops=refuse_unsafe_ops, found=found
+    )
     return dataclasses.replace(report, notes=(*faults.notes, *report.notes))
 
 
@@ -150,7 +156,11 @@ def _choose_mergeable(
     object_graph = read_object_graph(join(source, _PREFIX)) if copies.doubled else None
     tracked = [] if object_graph is None else object_graph.nodes
     places: Mapping[str, tuple[int, int]] = {}
-    if object_graph is not None and not any(node.HasField("registered_saver") for node in tracked):
+    keys = {one.checkpoint_key for node in tracked for one in node.attributes}
+    # What the restore op does not read as a whole tensor would be lost.
+    is_complete = keys == set(copies.dtypes) - {OBJECT_GRAPH_KEY}
+    has_savers = any(node.HasField("registered_saver") for node in tracked)
+    if object_graph is not None and is_complete and not has_savers:
         places = saved_nodes_of(meta_graph, object_graph)
     doubled: dict[RestoredVariable, str] = {}
     merged_saved: dict[int, int] = {}
@@ -174,7 +184,7 @@ def _choose_mergeable(
     return _Faults(
         saved_model,
         meta_graph,
-        VariableCopies(originals, copies.unfilled, doubled),
+        VariableCopies(originals, copies.unfilled, doubled, copies.dtypes),
         merged_saved,
         merged_tracked,
         object_graph,
@@ -198,10 +208,15 @@ def _write_repaired(source: str, directory: str, faults: _Faults) -> list[str]:
             changes.append(f"variables stored twice, now once: {len(copies.doubled)}")
             merge_objects(meta_graph.object_graph_def, faults.merged_saved)
             merge_objects(faults.object_graph, faults.merged_tracked)
-            merged_keys = {variable.key: kept for variable, kept in copies.doubled.items()}
             rewrite_checkpoint(
-                join(source, _PREFIX), join(directory, _PREFIX), merged_keys, faults.object_graph
+                join(source, _PREFIX),
+                join(directory, _PREFIX),
+                {key: tf.dtypes.as_dtype(number) for key, number in copies.dtypes.items()},
+                {variable.key: kept for variable, kept in copies.doubled.items()},
+                faults.object_graph,
             )
+            # TensorFlow goes on where it cannot remove it.
+            remove_tree(join(directory, f"{_PREFIX}_temp"))
             written.add(_VARIABLES)
         with tf.io.gfile.GFile(join(directory, _MODEL), "wb") as file:
             file.write(faults.saved_model.SerializeToString(deterministic=True))

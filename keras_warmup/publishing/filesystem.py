@@ -84,7 +84,13 @@ def copy_tree(source: str, target: str) -> None:
         OSError, tf.errors.OpError: a file cannot be copied, or is not a regular file.
     """
     if not scheme_of(source) and not scheme_of(target):
-        shutil.copytree(source, target, copy_function=_copy_regular)
+        make_directory(target)
+        for name in sorted(os.listdir(source)):
+            path = os.path.join(source, name)
+            if os.path.isdir(path):
+                copy_tree(path, join(target, name))
+            else:
+                _copy_regular(path, join(target, name))
         return
     for name in _files_of(source):
         tf.io.gfile.makedirs(parent_of(join(target, name)))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,28 +19,26 @@ OBJECT_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SHARD_BYTES = 256 * 2**20
 
 
-def read_object_graph(prefix: str) -> TrackableObjectGraph | None:
+def read_object_graph(prefix: str) -> TrackableObjectGraph:
     """Reads the object graph of a checkpoint.
 
     Args:
         prefix: path of the checkpoint without `.index`.
 
-    Returns:
-        The graph; `None` where the checkpoint has none.
-
     Raises:
-        SignatureError: the checkpoint cannot be read.
+        SignatureError: the checkpoint cannot be read, or has no object graph.
     """
-    with _explained(prefix):
-        reader = tf.train.load_checkpoint(prefix)
-        if not reader.has_tensor(OBJECT_GRAPH_KEY):
-            return None
-        return TrackableObjectGraph.FromString(reader.get_tensor(OBJECT_GRAPH_KEY))
+    serialized = _restore(prefix, OBJECT_GRAPH_KEY, tf.string)
+    try:
+        return TrackableObjectGraph.FromString(serialized.numpy())
+    except DecodeError as error:
+        raise _unreadable(prefix, "its object graph is damaged") from error
 
 
 def rewrite_checkpoint(
     source: str,
     target: str,
+    dtypes: Mapping[str, Any],
     merged: Mapping[str, str],
     object_graph: TrackableObjectGraph,
 ) -> None:
@@ -51,6 +47,7 @@ def rewrite_checkpoint(
     Args:
         source: prefix of the checkpoint to read.
         target: prefix of the checkpoint to write.
+        dtypes: key of each tensor -> its dtype.
         merged: key of a tensor to leave out -> key of the tensor that takes its place.
         object_graph: the object graph to write.
 
@@ -58,66 +55,65 @@ def rewrite_checkpoint(
         SignatureError: the checkpoint cannot be read, or two tensors that were to be one differ.
         tf.errors.OpError: it cannot be written.
     """
-    with _explained(source):
-        reader = tf.train.load_checkpoint(source)
-        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
     # One tensor is in memory at a time: a copy may be as large as all other weights.
     digests: dict[str, list[tuple[str, bytes]]] = {}
     for dropped, kept in merged.items():
-        with _explained(source):
-            (tensor,) = _restore(source, [dropped], [dtypes[dropped]])
-        digests.setdefault(kept, []).append((dropped, _digest(tensor)))
+        digest = _digest(_restore(source, dropped, dtypes[dropped]))
+        digests.setdefault(kept, []).append((dropped, digest))
+    directory = f"{target}_temp"
+    tf.io.gfile.makedirs(directory)
+    prefixes: list[str] = []
+    shard: dict[str, Any] = {}
+    shard_bytes = 0
+    for key in sorted(set(dtypes) - set(merged) - {OBJECT_GRAPH_KEY}):
+        tensor = _restore(source, key, dtypes[key])
+        _require_equal(key, tensor, digests.get(key, ()))
+        size = int(tf.size(tensor)) * (tensor.dtype.size or 1)
+        if shard and shard_bytes + size > _SHARD_BYTES:
+            _write_shard(directory, shard, prefixes)
+            shard_bytes = 0
+        shard[key] = tensor
+        shard_bytes += size
         del tensor
-    sizes = {
-        key: math.prod(shapes[key]) * (dtypes[key].size or 1)
-        for key in sorted(shapes)
-        if key not in merged and key != OBJECT_GRAPH_KEY
-    }
-    graph = tf.constant(object_graph.SerializeToString(deterministic=True))
-    parts = list(_shards(sizes))
-    prefixes = [f"{target}_temp/part-{index:05d}" for index in range(len(parts))]
-    tf.io.gfile.makedirs(f"{target}_temp")
-    for prefix, keys in zip(prefixes, parts, strict=True):
-        with _explained(source):
-            tensors = _restore(source, keys, [dtypes[key] for key in keys])
-        for key, tensor in zip(keys, tensors, strict=True):
-            _require_equal(key, tensor, digests.get(key, ()))
-            del tensor
-        names = list(keys)
-        if prefix == prefixes[-1]:
-            names.append(OBJECT_GRAPH_KEY)
-            tensors.append(graph)
-        tf.raw_ops.SaveV2(
-            prefix=prefix, tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
-        )
-        del tensors  # before the next ones are read
-    # Renames the files of the parts, and writes one index.
+    shard[OBJECT_GRAPH_KEY] = tf.constant(object_graph.SerializeToString(deterministic=True))
+    _write_shard(directory, shard, prefixes)
+    # Renames the files of the shards, and writes one index.
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=prefixes, destination_prefix=target, delete_old_dirs=True
     )
 
 
-def _shards(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Yields the keys in groups of at most `_SHARD_BYTES` or of one tensor; at least one group."""
-    keys: list[str] = []
-    total = 0
-    for key, size in sizes.items():
-        if keys and total + size > _SHARD_BYTES:
-            yield keys
-            keys, total = [], 0
-        keys.append(key)
-        total += size
-    yield keys
+def _write_shard(directory: str, shard: dict[str, Any], prefixes: list[str]) -> None:
+    """Writes tensors, frees them, and adds the prefix of their files to the list."""
+    prefix = f"{directory}/part-{len(prefixes):05d}"
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(shard),
+        shape_and_slices=[""] * len(shard),
+        tensors=list(shard.values()),
+    )
+    shard.clear()
+    prefixes.append(prefix)
 
 
-def _restore(prefix: str, keys: list[str], dtypes: list[Any]) -> list[Any]:
-    if not keys:
-        return []
-    with tf.device("/CPU:0"):
-        tensors = tf.raw_ops.RestoreV2(
-            prefix=prefix, tensor_names=keys, shape_and_slices=[""] * len(keys), dtypes=dtypes
-        )
-    return list(tensors)
+def _restore(prefix: str, key: str, dtype: Any) -> Any:
+    """Reads one tensor."""
+    # Not with tf.train.load_checkpoint: it crashes the process where a file cannot be read.
+    try:
+        with tf.device("/CPU:0"):
+            (tensor,) = tf.raw_ops.RestoreV2(
+                prefix=prefix, tensor_names=[key], shape_and_slices=[""], dtypes=[dtype]
+            )
+    except tf.errors.OpError as error:
+        raise _unreadable(prefix, reason_of(error)) from error
+    return tensor
+
+
+def _unreadable(prefix: str, reason: str) -> SignatureError:
+    return SignatureError(
+        f"Cannot read the checkpoint {prefix!r}: {reason}. Export the model again, with all its "
+        "files."
+    )
 
 
 def _require_equal(key: str, tensor: Any, copies: Sequence[tuple[str, bytes]]) -> None:
@@ -149,16 +145,3 @@ def _digest(tensor: Any) -> bytes:
     else:
         digest.update(view)
     return digest.digest()
-
-
-@contextlib.contextmanager
-def _explained(prefix: str) -> Iterator[None]:
-    """Turns errors of reading a checkpoint into a `SignatureError`."""
-    try:
-        yield
-    except (tf.errors.OpError, DecodeError, RuntimeError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, tf.errors.OpError) else str(error)
-        raise SignatureError(
-            f"Cannot read the checkpoint {prefix!r}: {reason}. Export the model again, with all "
-            "its files."
-        ) from error

@@ -66,11 +66,14 @@ class VariableCopies:
         unfilled: VarHandleOps of originals that the graph reads and the restore op does not fill.
         doubled: copies of which the original is filled too, or that are filled twice -> the
             checkpoint key of the original.
+        dtypes: checkpoint key -> number of the dtype, for each tensor that the restore op reads as
+            a whole.
     """
 
     originals: Mapping[str, str]
     unfilled: frozenset[str]
     doubled: Mapping[RestoredVariable, str]
+    dtypes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def find_copies(graph: ModelGraph) -> VariableCopies:
@@ -82,7 +85,7 @@ def find_copies(graph: ModelGraph) -> VariableCopies:
     Returns:
         The copies that make one of the two faults; empty for a graph without an object graph.
     """
-    restored = _restored_variables(graph)
+    restored, dtypes = _read_restore_op(graph)
     if not graph.meta_graph.object_graph_def.nodes:
         return VariableCopies({}, frozenset(), {})
     by_handle: dict[str, list[RestoredVariable]] = {}
@@ -107,7 +110,7 @@ def find_copies(graph: ModelGraph) -> VariableCopies:
         elif len(filled) == 1 and _is_used(graph, original):
             originals[filled[0]] = original
             unfilled.add(original)
-    return VariableCopies(originals, frozenset(unfilled), doubled)
+    return VariableCopies(originals, frozenset(unfilled), doubled, dtypes)
 
 
 def merge_copies(meta_graph: MetaGraphDef, copies: VariableCopies) -> None:
@@ -249,19 +252,29 @@ def _check_references(graph: Any) -> None:
         )
 
 
-def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
-    """Returns the variables that the restore op fills as TensorFlow 2 writes it; others are left.
+def _read_restore_op(graph: ModelGraph) -> tuple[list[RestoredVariable], dict[str, int]]:
+    """Returns what the restore op fills, and the dtypes of the tensors that it reads.
 
-    The restore op calls a function with the handles, which reads tensors from the checkpoint with
-    RestoreV2 and assigns them.
+    As TensorFlow 2 writes it, it calls a function with the handles, which reads tensors from the
+    checkpoint with RestoreV2 and assigns them. What has another form is left out.
     """
     call = graph.main.nodes.get(graph.meta_graph.saver_def.restore_op_name)
     called = functions_in(attribute(call, "f")) if call is not None else []
     body = graph.function(called[0].name) if called else None
     if call is None or call.op not in _CALLS or body is None:
-        return []
+        return [], {}
     main = CallFrame(graph.main)
-    keys: dict[str, list[str]] = {}
+    keys = {
+        node.name: _keys_of(graph, body.nodes, node)
+        for node in body.nodes.values()
+        if node.op == "RestoreV2"
+    }
+    dtypes = {
+        key: number
+        for name, read in keys.items()
+        for key, number in zip(read, attribute(body.nodes[name], "dtypes").list.type, strict=False)
+        if key
+    }
     found = []
     for node in body.nodes.values():
         if node.op != "AssignVariableOp" or len(node.input) < 2:
@@ -279,8 +292,6 @@ def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
             continue
         if source is None or source.op != "RestoreV2":
             continue
-        if source.name not in keys:
-            keys[source.name] = _keys_of(graph, body.nodes, source)
         position = output_index(tensor)
         if position < len(keys[source.name]) and keys[source.name][position]:
             found.append(
@@ -292,7 +303,7 @@ def _restored_variables(graph: ModelGraph) -> list[RestoredVariable]:
                     tuple(names),
                 )
             )
-    return found
+    return found, dtypes
 
 
 def _keys_of(graph: ModelGraph, nodes: Mapping[str, Any], restore: Any) -> list[str]:

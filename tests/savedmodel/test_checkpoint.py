@@ -51,7 +51,9 @@ def test_the_kept_tensors_and_the_graph_are_written(
     source, target = str(tmp_path / "a" / "variables"), str(tmp_path / "b" / "variables")
     write(source, {**VALUES, **{f"copy_of_{key}": value for key, value in VALUES.items()}})
     merged = {f"copy_of_{key}": key for key in VALUES}
-    rewrite_checkpoint(source, target, merged, graph_of(*VALUES))
+    dtypes = {key: tf.constant(value).dtype for key, value in VALUES.items()}
+    dtypes.update({f"copy_of_{key}": dtype for key, dtype in dtypes.items()})
+    rewrite_checkpoint(source, target, dtypes, merged, graph_of(*VALUES))
     reader = tf.train.load_checkpoint(target)
     names = set(reader.get_variable_to_shape_map())
     assert names == {*VALUES, "_CHECKPOINTABLE_OBJECT_GRAPH"}
@@ -79,16 +81,20 @@ def test_tensors_that_differ_in_a_bit_are_not_one(
     source = str(tmp_path / "a" / "variables")
     write(source, {"one": one, "other": other})
     with pytest.raises(SignatureError, match="'one' and 'other' of its checkpoint are copies"):
-        rewrite_checkpoint(source, str(tmp_path / "b"), {"other": "one"}, graph_of("one"))
-
-
-def test_a_checkpoint_without_an_object_graph_has_none(tmp_path: pathlib.Path) -> None:
-    write(str(tmp_path / "v"), {"x": np.float32(1)})
-    assert read_object_graph(str(tmp_path / "v")) is None
+        rewrite_checkpoint(
+            source,
+            str(tmp_path / "b"),
+            {"one": tf.constant(one).dtype, "other": tf.constant(other).dtype},
+            {"other": "one"},
+            graph_of("one"),
+        )
 
 
 def test_a_damaged_checkpoint_is_an_error_with_its_path(tmp_path: pathlib.Path) -> None:
     prefix = str(tmp_path / "v")
+    with pytest.raises(SignatureError, match=f"^Cannot read the checkpoint '{prefix}': "):
+        read_object_graph(prefix)
+    write(prefix, {"x": np.float32(1)})
     with pytest.raises(SignatureError, match=f"^Cannot read the checkpoint '{prefix}': "):
         read_object_graph(prefix)
     write(prefix, {"_CHECKPOINTABLE_OBJECT_GRAPH": np.array(b"\xff\xff", object)})

@@ -55,7 +55,6 @@ def test_the_copies_of_an_export_are_found_by_their_initial_values(doubled_dir: 
         assert nodes[copy].op == nodes[original].op == "VarHandleOp"
         assert nodes[f"{copy}/Initializer/ReadVariableOp"].input == [original]
     object_graph = read_object_graph(f"{doubled_dir}/variables/variables")
-    assert object_graph is not None
     places = saved_nodes_of(meta_graph, object_graph)
     for variable, kept in copies.doubled.items():
         assert variable.key.startswith("variables/")
