@@ -34,7 +34,7 @@ from keras_warmup.errors import ExportError, OptionsError
 from keras_warmup.op_errors import text_of
 from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES, MAX_FREEZE_BYTES, is_integer
 from keras_warmup.paths import explained, join
-from keras_warmup.pipeline.convert import convert_existing, path_of_source
+from keras_warmup.pipeline.convert import convert_existing, find_source
 from keras_warmup.pipeline.proof import INTERMEDIATE_ROUNDING
 from keras_warmup.pipeline.warm import require_restorable
 from keras_warmup.publishing.filesystem import copy_tree, exists, remove_tree
@@ -229,7 +229,7 @@ def freeze_existing(
             f"max_bytes must be 1 to {MAX_FREEZE_BYTES} (a SavedModel proto ends at 2 GiB), got "
             f"{max_bytes!r}."
         )
-    source = path_of_source(export_dir)
+    found = find_source(export_dir)
     results: list[FrozenVariables] = []
 
     def change(source: str, directory: str) -> list[str]:
@@ -238,11 +238,12 @@ def freeze_existing(
         return [*frozen.lines(), _LEFT_OUT]
 
     report = convert_existing(
-        export_dir,
+        found.path,
         output,
         change,
-        rounding=_rounding_of(read_meta_graph(source)),
+        rounding=_rounding_of(read_meta_graph(found.path)),
         refuse_unsafe_ops=refuse_unsafe_ops,
+        found=found,
     )
     return dataclasses.replace(report, frozen=results[0], notes=(*report.notes, LOST))
 
