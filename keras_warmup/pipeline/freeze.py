@@ -238,7 +238,7 @@ def freeze_existing(
         return [*frozen.lines(), _LEFT_OUT]
 
     report = convert_existing(
-        export_dir,
+        found.path,
         output,
         change,
         rounding=_rounding_of(read_meta_graph(found.path)),
