@@ -4,8 +4,8 @@
 
 Each model is exported by `model.export`, by `export_with_warmup`, and by `export_with_warmup` with
 `freeze=True`. All get the same warmup file, the smallest one that warms requests of 4 rows for
-`serving_default`: one record. The exports are loaded in turns, in fresh processes, by TensorFlow's
-C++ loader as in a server; figures are medians, and ratios are medians over the rounds.
+`serving_default`: one record. The exports are loaded in turns, in fresh processes, into a C++
+Session as in a server; figures are medians, and ratios are medians over the rounds.
 
 Writes time_to_ready.json, time_to_ready.png and time_to_ready.md to the output directory; with
 `--readme` also a short table into the README and the full one into docs/benchmarks.md beside it.
@@ -214,7 +214,7 @@ def main() -> int:
             "--models measures some of the models: give another --output, and no --readme."
         )
     if c_api() is None and not arguments.redraw:
-        parser.error("The installed TensorFlow does not export its C++ loader.")
+        parser.error("The installed TensorFlow does not export its C API.")
     try:
         new_figure(1)  # Fails without matplotlib, before the first model is measured.
     except OptionsError as error:

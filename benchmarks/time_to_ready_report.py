@@ -189,8 +189,9 @@ def _draw(results: Sequence[Mapping[str, Any]], path: str) -> None:
             0, 1.25 * max(1.0, *(row["ratio"][aspect] for one in results for row in one["exports"]))
         )
         axes.set_title(ASPECTS[aspect], loc="left", fontsize=10)
+        axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(models)), models, fontsize=8)
+    panels[0].set_yticks(range(len(models)), models)
     panels[0].invert_yaxis()
     for axes in panels[3:]:
         axes.set_xlabel("share of model.export", fontsize=8)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 import time
 from typing import Any
+
+import tensorflow as tf
 
 from keras_warmup._protos import MetaGraphDef, PredictionLog
 from keras_warmup.bench.memory import PeakMemory
@@ -26,7 +29,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """Runs one measurement.
 
     Args:
-        job: `export_dir`; `signatures`, the signatures of its `MetaGraphDef` in hexadecimal;
+        job: `export_dir`; `meta_graph`, its `MetaGraphDef` without the graph, in hexadecimal;
             `warmup_file`, a TFRecord of `PredictionLog`s to replay before the first request, or
             `None`; `requests_file`, a TFRecord of the requests to send; `requests`, the number of
             requests to send, in turn.
@@ -40,7 +43,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """
     requests = list(read_records(job["requests_file"]))
     records = [] if job["warmup_file"] is None else list(read_records(job["warmup_file"]))
-    if c_api() is None:
+    if not _is_native(job["export_dir"]):
         _start_eager_runtime(requests + records)
     memory = PeakMemory()
     with _open_session(job) as session:
@@ -59,11 +62,15 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         }
 
 
+def _is_native(export_dir: str) -> bool:
+    """Returns whether a C++ Session can load the model."""
+    return c_api() is not None and tf.io.gfile.exists(os.path.join(export_dir, "saved_model.pb"))
+
+
 def _open_session(job: dict[str, Any]) -> NativeSession | ServingSession:
-    """Loads the model with TensorFlow's C++ loader, or in Python where that is out of reach."""
-    if c_api() is None:
+    if not _is_native(job["export_dir"]):
         return open_session(job["export_dir"])
-    meta_graph = MetaGraphDef.FromString(bytes.fromhex(job["signatures"]))
+    meta_graph = MetaGraphDef.FromString(bytes.fromhex(job["meta_graph"]))
     return NativeSession(job["export_dir"], meta_graph)
 
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from keras_warmup._protos import MetaGraphDef, PredictionLog
+from keras_warmup._protos import PredictionLog
 from keras_warmup.errors import OptionsError, ReplayError
 from keras_warmup.options import is_integer
 from keras_warmup.paths import absolute
@@ -23,7 +23,7 @@ from keras_warmup.savedmodel.files import check_load_files
 from keras_warmup.savedmodel.signatures import read_meta_graph
 from keras_warmup.serving.child_process import child_environment, describe_exit
 
-# What loads the model in a process: TensorFlow's C++ loader, or a Session in Python.
+# What loads the model in a process: a C++ Session, as in a server, or a Session of Python.
 Loader = Literal["c++", "python"]
 # Called with (runs done, runs in total, what was run) after each run.
 Progress = Callable[[int, int, str], None]
@@ -134,7 +134,7 @@ class ProcessEngine:
             write_records(requests_file, requests, max_records=UNLIMITED, max_bytes=UNLIMITED)
             job = {
                 "export_dir": self._export_dir,
-                "signatures": self._signatures.hex(),
+                "meta_graph": self._meta_graph.hex(),
                 "warmup_file": None if warmup_file is None else absolute(warmup_file, os.getcwd()),
                 "requests_file": str(requests_file),
                 "requests": count,
@@ -170,17 +170,16 @@ class ProcessEngine:
         )
 
     @functools.cached_property
-    def _signatures(self) -> bytes:
-        """A serialized `MetaGraphDef` with the signatures alone.
+    def _meta_graph(self) -> bytes:
+        """The serialized `MetaGraphDef` without its graph.
 
-        The process need not parse the graph for them, which would count as its memory.
+        The process need not parse the graph in Python, which would count as its memory.
         """
         meta_graph = read_meta_graph(self._export_dir)
         check_load_files(self._export_dir, meta_graph)
-        signatures = MetaGraphDef()
-        for key, definition in meta_graph.signature_def.items():
-            signatures.signature_def[key].CopyFrom(definition)
-        return bytes(signatures.SerializeToString())
+        meta_graph.ClearField("graph_def")
+        meta_graph.ClearField("object_graph_def")
+        return bytes(meta_graph.SerializeToString())
 
 
 def check_count(name: str, value: object, at_least: int = 1) -> None:

@@ -141,8 +141,8 @@ class BenchmarkReport(Report):
         notes: limits of the measurement, one sentence each.
         ready: the time to ready without and with the warmup file, then that of the export of
             `against=`; empty for a running server.
-        loader: what loaded the model in a process: TensorFlow's C++ loader (`c++`), as in a server,
-            or a Session in `python`; `None` for a server.
+        loader: what loaded the model in a process: a Session of `c++`, as in a server, or one of
+            `python`; `None` for a server.
     """
 
     export_dir: str
@@ -241,10 +241,10 @@ class BenchmarkReport(Report):
         if self.loader is None:
             return ["ready: from the start of the server until the model is available.", *other]
         loader = (
-            "TensorFlow's C++ loader loads the model, as in a server."
+            "The model is loaded in C++, as in a server."
             if self.loader == "c++"
-            else "The installed TensorFlow does not export its C++ loader: a Session in Python "
-            "loads the model, which takes another time than a server."
+            else "The model is loaded by Python, which takes another time than a server: the "
+            "installed TensorFlow does not export its C API."
         )
         return [
             "ready: load and warmup. memory: growth of the process until then, at its peak. "

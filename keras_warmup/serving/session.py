@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import os
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 from google.protobuf.message import Error as ProtobufError
@@ -42,6 +42,7 @@ TENSORFLOW_ERRORS = (
 )
 # Errors whose message tells what failed without their type.
 _SELF_EXPLAINING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
+RESTORE, INIT = "restore the variables", "run the init op"
 _INIT_OP_KEY = "__saved_model_init_op"
 
 
@@ -87,24 +88,15 @@ def load_session(
             problem,
             with_type(problem, text_of(problem)),
         )
+    steps = load_steps(export_dir, meta_graph)
+    if only_restore:
+        steps = [step for step in steps if step.name == RESTORE]
     session = tf.compat.v1.Session(graph=graph, config=config)
-    stage = "restore the variables"
+    running = ""
     try:
-        assets = {
-            asset.tensor_info.name: os.path.join(export_dir, "assets", asset.filename)
-            for asset in read_assets(meta_graph)
-        }
-        prefix = _variables_prefix(export_dir)
-        if meta_graph.HasField("saver_def") and not lacks_variables(export_dir, meta_graph):
-            saver = meta_graph.saver_def
-            session.run(
-                graph.get_operation_by_name(saver.restore_op_name),
-                {saver.filename_tensor_name: prefix, **assets},
-            )
-        stage = "run the init op"
-        init_op = _init_op(meta_graph)
-        if init_op and not only_restore:
-            session.run(graph.get_operation_by_name(init_op), assets)
+        for step in steps:
+            running = step.name
+            session.run(graph.get_operation_by_name(step.operation), step.feeds)
     except TENSORFLOW_ERRORS as error:
         problem = error
         if left_locks(error):
@@ -114,16 +106,55 @@ def load_session(
     if problem is not None:
         # Outside of the except block: a chained error would be printed with the values it quotes.
         # An init op quotes vocabularies; the restore op reads no data but the variables.
-        quotes = stage == "run the init op"
         text = (
             describe_op_error(problem, meta_graph.graph_def).removesuffix(" ...")
-            if quotes
+            if running == INIT
             else text_of(problem)
         )
         raise load_error(
-            f"Cannot {stage} of SavedModel {export_dir!r}", problem, with_type(problem, text)
+            f"Cannot {running} of SavedModel {export_dir!r}", problem, with_type(problem, text)
         )
     return session
+
+
+class LoadStep(NamedTuple):
+    """An op that a load runs.
+
+    Attributes:
+        name: what it does: `RESTORE` or `INIT`.
+        operation: name of the op.
+        feeds: name of a tensor -> the path it is fed.
+    """
+
+    name: str
+    operation: str
+    feeds: dict[str, str]
+
+
+def load_steps(export_dir: str, meta_graph: MetaGraphDef) -> list[LoadStep]:
+    """Returns the ops that a load runs in the imported graph, in order.
+
+    Args:
+        export_dir: version directory of the SavedModel.
+        meta_graph: the meta graph to load; its graph is not read.
+
+    Raises:
+        SignatureError: the list of the assets is damaged.
+        ReplayError: it cannot be found out whether there are variables.
+    """
+    assets = {
+        asset.tensor_info.name: os.path.join(export_dir, "assets", asset.filename)
+        for asset in read_assets(meta_graph)
+    }
+    steps = []
+    if meta_graph.HasField("saver_def") and not lacks_variables(export_dir, meta_graph):
+        saver = meta_graph.saver_def
+        feeds = {saver.filename_tensor_name: _variables_prefix(export_dir), **assets}
+        steps.append(LoadStep(RESTORE, saver.restore_op_name, feeds))
+    init_op = _init_op(meta_graph)
+    if init_op:
+        steps.append(LoadStep(INIT, init_op, assets))
+    return steps
 
 
 def with_type(error: Exception, text: str) -> str:

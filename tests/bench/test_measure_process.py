@@ -41,7 +41,7 @@ def test_requests_are_sent_in_turn_until_there_are_enough(
     write_records(requests_file, logs, max_records=10, max_bytes=2**20)
     job = {
         "export_dir": warm_dir,
-        "signatures": read_meta_graph(warm_dir).SerializeToString().hex(),
+        "meta_graph": read_meta_graph(warm_dir).SerializeToString().hex(),
         "warmup_file": warmup_path(warm_dir),
         "requests_file": requests_file,
         "requests": 5,
@@ -77,7 +77,7 @@ def test_an_error_is_written_to_the_result_file(cold_dir: str, tmp_path: pathlib
     write_records(requests_file, [predict_log("nope")], max_records=10, max_bytes=2**20)
     job = {
         "export_dir": cold_dir,
-        "signatures": read_meta_graph(cold_dir).SerializeToString().hex(),
+        "meta_graph": read_meta_graph(cold_dir).SerializeToString().hex(),
         "warmup_file": None,
         "requests_file": requests_file,
         "requests": 1,

@@ -1,17 +1,18 @@
-"""The C++ loader runs records as the Session of a replay does."""
+"""A C++ Session loads models and runs records as the Session of a replay does."""
 
 from __future__ import annotations
 
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_warmup._protos import PredictionLog
-from keras_warmup.bench.native_session import NativeSession, c_api
-from keras_warmup.errors import ReplayError
+from keras_warmup._protos import PredictionLog, SavedModel
+from keras_warmup.bench.native_session import NativeSession, c_api, find_graph
+from keras_warmup.errors import ReplayError, SignatureError
 from keras_warmup.savedmodel.signatures import read_meta_graph
 from keras_warmup.serving.replay import ServingSession, open_session
 from keras_warmup.serving.rules import CLASSIFY_METHOD, REGRESS_METHOD
@@ -157,14 +158,42 @@ def test_an_output_that_is_not_in_the_graph_is_an_error(tasks_dir: str) -> None:
     meta_graph.signature_def["serving_default"].outputs["sum"].name = "nowhere:0"
     with NativeSession(tasks_dir, meta_graph) as session, pytest.raises(ReplayError) as caught:
         session.replay(predict_log("serving_default", x=ROWS))
-    assert str(caught.value).endswith("NOT_FOUND: Tensor nowhere:0 is not in the graph")
+    assert caught.value.status == "INVALID_ARGUMENT"
 
 
-def test_a_model_that_does_not_load_is_an_error(tasks_dir: str, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(ReplayError) as caught:
+def test_a_model_without_a_graph_is_an_error(tasks_dir: str, tmp_path: pathlib.Path) -> None:
+    with pytest.raises(SignatureError) as caught:
         NativeSession(str(tmp_path), read_meta_graph(tasks_dir))
-    assert str(caught.value).startswith(f"Cannot load SavedModel {str(tmp_path)!r}: ")
-    assert caught.value.status == "NOT_FOUND"
+    assert str(caught.value).startswith(f"Cannot read the graph of SavedModel {str(tmp_path)!r}: ")
+
+
+def test_a_step_that_fails_is_named(tasks_dir: str, tmp_path: pathlib.Path) -> None:
+    damaged = tmp_path / "1"
+    shutil.copytree(tasks_dir, damaged)
+    (data,) = (damaged / "variables").glob("variables.data*")
+    data.write_bytes(b"")
+    with pytest.raises(ReplayError) as caught:
+        open_native(str(damaged))
+    assert str(caught.value).startswith(
+        f"Cannot restore the variables of SavedModel {str(damaged)!r}"
+    )
+
+
+def test_the_graph_is_found_beside_other_meta_graphs() -> None:
+    saved_model = SavedModel(saved_model_schema_version=1)
+    for tags in (["serve", "tpu"], ["serve"]):
+        meta_graph = saved_model.meta_graphs.add()
+        meta_graph.meta_info_def.tags.extend(tags)
+        meta_graph.graph_def.node.add(name="-".join(tags), op="NoOp")
+        meta_graph.signature_def["a"].method_name = "x" * 300
+    content = saved_model.SerializeToString()
+    start, end = find_graph(content)
+    assert content[start:end] == saved_model.meta_graphs[1].graph_def.SerializeToString()
+    with pytest.raises(IndexError):
+        find_graph(content[:end])
+    del saved_model.meta_graphs[1]
+    with pytest.raises(IndexError):
+        find_graph(saved_model.SerializeToString())
 
 
 def test_without_the_library_there_is_no_c_api(

@@ -56,8 +56,8 @@ def test_the_time_to_ready_has_a_table_of_its_own() -> None:
     ]
     assert lines[12:14] == [
         "ready: load and warmup. memory: growth of the process until then, at its peak. "
-        "TensorFlow's C++",
-        "loader loads the model, as in a server.",
+        "The model is loaded",
+        "in C++, as in a server.",
     ]
 
 
@@ -70,7 +70,7 @@ def test_two_exports_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("loader", "sentence"),
     [
-        ("python", "The installed TensorFlow does not export its C++ loader: a Session in Python"),
+        ("python", "The model is loaded by Python, which takes another time than a server: "),
         (None, "ready: from the start of the server until the model is available."),
     ],
 )

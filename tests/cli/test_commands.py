@@ -279,6 +279,21 @@ def test_bench_asks_for_the_server_that_its_options_name(
     assert (code, servers) == (EXIT_INTERRUPTED, [expected])
 
 
+def test_bench_measures_against_another_export(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = []
+
+    def benchmark(export_dir: str, *, against: str | None, **_: object) -> None:
+        others.append(against)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("keras_warmup.bench.benchmark.benchmark", benchmark)
+    run(capsys, "bench", "m/1", "--against", "plain/1")
+    run(capsys, "bench", "m/1")
+    assert others == ["plain/1", None]
+
+
 def test_minimize_reports_and_drops_redundant_records(
     capsys: Capture, export_dir: str, npz: str
 ) -> None:
