@@ -105,7 +105,7 @@ def test_an_interrupted_import_hides_the_known_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["inspect", "add", "bench", "minimize", "verify", "records", "repair"]
+    "command", ["inspect", "add", "bench", "minimize", "verify", "records", "repair", "freeze"]
 )
 def test_every_command_shows_why_tensorflow_cannot_be_imported(
     command: str, tmp_path: pathlib.Path
