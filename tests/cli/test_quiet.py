@@ -104,7 +104,9 @@ def test_an_interrupted_import_hides_the_known_lines() -> None:
     assert ended.stderr.startswith(OTHER_LINES + "Traceback ")
 
 
-@pytest.mark.parametrize("command", ["inspect", "add", "bench", "minimize", "verify", "records", "repair"])
+@pytest.mark.parametrize(
+    "command", ["inspect", "add", "bench", "minimize", "verify", "records", "repair"]
+)
 def test_every_command_shows_why_tensorflow_cannot_be_imported(
     command: str, tmp_path: pathlib.Path
 ) -> None:
