@@ -77,10 +77,10 @@ def test_another_interface_is_refused(tmp_path: pathlib.Path) -> None:
 
 
 def test_random_outputs_are_not_compared(tmp_path: pathlib.Path) -> None:
-    def noise(x: Any) -> dict[str, Any]:
-        return {"y": x + tf.random.uniform([2, 3])}
+    def noise(seed: int) -> Callable[[Any], dict[str, Any]]:
+        return lambda x: {"y": x + tf.random.uniform([2, 3], seed=seed)}
 
-    one, other = saved(tmp_path / "1", noise), saved(tmp_path / "2", noise)
+    one, other = saved(tmp_path / "1", noise(1)), saved(tmp_path / "2", noise(2))
     assert compare_models(one, other, [predict_log(x=ROWS)]) == {
         "serving_default": "not compared: an equal request gives other outputs"
     }
