@@ -158,7 +158,8 @@ class WarmupExport(_Tapped):
             does. A version that this instance (not one it was copied from) published under the same
             path is replaced; other directories are not.
         data: rows to warm with, as `export_with_warmup` takes them. Defaults to `None`: the batches
-            trained on.
+            trained on. It is read at each export: at an epoch, reading a dataset that shuffles and
+            that `fit` reads too gives the next epochs another order.
         warmup: `WarmupOptions`, or a mapping of its fields.
         monitor: the metric that decides which epoch is best. Defaults to `"val_loss"`.
         mode: whether the best value is the lowest (`"min"`) or the highest (`"max"`). Defaults to
