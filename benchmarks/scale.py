@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import statistics
@@ -47,10 +46,8 @@ WAYS: dict[str, dict[str, Any] | None] = {
     PLAIN: None,
     UNVERIFIED: {"verify": False},
     VERIFIED: {},
+    FROZEN: {"freeze": True},
 }
-# Frozen exports are measured where this package has them.
-if any(field.name == "freeze" for field in dataclasses.fields(kw.WarmupOptions)):
-    WAYS[FROZEN] = {"freeze": True}
 # Rows to bind: enough for the record, which has two.
 ROWS = 2
 # Largest ratios of a verified export to model.export.

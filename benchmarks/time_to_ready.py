@@ -58,8 +58,7 @@ EXAMPLE = """example:
   python benchmarks/time_to_ready.py --models MLP LSTM --rounds 3 --output /tmp/ready --json
 """
 RESULTS = "benchmarks/results"
-# Frozen exports are measured where this package has them.
-CAN_FREEZE = any(field.name == "freeze" for field in dataclasses.fields(kw.WarmupOptions))
+WAYS: dict[str, dict[str, Any] | None] = {PLAIN: None, DEFAULT: {}, FROZEN: {"freeze": True}}
 
 
 @dataclasses.dataclass
@@ -117,10 +116,7 @@ def export_in_each_way(specimen: Specimen, directory: str) -> list[Export]:
     model = specimen.build()
     data = specimen.rows(2 * CLIENT_BATCH, 1)
     exports = []
-    ways: dict[str, dict[str, Any] | None] = {PLAIN: None, DEFAULT: {}}
-    if CAN_FREEZE:
-        ways[FROZEN] = {"freeze": True}
-    for index, (name, options) in enumerate(ways.items()):
+    for index, (name, options) in enumerate(WAYS.items()):
         path = os.path.join(directory, str(index), "1")
         if options is None:
             specimen.export(model, path)
