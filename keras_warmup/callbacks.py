@@ -20,6 +20,7 @@ from keras_warmup.errors import (
     PublishError,
     warn_or_print,
 )
+from keras_warmup.op_errors import quote_tracing_error
 from keras_warmup.options import (
     DEFAULT_MAX_BYTES,
     WarmupOptions,
@@ -32,7 +33,6 @@ from keras_warmup.pipeline.export_model import (
     WarmVersionKeptError,
     describe_failure,
     publish_model,
-    quote_tracing_error,
     rows_to_keep,
 )
 from keras_warmup.pipeline.keras_model import (

@@ -19,6 +19,9 @@ WITHHELD = "(message withheld: it may hold tensor values)"
 # Only this much of each end of a long message is read: it starts with the op's own text and ends
 # with the node, and the patterns below take time quadratic in the length.
 _END_CHARACTERS = 8192
+# Characters quoted of the error that a model cannot be traced for; the whole error is the cause.
+_MAX_QUOTED = 1000
+_TERMINAL_STYLES = re.compile(r"\x1b\[\d*m")  # Keras prints some of its errors bold
 # Names of statuses as the server prints them; tf.errors.INVALID_ARGUMENT is 3, and so on.
 _STATUS = {
     code: name for name, code in vars(tf.errors).items() if isinstance(code, int) and name.isupper()
@@ -133,6 +136,19 @@ def describe_op_error(error: Exception, graph_def: Any = None) -> str:
 def text_of(error: Exception) -> str:
     """Returns the message without traces, for errors of steps that see no data, such as imports."""
     return _first_part(message_of(error))
+
+
+def quote_tracing_error(error: Exception) -> str:
+    """Returns the type and the text of an error, shortened, without a full stop at the end.
+
+    Args:
+        error: what was raised while a model was traced: that sees no data, so the text has none.
+    """
+    text = text_of(error) if isinstance(error, tf.errors.OpError) else str(error)
+    text = _TERMINAL_STYLES.sub("", text).strip()
+    if len(text) > _MAX_QUOTED:
+        text = f"{text[:_MAX_QUOTED]} ..."
+    return f"{type(error).__name__}: {text.rstrip('.')}"
 
 
 def _first_part(message: str) -> str:

@@ -21,7 +21,7 @@ import keras_warmup.report
 import keras_warmup.serving.verify
 from keras_warmup.bench.minimize import MinimizeReport
 from keras_warmup.errors import PublishError
-from keras_warmup.report import RecordList, Report
+from keras_warmup.report import FrozenVariables, RecordList, Report
 from keras_warmup.training.capture import find_capture
 from tests.builders import benchmark_entry, benchmark_report
 
@@ -58,6 +58,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Report]:
         RecordList(str(path), written.records),
         MinimizeReport(str(path), 1, (), (), False, 1.0, 0.0, 3),
         benchmark_report(benchmark_entry(), export_dir=str(path)),
+        kw.repair(path),
+        FrozenVariables(1, 4, {"a<b>&c": "an op writes it"}, 4),
     ]
     return {type(one).__name__: one for one in found}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,7 +26,7 @@ from keras_warmup.errors import (
     WarmupError,
     warn_caller,
 )
-from keras_warmup.op_errors import describe_op_error, text_of
+from keras_warmup.op_errors import describe_op_error, quote_tracing_error
 from keras_warmup.options import DEFAULT_BATCH_SIZE, DEFAULT_FREEZE_MAX_BYTES, WarmupOptions
 from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
@@ -66,9 +65,6 @@ ExportFn = Callable[[Any, str], Any]
 # over the dataset.
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
-# Characters quoted of the error that an export failed with; the whole error is its cause.
-_MAX_QUOTED = 1000
-_TERMINAL_STYLES = re.compile(r"\x1b\[\d*m")
 # The errors that tf.io.gfile makes of file system errors (core/platform/errors.cc). Tracing raises
 # other ones.
 _FILE_ERRORS = (
@@ -481,19 +477,6 @@ def _explain_export_errors(what: str, how: str, target: str) -> Iterator[None]:
             f"Cannot export {what} to {target!r}: {how} raised {quote_tracing_error(error)}. "
             f"Nothing was published. {cure}"
         ) from error
-
-
-def quote_tracing_error(error: Exception) -> str:
-    """Returns the type and the text of an error, shortened, without a full stop at the end.
-
-    Args:
-        error: what was raised while a model was traced: that sees no data, so the text has none.
-    """
-    text = text_of(error) if isinstance(error, tf.errors.OpError) else str(error)
-    text = _TERMINAL_STYLES.sub("", text).strip()
-    if len(text) > _MAX_QUOTED:
-        text = f"{text[:_MAX_QUOTED]} ..."
-    return f"{type(error).__name__}: {text.rstrip('.')}"
 
 
 def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:

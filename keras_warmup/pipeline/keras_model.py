@@ -28,6 +28,7 @@ from keras_warmup.data.batch import (
     walk,
 )
 from keras_warmup.errors import BindingError, WarmupError
+from keras_warmup.op_errors import quote_tracing_error
 from keras_warmup.savedmodel.ops import WRITES
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
 
@@ -271,29 +272,33 @@ def _describe_other_call(model: keras.Model, batch: Batch, trained_on: Batch | N
     """Returns why a batch is not what a subclassed model takes; `None` where that is not known."""
     if is_called_otherwise(model, batch):
         shapes = _built_shapes(model, batch.x)
-        inputs = [f"{render_path(path)} {list(shape)}" for path, shape in shapes.items()]
+        listed = [f"{render_path(path)} {list(shape)}" for path, shape in shapes.items()]
         return (
             f"{type(model).__name__} is called on other inputs than the batches hold "
-            f"({', '.join(inputs)})."
+            f"({', '.join(listed)})."
         )
     # Captured batches are those that some model was trained on.
     if batch.source == "captured" or (trained_on and _have_equal_specs(batch, trained_on)):
         return None
+    if trained_on is not None and _paths_of(batch) == _paths_of(trained_on):
+        stand_ins = map_leaves(lambda _, leaf: _stand_in(leaf), batch.x)
+        inputs = {
+            path: (_name_of(path), _dtype_of(leaf).name, (None,) * len(leaf.shape))
+            for path, leaf in walk(trained_on.x)
+            if leaf is not None
+        }
+        mismatch = _describe_mismatch(dataclasses.replace(batch, x=stand_ins), inputs)
+        if mismatch:
+            return mismatch
     error = try_export(model, batch)
     if error is None:
-        if trained_on is None or _paths_of(batch) != _paths_of(trained_on):
-            return None
-        stand_ins = map_leaves(lambda _, leaf: _stand_in(leaf), batch.x)
-        return _describe_mismatch(
-            dataclasses.replace(batch, x=stand_ins),
-            {
-                path: (render_path(path), _dtype_of(leaf).name, (None,) * len(leaf.shape))
-                for path, leaf in walk(trained_on.x)
-                if leaf is not None
-            },
-        )
+        return None
     got = ", ".join(f"{render_path(path)} ({describe(leaf)})" for path, leaf in walk(batch.x))
-    return f"{type(model).__name__} raises {type(error).__name__} when it is called on {got}."
+    return f"Called on {got}, {type(model).__name__} raises {quote_tracing_error(error)}."
+
+
+def _name_of(path: FeaturePath) -> str:
+    return str(path[0]) if len(path) == 1 and isinstance(path[0], str) else render_path(path)
 
 
 def try_export(model: keras.Model, batch: Batch | None) -> Exception | None:
