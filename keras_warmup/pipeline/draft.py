@@ -10,6 +10,7 @@ from keras_warmup._protos import MetaGraphDef
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs
+from keras_warmup.pipeline.keras_model import trace_calls
 from keras_warmup.pipeline.proof import RANDOM, prove_request, same_outputs
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import encode_log
@@ -170,6 +171,7 @@ def _replay(
     facts: Mapping[str, GraphFacts],
 ) -> ReplayResult:
     result = ReplayResult(session.load_ms)
+    traced = None if inputs.model is None else trace_calls(inputs.model)
     for record, log in _read_back(path, records):
         record.description, record.replay_ms, record.error = describe_log(log), None, ""
         try:
@@ -207,6 +209,7 @@ def _replay(
                 replay_again=lambda log=log: session.replay(log).outputs,  # type: ignore[misc]
                 own_call=not inputs.own_calls.isdisjoint(request.warms),
                 is_plain=not changes,
+                traced=traced,
             )
         # The keys of one request share its tensors.
         result.proofs.update(dict.fromkeys(unproved, proof))

@@ -580,7 +580,17 @@ def _guessed_arguments(model: keras.Model) -> list[Any]:
     return [visit(config["input_shape"])] if config.get("input_shape") else []
 
 
-def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
+def trace_calls(model: keras.Model) -> Any:
+    """Returns a `tf.function` of a model's call, which several calls of `call_model` can share."""
+
+    def call(x: Any) -> Any:
+        with keras.StatelessScope():
+            return model(x)
+
+    return tf.function(call, autograph=False)
+
+
+def call_model(model: keras.Model, x: Any, *, plain: bool = False, traced: Any = None) -> Any:
     """Returns the model's own outputs on rows, on the CPU; training is not affected.
 
     The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of
@@ -594,22 +604,21 @@ def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
         x: rows in the model's own structure, leaves `np.ndarray [rows, ...]` or `None`.
         plain: the call is known, from the graph of an export, to write no state and draw no random
             numbers.
+        traced: what `trace_calls` returned for the model. Defaults to `None`: made here.
 
     Returns:
         The outputs as nested structure of `np.ndarray`; `None` where the call would change state.
     """
-
-    def call() -> Any:
-        with keras.StatelessScope():
-            return model(map_leaves(_tensor_or_none, x))
-
     with tf.device("CPU:0"):
+        tensors = map_leaves(_tensor_or_none, x)
         if plain:
-            outputs = call()
+            with keras.StatelessScope():
+                outputs = model(tensors)
         elif keras.backend.backend() != "tensorflow":
             return None
         else:
-            concrete = tf.function(call, autograph=False).get_concrete_function()
+            traced = traced or trace_calls(model)
+            concrete = traced.get_concrete_function(tensors)
             definition = concrete.graph.as_graph_def()
             nodes = [
                 *definition.node,
@@ -617,7 +626,7 @@ def call_model(model: keras.Model, x: Any, *, plain: bool = False) -> Any:
             ]
             if any(WRITES.match(node.op) for node in nodes):
                 return None
-            outputs = concrete()
+            outputs = traced(tensors)
     return map_leaves(
         lambda _, leaf: None if leaf is None else np.asarray(keras.ops.convert_to_numpy(leaf)),
         _plain(outputs),

@@ -41,6 +41,7 @@ def prove_request(
     replay_again: Callable[[], Mapping[str, np.ndarray]],
     own_call: bool,
     is_plain: bool = True,
+    traced: Any = None,
 ) -> str:
     """Compares the replay of a request with the model's own call, as `prove_signature` does.
 
@@ -51,6 +52,7 @@ def prove_request(
         replay_again: as `prove_signature` takes it.
         own_call: as `prove_signature` takes it.
         is_plain: whether the signature's graph draws no random numbers and writes no state.
+        traced: as `call_model` takes it.
 
     Returns:
         `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
@@ -75,6 +77,7 @@ def prove_request(
             replay_again=replay_again,
             own_call=own_call,
             is_plain=own_call and is_plain,
+            traced=traced,
         )
     except ProofError:
         raise
@@ -97,6 +100,7 @@ def prove_signature(
     replay_again: Callable[[], Mapping[str, np.ndarray]],
     own_call: bool,
     is_plain: bool = False,
+    traced: Any = None,
 ) -> str:
     """Compares a replayed signature with the model's own call on the same rows.
 
@@ -109,6 +113,7 @@ def prove_signature(
         own_call: whether the signature is known to be the model's own call. Otherwise a difference
             may be what the endpoint adds.
         is_plain: whether the model's call is known to draw no random numbers and write no state.
+        traced: as `call_model` takes it.
 
     Returns:
         `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
@@ -118,7 +123,7 @@ def prove_signature(
             differ: in floats, or in integers, bools or strings by more than ties (an argmax of
             near-equal values) explain.
     """
-    mine = call_model(model, x, plain=is_plain)
+    mine = call_model(model, x, plain=is_plain, traced=traced)
     if mine is None:
         return STATEFUL
     pairs = _pair_outputs(mine, outputs)
@@ -131,20 +136,20 @@ def prove_signature(
     differ = [name for name, both in pairs.items() if not same_values(*both, rounding=rounding)]
     if not differ:
         return PROVED
+    if not own_call:
+        return (
+            "unproved: bound by name (a custom endpoint, whose outputs differ from the model's "
+            "own call)"
+        )
     # Dropout that is left on draws from a seed. The stateless call does not advance it, a Session
     # does.
-    again = _pair_outputs(call_model(model, x, plain=is_plain), replay_again())
+    again = _pair_outputs(call_model(model, x, plain=is_plain, traced=traced), replay_again())
     if not again or any(
         not same_values(*both, rounding=rounding)
         for name in pairs
         for both in zip(pairs[name], again[name], strict=True)
     ):
         return NOT_DETERMINISTIC
-    if not own_call:
-        return (
-            "unproved: bound by name (a custom endpoint, whose outputs differ from the model's "
-            "own call)"
-        )
     ties = _ties(pairs, differ)
     if ties:
         return f"unproved: {'; '.join(ties)} (ties?)"
