@@ -188,7 +188,7 @@ def main() -> int:
         "--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names)
     )
     parser.add_argument(
-        "--rounds", type=int, default=7, help="fresh processes for each export (default: 7)"
+        "--rounds", type=int, default=5, help="fresh processes for each export (default: 5)"
     )
     parser.add_argument(
         "--requests", type=int, default=50, help="requests after the first one (default: 50)"
