@@ -240,7 +240,7 @@ def _publish(
                     inputs,
                     options,
                     model_name=model_name_of(request.path),
-                    share_twins=True,
+                    made_here=True,
                 )
             except Exception as error:
                 _require_cold_allowed(error, request)

@@ -38,6 +38,7 @@ from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.ops import describe_foreign_ops
 from keras_warmup.savedmodel.rewriting import share_tensors, write_saved_model
+from keras_warmup.savedmodel.served_graph import drop_saving_part
 from keras_warmup.savedmodel.signatures import (
     Signature,
     read_meta_graph,
@@ -60,7 +61,7 @@ def warm_saved_model(
     *,
     model_name: str,
     append: bool = False,
-    share_twins: bool = False,
+    made_here: bool = False,
     in_place: bool = False,
 ) -> WarmupReport:
     """Writes the warmup file of a SavedModel directory.
@@ -71,7 +72,8 @@ def warm_saved_model(
         options: what to warm, within which limits.
         model_name: the name the model will be served under; `options.model_name` takes precedence.
         append: keep the records that the file already holds, before the new ones.
-        share_twins: let twin signatures use the same tensors, unless `options` decide it.
+        made_here: whether this package has just exported the model: then twin signatures use the
+            same tensors, unless `options` decide it, and nodes that only save are left out.
         in_place: whether the directory already has its public name; each change is then flushed to
             the disk.
 
@@ -95,14 +97,16 @@ def warm_saved_model(
     same_function = find_twins(meta_graph, chosen)
     binding = bind_signatures(graph, chosen, inputs, options, twins=same_function)
     bound = binding.bound
-    if options.share_twin_signatures is not None:
-        share_twins = options.share_twin_signatures
+    share_twins = options.share_twin_signatures
+    if share_twins is None:
+        share_twins = made_here
     warmed = {one.key for one in bound}
     twins = {
         key: lead for key, lead in same_function.items() if share_twins and {key, lead} <= warmed
     }
-    # Before the replay, which then runs the signatures as the server will.
+    # Before the replay, which then loads and runs what the server will.
     share_tensors(meta_graph, twins)
+    is_changed = made_here and drop_saving_part(meta_graph)
     batching = (
         None
         if options.batching_parameters is None
@@ -129,7 +133,7 @@ def warm_saved_model(
         if any(record.error for record in records):
             records = [record for record in records if not record.error]
             write_draft(draft, records, options, options.model_name or model_name)
-        if twins:
+        if twins or is_changed:
             write_saved_model(export_dir, saved_model, flush=in_place)
         if records:
             draft.publish(flush=in_place)

@@ -7,7 +7,7 @@ that it makes again, and where each node was traced.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from keras_warmup._protos import GraphDef, MetaGraphDef, NodeDef
@@ -62,6 +62,58 @@ def copy_restoring_part(
         restoring.saver_def.CopyFrom(saver)
     starts = [saver.restore_op_name, saver.filename_tensor_name, *handles]
     _copy_needed(meta_graph.graph_def, map(source_of, starts), restoring.graph_def)
+
+
+def drop_saving_part(meta_graph: MetaGraphDef) -> bool:
+    """Removes the nodes of the main graph that only save a checkpoint, and their functions.
+
+    A server imports them and never runs them; TensorFlow 2.6 refuses a graph with one of their ops
+    (`DisableCopyOnRead`). All that `tf.saved_model.load` uses stays: it makes a save
+    function of its own. The Saver of a TensorFlow 1 loader restores, but cannot save.
+
+    Args:
+        meta_graph: a MetaGraphDef with an object graph, which is changed.
+
+    Returns:
+        Whether there was anything to remove.
+    """
+    objects, graph_def, saver = (
+        meta_graph.object_graph_def,
+        meta_graph.graph_def,
+        meta_graph.saver_def,
+    )
+    if not objects.nodes or not saver.save_tensor_name:
+        return False
+    starts = [saver.restore_op_name, source_of(saver.filename_tensor_name)]
+    starts += _named_nodes(meta_graph)
+    starts += [node.constant.operation for node in objects.nodes if node.HasField("constant")]
+    nodes = {node.name: node for node in graph_def.node}
+    library = {function.signature.name: function for function in graph_def.library.function}
+    save = source_of(saver.save_tensor_name)
+    saving = _needed(nodes, [save]) - _needed(nodes, starts)
+    if save not in saving:
+        return False
+    kept = [node for name, node in nodes.items() if name not in saving]
+    # Other nodes may read or wait for one of them: then it is not what TensorFlow 2 writes.
+    if not saving.isdisjoint(source_of(tensor) for node in kept for tensor in node.input):
+        return False
+    unused = _called([nodes[name] for name in saving if name in nodes], library)
+    others = [function for name, function in library.items() if name not in unused]
+    unused -= _called([*kept, *(node for one in others for node in one.node_def)], library)
+    unused -= set(objects.concrete_functions)
+    _keep(graph_def.node, lambda node: node.name not in saving)
+    _keep(graph_def.library.function, lambda function: function.signature.name not in unused)
+    # Savers must name a tensor; a server saves nothing.
+    saver.save_tensor_name = saver.filename_tensor_name
+    _drop_unused_info(meta_graph, library.keys() - unused)
+    return True
+
+
+def _keep(items: Any, is_kept: Callable[[Any], bool]) -> None:
+    """Removes items of a repeated field."""
+    for index in range(len(items) - 1, -1, -1):
+        if not is_kept(items[index]):
+            del items[index]
 
 
 def keep_equal_alternatives(graph_def: GraphDef) -> None:

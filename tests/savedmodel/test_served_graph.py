@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_warmup as kw
 from keras_warmup._protos import GraphDef, MetaGraphDef
 from keras_warmup.savedmodel.served_graph import (
     copy_restoring_part,
     copy_served_part,
+    drop_saving_part,
     keep_equal_alternatives,
 )
 from keras_warmup.savedmodel.signatures import read_meta_graph
@@ -155,3 +157,58 @@ def test_nodes_have_no_debug_information(tmp_path: pathlib.Path) -> None:
     for node in meta_graph.graph_def.node:
         node.experimental_debug_info.original_node_names.append("secret")
     assert "secret" not in str(served_part(meta_graph))
+
+
+# -- exports that stay loadable --------------------------------------------------------------------
+
+SAVING_OPS = {"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "DisableCopyOnRead"}
+
+
+def ops_of(meta_graph: MetaGraphDef) -> set[str]:
+    graph_def = meta_graph.graph_def
+    nodes = [
+        *graph_def.node,
+        *(node for one in graph_def.library.function for node in one.node_def),
+    ]
+    return {node.op for node in nodes}
+
+
+def test_an_export_has_no_op_that_only_saves_and_loads_as_before(tmp_path: pathlib.Path) -> None:
+    text = keras.Input((1,), dtype="string", name="x")
+    index = keras.layers.StringLookup(vocabulary=["a", "b"])(text)
+    hidden = keras.layers.Flatten()(keras.layers.Embedding(3, 2)(index))
+    model = keras.Model(text, keras.layers.Dense(2)(hidden))
+    words = np.array([["a"], ["c"], ["b"]], object)
+    model.export(tmp_path / "keras", verbose=False)
+    kw.export_with_warmup(model, tmp_path / "1", data=words)
+    plain, ours = read_meta_graph(tmp_path / "keras"), read_meta_graph(tmp_path / "1")
+    assert ops_of(plain) >= SAVING_OPS
+    assert ops_of(ours).isdisjoint(SAVING_OPS)
+    assert SAVING_OPS.isdisjoint(op.name for op in ours.meta_info_def.stripped_op_list.op)
+    rows = tf.constant(words)
+    loaded = tf.saved_model.load(tmp_path / "1")
+    np.testing.assert_array_equal(loaded.serve(rows), model(rows))
+    # What was loaded can be saved again, and is a whole model then.
+    tf.saved_model.save(loaded, tmp_path / "again", signatures=loaded.signatures)
+    again = tf.saved_model.load(tmp_path / "again")
+    np.testing.assert_array_equal(again.signatures["serve"](x=rows)["output_0"], model(rows))
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        definition = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "1"))
+        signature = definition.signature_def["serving_default"]
+        outputs = session.run(
+            signature.outputs["output_0"].name, {signature.inputs["x"].name: words}
+        )
+    np.testing.assert_allclose(outputs, model(rows), rtol=1e-6)
+
+
+def test_a_saving_part_that_something_else_reads_is_left() -> None:
+    graph = MetaGraphDef()
+    assert not drop_saving_part(graph)
+    graph.object_graph_def.nodes.add()
+    graph.saver_def.save_tensor_name = "save:0"
+    graph.saver_def.restore_op_name = "restore"
+    graph.graph_def.node.add(name="save", op="NoOp")
+    graph.graph_def.node.add(name="restore", op="NoOp", input=["^save"])
+    before = graph.SerializeToString()
+    assert not drop_saving_part(graph)
+    assert graph.SerializeToString() == before
