@@ -361,7 +361,7 @@ class WarmupExport(_Tapped):
     def _on_first_step(self, batch: Batch | None) -> None:
         """Refuses a model that cannot be exported; warns where the rows to send do not fit it.
 
-        It is called after the first step, since only that shows how the model is called.
+        It is called when the first step was traced, which shows how the model is called.
 
         Raises:
             ExportError: `model.export` would fail (`on_error="warn"` warns).

@@ -352,7 +352,7 @@ def test_what_may_fit_is_not_told(case: str, tmp_path: pathlib.Path) -> None:
     assert len(export.reports) == 1
 
 
-def test_the_early_words_come_after_the_first_step(
+def test_the_early_words_come_before_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     adapt, x, _ = MISFITS["missing key"]
@@ -368,7 +368,7 @@ def test_the_early_words_come_after_the_first_step(
         monkeypatch.setattr(warnings, "showwarning", show)
         export = kw.WarmupExport(tmp_path / "1", verbose=0)
         model.fit(x, Y, batch_size=2, epochs=2, verbose=0, callbacks=[export])
-    assert steps == [1]
+    assert steps == [0]
 
 
 @pytest.mark.parametrize("case", MISFITS)

@@ -295,26 +295,16 @@ def batches_of(x: Any) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensor_slices(x).batch(4)
 
 
-class Count(keras.callbacks.Callback):
-    """Counts the steps that ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps = 0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.steps += 1
-
-
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
 @pytest.mark.parametrize("case", ["batch", "other inputs"])
-def test_a_model_that_cannot_be_exported_is_refused_after_the_first_step(
-    case: str, tmp_path: pathlib.Path
+def test_a_model_that_cannot_be_exported_is_refused_before_the_first_step(
+    case: str, steps_per_execution: int, jit_compile: bool, tmp_path: pathlib.Path
 ) -> None:
     rows = np.ones((8, 3), "float32")
     # Keras traces a model that was called on a list with float32, which are no ids.
     model, x = (Parts("dict"), (rows, rows)) if case == "batch" else (Lookup(), {"ids": rows})
-    model.compile("sgd")
-    count = Count()
+    model.compile("sgd", steps_per_execution=steps_per_execution, jit_compile=jit_compile)
     text = f"cannot export model {model.name!r}: its call, as model.export would trace it, raises"
     said = {
         "batch": r"TypeError: Only integers.*got 'anchor'\. Pass data= with what the",
@@ -322,13 +312,24 @@ def test_a_model_that_cannot_be_exported_is_refused_after_the_first_step(
     }
     with pytest.raises(kw.WarmupError, match=text) as error:
         export = kw.WarmupExport(tmp_path / "1", verbose=0)
-        model.fit(batches_of(x), verbose=0, callbacks=[export, count])
-    assert count.steps <= 1 and re.search(said[case], str(error.value))
+        model.fit(batches_of(x), verbose=0, callbacks=[export])
+    assert re.search(said[case], str(error.value))
+    assert model.dense.built and int(model.optimizer.iterations) == 0
     assert not (tmp_path / "1").exists()
     export = kw.WarmupExport(tmp_path / "1", verbose=0, on_error="warn")
     with pytest.warns(UserWarning, match=text):
-        model.fit(batches_of(x), verbose=0, callbacks=[export, count])
-    assert count.steps >= 2
+        model.fit(batches_of(x), verbose=0, callbacks=[export])
+    assert int(model.optimizer.iterations) == 2
+
+
+def test_an_eager_fit_refuses_the_model_after_the_first_step(tmp_path: pathlib.Path) -> None:
+    rows = np.ones((8, 3), "float32")
+    model = Parts("dict")
+    model.compile("sgd", run_eagerly=True)
+    with pytest.raises(kw.WarmupError, match=r"its call, as model\.export would trace it, raises"):
+        export = kw.WarmupExport(tmp_path / "1", verbose=0)
+        model.fit(batches_of((rows, rows)), verbose=0, callbacks=[export])
+    assert int(model.optimizer.iterations) == 1
 
 
 def test_the_trial_builds_no_layer_that_was_not_trained(tmp_path: pathlib.Path) -> None:
@@ -521,7 +522,7 @@ def test_an_export_model_of_another_structure_asks_for_data(tmp_path: pathlib.Pa
     with pytest.warns(UserWarning) as caught:
         trained.fit(np.ones((8, 2)), np.ones((8, 1)), verbose=0, callbacks=[export])
     texts = [str(one.message) for one in caught if "it takes 2 inputs" in str(one.message)]
-    assert len(texts) == 2  # after the first step and at the end
+    assert len(texts) == 2  # before the first step and at the end
     for text in texts:
         assert "Pass data= with rows that fit, or warmup={'transform': ...}" in text
         assert "the model was trained with" not in text

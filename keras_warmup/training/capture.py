@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import sys
 import warnings
 import weakref
@@ -179,8 +180,10 @@ class BatchTap:
 
         Args:
             model: the model that is trained.
-            on_first_step: is called once, after the first step, with the first batch kept; with
-                `None` where none is kept. Its errors stop the sampling; an `ExportError` ends the
+            on_first_step: is called once, with the first batch kept; with `None` where none is
+                kept. All layers are built then. It is called before the first step where that is
+                possible, else after it: where `fit` runs eagerly, or no batch is kept. Its errors
+                stop the sampling; a `UserWarning` that is an error and an `ExportError` end the
                 fit.
         """
         restore(model)
@@ -228,22 +231,32 @@ class BatchTap:
         self.problem = self.problem or problem
         self._due = _NEVER
 
+    @property
+    def is_check_due(self) -> bool:
+        """Returns whether `check_first_batch` would call `on_first_step` with a batch."""
+        return self._on_first_step is not None and self._first_batch is not None
+
+    def check_first_batch(self) -> None:
+        """Calls `on_first_step`, once per `fit`."""
+        batch, self._first_batch = self._first_batch, None
+        call, self._on_first_step = self._on_first_step, None
+        if call is None:
+            return
+        try:
+            call(batch)
+        # A warning that the user made an error, or a model that cannot be exported.
+        except (UserWarning, ExportError):
+            raise
+        except Exception as error:
+            self.stop(f"{type(error).__name__} while checking the first batch")
+
     def after_step(self) -> None:
-        """Calls `on_first_step`, and warns of a problem once per `fit`.
+        """Calls `on_first_step` if that is still due, and warns of a problem once per `fit`.
 
         Call this after the step is trained: users may turn warnings into errors.
         """
-        batch, self._first_batch = self._first_batch, None
-        call = self._on_first_step
-        if call is not None and (batch is not None or self._due == _NEVER):
-            self._on_first_step = None
-            try:
-                call(batch)
-            # A warning that the user made an error, or a model that cannot be exported.
-            except (UserWarning, ExportError):
-                raise
-            except Exception as error:
-                self.stop(f"{type(error).__name__} while checking the first batch")
+        if self._first_batch is not None or self._due == _NEVER:
+            self.check_first_batch()
         if self.problem is None or self._warned or self.example_only:
             return
         self._warned = True
@@ -360,6 +373,15 @@ class StandIn:
         self._tap.after_step()
         return result
 
+    def _train(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the original; before the first step, has the first batch checked."""
+        if self._tap.is_check_due and (
+            all(layer.built for layer in self._model._flatten_layers())
+            or _trace_step(self.original, args[-1])
+        ):
+            self._tap.check_first_batch()
+        return self.original(*args, **kwargs)
+
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source: Any = args[-1] if args else None
         if isinstance(source, tf.data.Iterator):
@@ -367,7 +389,7 @@ class StandIn:
         if isinstance(source, list):
             # torch: the elements themselves.
             self._tap.sample_elements(source, None)
-            return self.original(*args, **kwargs)
+            return self._train(*args, **kwargs)
         is_iterator = isinstance(source, Iterator)
         if isinstance(source, tf.distribute.DistributedIterator) or not is_iterator:
             self._tap.stop(f"fit reads from {type(source).__name__}, which cannot be sampled")
@@ -375,7 +397,7 @@ class StandIn:
             # JAX: (state, iterator).
             return self._run_python(source, args, kwargs)
         # A generator alone is from train_on_batch, after an interrupted fit: not part of a fit.
-        return self.original(*args, **kwargs)
+        return self._train(*args, **kwargs)
 
     def _run_dataset(
         self, source: tf.data.Iterator, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -385,7 +407,7 @@ class StandIn:
             if error is not None:
                 raise error
             self._tap.sample_next_step()
-            return self.original(*args, **kwargs)
+            return self._train(*args, **kwargs)
         self._tap.sample_elements(elements, source.element_spec)
         try:
             substitute = _dataset_iterator(elements, source.element_spec)
@@ -398,7 +420,7 @@ class StandIn:
                     lambda: iter(elements), output_signature=source.element_spec
                 )
             )
-        result = self.original(*args[:-1], substitute, **kwargs)
+        result = self._train(*args[:-1], substitute, **kwargs)
         if error is not None:
             # The user's pipeline failed within this call, after the steps just trained.
             raise error
@@ -412,13 +434,32 @@ class StandIn:
             self._tap.sample_elements(elements, None)
         else:
             self._tap.sample_next_step()
-        return self.original(*args[:-1], _python_iterator(elements, error), **kwargs)
+        return self._train(*args[:-1], _python_iterator(elements, error), **kwargs)
 
 
 def restore(model: Any) -> None:
     """Restores the model's own `train_function` if an interrupted `fit` left a stand-in there."""
     while isinstance(left := vars(model).get("train_function"), StandIn):
         vars(model)["train_function"] = left.original
+
+
+def _trace_step(train_function: Callable[..., Any], iterator: Any) -> bool:
+    """Traces the step that `train_function(iterator)` will run, which builds the layers it calls.
+
+    The call then finds this trace. Keras 3 keeps the `tf.function` in the closure of a function
+    (`make_train_function` in keras/src/backend/tensorflow/trainer.py).
+
+    Returns:
+        Whether it was traced: a function that runs eagerly is not.
+    """
+    closure = getattr(train_function, "__closure__", None) and inspect.getclosurevars(
+        train_function
+    )
+    step = closure.nonlocals.get("multi_step_on_iterator") if closure else train_function
+    if not isinstance(step, tf.types.experimental.PolymorphicFunction):
+        return False
+    step.get_concrete_function(iterator)
+    return True
 
 
 def _steps_per_execution(model: Any) -> int:
