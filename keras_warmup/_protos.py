@@ -10,10 +10,12 @@ stubs, which nothing else needs. mypy sees every proto as `Any`; at run time the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import tensorflow as tf
+from google.protobuf.message import DecodeError, EncodeError
 from tensorflow.core.framework.function_pb2 import FunctionDef as FunctionDef
 from tensorflow.core.framework.graph_pb2 import GraphDef as GraphDef
 from tensorflow.core.framework.node_def_pb2 import NodeDef as NodeDef
@@ -21,6 +23,7 @@ from tensorflow.core.framework.tensor_pb2 import TensorProto as TensorProto
 from tensorflow.core.framework.tensor_shape_pb2 import TensorShapeProto as TensorShapeProto
 from tensorflow.core.framework.variable_pb2 import VariableDef as VariableDef
 from tensorflow.core.protobuf.config_pb2 import CallableOptions as CallableOptions
+from tensorflow.core.protobuf.config_pb2 import ConfigProto as ConfigProto
 from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef as FingerprintDef
 from tensorflow.core.protobuf.meta_graph_pb2 import AssetFileDef as AssetFileDef
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef as MetaGraphDef
@@ -34,6 +37,9 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import (
 
 # The op registry of the running TensorFlow: `tf.raw_ops` lacks ops that Python cannot call.
 from tensorflow.python.framework import op_def_registry as _op_def_registry
+
+# A Session optimizes graphs with this, but does not return them.
+from tensorflow.python.grappler import tf_optimizer as _tf_optimizer
 
 # `tf.compat.v1.io.tf_record_iterator` is the same reader behind a deprecation warning. A tf.data
 # iterator takes 0.1 s to shut down.
@@ -79,6 +85,31 @@ def save_context(options: Any) -> AbstractContextManager[None]:
     """
     context: AbstractContextManager[None] = _save_context.save_context(options)
     return context
+
+
+def optimized_graph_def(meta_graph: MetaGraphDef, passes: Sequence[str]) -> GraphDef | None:
+    """Runs passes of Grappler once each, as a Session does before it runs a graph.
+
+    Args:
+        meta_graph: a graph; the collection `train_op` names the nodes that stay. `Placeholder`s are
+            what is fed.
+        passes: names of `RewriterConfig.optimizers`.
+
+    Returns:
+        The optimized graph; `None` where TensorFlow cannot optimize it.
+    """
+    config = ConfigProto()
+    rewriting = config.graph_options.rewrite_options
+    rewriting.optimizers.extend(passes)
+    rewriting.meta_optimizer_iterations = rewriting.ONE
+    rewriting.min_graph_nodes = -1  # however small it is
+    try:
+        with tf.Graph().as_default():
+            # Grappler ends the process where an input of a node does not exist.
+            tf.graph_util.import_graph_def(meta_graph.graph_def, name="")
+        return _tf_optimizer.OptimizeGraph(config, meta_graph, verbose=False)
+    except (tf.errors.OpError, DecodeError, EncodeError, RuntimeError, ValueError):
+        return None
 
 
 def serialized_fingerprint(export_dir: str) -> bytes:

@@ -230,9 +230,13 @@ def _publish(
         frozen = None
         if options.freeze:
             limit = options.freeze_max_bytes or DEFAULT_FREEZE_MAX_BYTES
-            result = freeze_saved_model(directory, directory, max_bytes=limit)
-            frozen = result.frozen
-            inputs = dataclasses.replace(inputs, recorded_structures=result.structures)
+            frozen = freeze_saved_model(
+                directory,
+                directory,
+                max_bytes=limit,
+                share_twins=options.share_twin_signatures is not False,
+            )
+            inputs = dataclasses.replace(inputs, recorded_structures=frozen.structures)
         if failure is None:
             try:
                 report = warm_saved_model(
@@ -251,7 +255,12 @@ def _publish(
             why = WarmupError(report.cold)
             raise WarmVersionKeptError(why) if request.allow_cold else why
         if frozen is not None:
-            report = dataclasses.replace(report, frozen=frozen, notes=(*report.notes, LOST))
+            report = dataclasses.replace(
+                report,
+                frozen=frozen.frozen,
+                shared_signatures=frozen.twins,
+                notes=(*report.notes, LOST),
+            )
         # Before the rename: where warnings are errors, nothing is published.
         _warn_of(report, staging.target, options)
         with explained(directory, "remove temporary files from"):

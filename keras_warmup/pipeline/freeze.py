@@ -3,7 +3,7 @@
 A server restores each variable by itself and optimizes a graph that it does not know the values of.
 With constants it restores nothing, and folds into them what does not depend on a request. The
 conversion is TensorFlow's own, of the graph that a Session loaded, so that all signatures use one
-set of constants and each tensor keeps its name. (`convert_variables_to_constants_v2` takes one
+set of constants, and so is the optimization of the result. (`convert_variables_to_constants_v2` takes one
 function at a time and loses handles of tables.)
 
 What may not become a constant stays a variable: see `savedmodel/variable_uses.py`. It is restored
@@ -42,12 +42,15 @@ from keras_warmup.report import ConversionReport, FrozenVariables
 from keras_warmup.savedmodel.graph import ASSIGNS, VARIABLES, ModelGraph, VariableIdentity
 from keras_warmup.savedmodel.graph_bodies import attribute, identity_of, input_of
 from keras_warmup.savedmodel.graph_limits import function_attributes, functions_in
+from keras_warmup.savedmodel.optimized_graph import optimize_graph
+from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.served_graph import (
     copy_restoring_part,
     copy_served_part,
     keep_equal_alternatives,
 )
 from keras_warmup.savedmodel.signatures import MAX_PROTO_BYTES, read_meta_graph, read_signatures
+from keras_warmup.savedmodel.twins import find_twins
 from keras_warmup.savedmodel.variable_uses import (
     VariableUse,
     find_variable_uses,
@@ -62,7 +65,8 @@ LOST = (
     "no .serve or other methods, and no variables to train or to read but those that stayed."
 )
 _LEFT_OUT = (
-    "nodes that only save, functions that only a loader calls, and debug information are left out"
+    "nodes that only save, functions that only a loader calls, and debug information are left out; "
+    "functions are inlined, and what does not depend on a request is computed"
 )
 # What the protos around the constants may take: node names, dtypes and shapes.
 _PROTO_MARGIN = 16 * 2**20
@@ -97,11 +101,13 @@ class FreezeResult:
 
     Attributes:
         frozen: which variables are constants now.
+        twins: signature_key -> key of the twin whose tensors it uses now.
         structures: signature_key -> structure of its arguments, which the frozen model does not
             record.
     """
 
     frozen: FrozenVariables
+    twins: Mapping[str, str]
     structures: Mapping[str, Any]
 
 
@@ -119,12 +125,16 @@ class _RestoredState:
 
 
 def freeze_saved_model(
-    source: str, directory: str, *, max_bytes: int = DEFAULT_FREEZE_MAX_BYTES
+    source: str,
+    directory: str,
+    *,
+    max_bytes: int = DEFAULT_FREEZE_MAX_BYTES,
+    share_twins: bool = True,
 ) -> FreezeResult:
     """Writes a SavedModel with constants in place of variables.
 
-    Signature keys, the names of inputs, outputs and tensors, method names, tables and assets stay.
-    The warmup file is neither read nor written.
+    Signature keys, the names of inputs and outputs, their tensors besides those of twins, method
+    names, tables and assets stay. The warmup file is neither read nor written.
 
     Args:
         source: version directory of the SavedModel.
@@ -133,6 +143,8 @@ def freeze_saved_model(
             (`rewriting.renew_fingerprint`).
         max_bytes: largest size of the constants, bytes. The largest variables stay variables until
             the others fit.
+        share_twins: whether signatures that are the same function use the same tensors, and so one
+            executor. Defaults to `True`.
 
     Returns:
         The variables that stayed, with the reasons, and what the frozen model does not record.
@@ -152,6 +164,8 @@ def freeze_saved_model(
     saved_model = SavedModel(saved_model_schema_version=1)
     served = saved_model.meta_graphs.add()
     copy_served_part(meta_graph, served)
+    twins = find_twins(served, signatures) if share_twins else {}
+    share_tensors(served, twins)
     served_graph = ModelGraph(served)
     uses = find_variable_uses(served_graph)
     _require_handles(served_graph, uses, restored, source)
@@ -185,10 +199,12 @@ def freeze_saved_model(
             served.graph_def.ParseFromString(content)
             del content
             keep_equal_alternatives(served.graph_def)
-        state.add_restore_op()
     else:
         with explained(directory, "write the frozen variables to"):
             _remove(join(directory, "variables"))
+    with no_status_log():
+        optimize_graph(served, state.nodes())
+    state.add_restore_op()
     with explained(directory, "write the frozen model to"):
         _write(source, directory, saved_model)
     constants = sizes.keys() - kept.keys()
@@ -199,6 +215,7 @@ def freeze_saved_model(
             variables=kept,
             variable_bytes=sum(sizes[name] for name in kept),
         ),
+        twins,
         {one.key: one.structure for one in signatures if one.structure is not None},
     )
 
@@ -519,6 +536,10 @@ class _State:
     def keep(self, names: Collection[str]) -> None:
         """Leaves out the variables that become constants."""
         self.variables = [node for node in self.variables if node.name in names]
+
+    def nodes(self) -> list[str]:
+        """Returns the names of the nodes of the variables and tables."""
+        return [node.name for node in (*self.variables, *self.tables)]
 
     def tensors(self, session: Any) -> dict[str, Any]:
         """Returns name in the checkpoint -> tensor with the value, in the order of `dtypes`."""

@@ -43,8 +43,8 @@ def copy_served_part(meta_graph: MetaGraphDef, served: MetaGraphDef) -> None:
     for key in _KEPT_COLLECTIONS:
         if key in meta_graph.collection_def:
             served.collection_def[key].CopyFrom(meta_graph.collection_def[key])
-    called = _copy_needed(meta_graph.graph_def, _named_nodes(served), served.graph_def)
-    _drop_unused_info(served, called)
+    called = _copy_needed(meta_graph.graph_def, named_nodes(served), served.graph_def)
+    drop_unused_info(served, called)
 
 
 def copy_restoring_part(
@@ -85,7 +85,7 @@ def drop_saving_part(meta_graph: MetaGraphDef) -> bool:
     if not objects.nodes or not saver.save_tensor_name:
         return False
     starts = [saver.restore_op_name, source_of(saver.filename_tensor_name)]
-    starts += _named_nodes(meta_graph)
+    starts += named_nodes(meta_graph)
     starts += [node.constant.operation for node in objects.nodes if node.HasField("constant")]
     nodes = {node.name: node for node in graph_def.node}
     library = {function.signature.name: function for function in graph_def.library.function}
@@ -105,7 +105,7 @@ def drop_saving_part(meta_graph: MetaGraphDef) -> bool:
     _keep(graph_def.library.function, lambda function: function.signature.name not in unused)
     # Savers must name a tensor; a server saves nothing.
     saver.save_tensor_name = saver.filename_tensor_name
-    _drop_unused_info(meta_graph, library.keys() - unused)
+    drop_unused_info(meta_graph, library.keys() - unused)
     return True
 
 
@@ -114,6 +114,11 @@ def _keep(items: Any, is_kept: Callable[[Any], bool]) -> None:
     for index in range(len(items) - 1, -1, -1):
         if not is_kept(items[index]):
             del items[index]
+
+
+def has_alternatives(graph_def: GraphDef) -> bool:
+    """Returns whether Grappler may exchange functions of a graph for the machine they run on."""
+    return any(attribute(one, _ALTERNATIVES).s for one in graph_def.library.function)
 
 
 def keep_equal_alternatives(graph_def: GraphDef) -> None:
@@ -159,25 +164,25 @@ def _copy_needed(source: GraphDef, starts: Iterable[str], target: GraphDef) -> s
     return called
 
 
-def _named_nodes(meta_graph: MetaGraphDef) -> Iterator[str]:
+def named_nodes(meta_graph: MetaGraphDef) -> Iterator[str]:
     """Yields the names of the nodes that SignatureDefs, assets and init ops name."""
     for definition in meta_graph.signature_def.values():
         for info in (*definition.inputs.values(), *definition.outputs.values()):
-            yield from map(source_of, _tensors_of(info))
+            yield from map(source_of, tensors_of(info))
     for asset in read_assets(meta_graph):
         yield source_of(asset.tensor_info.name)
     for collection in meta_graph.collection_def.values():
         yield from map(source_of, collection.node_list.value)
 
 
-def _tensors_of(info: Any) -> list[str]:
+def tensors_of(info: Any) -> list[str]:
     """Returns the names of the tensors of an input or output, which may be a composite one."""
     encoding = info.WhichOneof("encoding")
     if encoding == "coo_sparse":
         parts = info.coo_sparse
         return [parts.indices_tensor_name, parts.values_tensor_name, parts.dense_shape_tensor_name]
     if encoding == "composite_tensor":
-        return [name for part in info.composite_tensor.components for name in _tensors_of(part)]
+        return [name for part in info.composite_tensor.components for name in tensors_of(part)]
     return [info.name]
 
 
@@ -223,7 +228,7 @@ def _called(nodes: Iterable[NodeDef], library: Mapping[str, Any]) -> set[str]:
     return called
 
 
-def _drop_unused_info(meta_graph: MetaGraphDef, functions: Collection[str]) -> None:
+def drop_unused_info(meta_graph: MetaGraphDef, functions: Collection[str]) -> None:
     """Drops the op definitions and the names of functions that the graph does not use."""
     info = meta_graph.meta_info_def
     graph_def = meta_graph.graph_def

@@ -18,6 +18,7 @@ from keras_warmup.pipeline.freeze import LOST, FreezeResult, freeze_saved_model
 from keras_warmup.pipeline.proof import same_outputs
 from keras_warmup.records.warmup_file import read_all_records, warmup_path
 from keras_warmup.savedmodel.graph import VARIABLES
+from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.signatures import read_meta_graph, read_signatures
 from keras_warmup.serving.replay import open_session
 from tests.builders import float_parser, multi_inference_log, predict_log, save_function, task_log
@@ -195,6 +196,8 @@ def test_a_frozen_keras_model_gives_the_outputs_of_the_unfrozen_one(
 
 
 def definitions_of(meta_graph: MetaGraphDef) -> dict[str, bytes]:
+    """Returns the SignatureDefs; `serve` has the tensors of its twin, which a freeze gives it."""
+    share_tensors(meta_graph, {"serve": "serving_default"})
     return {
         key: definition.SerializeToString(deterministic=True)
         for key, definition in meta_graph.signature_def.items()
@@ -205,8 +208,10 @@ def test_signatures_and_assets_are_as_before_and_what_no_server_runs_is_gone(
     tmp_path: pathlib.Path,
 ) -> None:
     source = export(text()[0], tmp_path)
-    _, frozen = freeze(source, tmp_path)
+    result, frozen = freeze(source, tmp_path)
     before, after = read_meta_graph(source), read_meta_graph(frozen)
+    assert result.twins == {"serve": "serving_default"}
+    assert after.signature_def["serve"] == after.signature_def["serving_default"]
     assert definitions_of(before) == definitions_of(after)
     assert list(before.asset_file_def) == list(after.asset_file_def)
     assert before.meta_info_def.tags == after.meta_info_def.tags
