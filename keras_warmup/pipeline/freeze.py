@@ -3,8 +3,8 @@
 A server restores each variable by itself and optimizes a graph that it does not know the values of.
 With constants it restores nothing, and folds into them what does not depend on a request. The
 conversion is TensorFlow's own, of the graph that a Session loaded, so that all signatures use one
-set of constants, and so is the optimization of the result. (`convert_variables_to_constants_v2` takes one
-function at a time and loses handles of tables.)
+set of constants, and so is the optimization of the result. (`convert_variables_to_constants_v2`
+takes one function at a time and loses handles of tables.)
 
 What may not become a constant stays a variable: see `savedmodel/variable_uses.py`. It is restored
 from a checkpoint of its own.
@@ -47,6 +47,7 @@ from keras_warmup.savedmodel.rewriting import share_tensors
 from keras_warmup.savedmodel.served_graph import (
     copy_restoring_part,
     copy_served_part,
+    drop_empty_init_op,
     keep_equal_alternatives,
 )
 from keras_warmup.savedmodel.signatures import MAX_PROTO_BYTES, read_meta_graph, read_signatures
@@ -164,6 +165,7 @@ def freeze_saved_model(
     saved_model = SavedModel(saved_model_schema_version=1)
     served = saved_model.meta_graphs.add()
     copy_served_part(meta_graph, served)
+    drop_empty_init_op(served)
     twins = find_twins(served, signatures) if share_twins else {}
     share_tensors(served, twins)
     served_graph = ModelGraph(served)

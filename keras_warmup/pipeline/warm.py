@@ -38,7 +38,7 @@ from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
 from keras_warmup.savedmodel.ops import describe_foreign_ops
 from keras_warmup.savedmodel.rewriting import share_tensors, write_saved_model
-from keras_warmup.savedmodel.served_graph import drop_saving_part
+from keras_warmup.savedmodel.served_graph import drop_empty_init_op, drop_saving_part
 from keras_warmup.savedmodel.signatures import (
     Signature,
     read_meta_graph,
@@ -106,7 +106,9 @@ def warm_saved_model(
     }
     # Before the replay, which then loads and runs what the server will.
     share_tensors(meta_graph, twins)
-    is_changed = made_here and drop_saving_part(meta_graph)
+    is_changed = False
+    if made_here:
+        is_changed = drop_saving_part(meta_graph) | drop_empty_init_op(meta_graph)
     batching = (
         None
         if options.batching_parameters is None

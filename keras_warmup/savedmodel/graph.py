@@ -39,7 +39,7 @@ from keras_warmup.savedmodel.ops import (
     WRITES,
     is_core,
 )
-from keras_warmup.savedmodel.signatures import Signature
+from keras_warmup.savedmodel.signatures import INIT_COLLECTIONS, INIT_OP_KEY, Signature
 
 # A node, and the frame that it stands in.
 NodeInFrame: TypeAlias = tuple[CallFrame, NodeDef]
@@ -352,11 +352,11 @@ class ModelGraph:
         They are the init op of TensorFlow 2, and those in the two places of TensorFlow 1.
         """
         names: list[str] = []
-        for key in ("saved_model_main_op", "legacy_init_op"):
+        for key in INIT_COLLECTIONS:
             if key in self.meta_graph.collection_def:
                 names += self.meta_graph.collection_def[key].node_list.value
-        if "__saved_model_init_op" in self.meta_graph.signature_def:
-            outputs = self.meta_graph.signature_def["__saved_model_init_op"].outputs
+        if INIT_OP_KEY in self.meta_graph.signature_def:
+            outputs = self.meta_graph.signature_def[INIT_OP_KEY].outputs
             names += [info.name for info in outputs.values()]
         return [source_of(name) for name in names if name]
 

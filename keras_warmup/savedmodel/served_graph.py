@@ -14,10 +14,11 @@ from keras_warmup._protos import GraphDef, MetaGraphDef, NodeDef
 from keras_warmup.savedmodel.files import read_assets
 from keras_warmup.savedmodel.graph_bodies import attribute, source_of
 from keras_warmup.savedmodel.graph_limits import called_functions, text_of_bytes
+from keras_warmup.savedmodel.signatures import INIT_COLLECTIONS, INIT_OP_KEY
 
 # The init op and the assets of TensorFlow 1. Other collections serve training, and name nodes that
 # a server does not run.
-_KEPT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op", "saved_model_assets")
+_KEPT_COLLECTIONS = (*INIT_COLLECTIONS, "saved_model_assets")
 _TRAIN_OP_KEY = "__saved_model_train_op"
 # Functions with equal values of this attribute are alternatives. Grappler's implementation selector
 # exchanges them (the layers LSTM and GRU of Keras 2: one for a GPU, one for a CPU), though no node
@@ -106,6 +107,36 @@ def drop_saving_part(meta_graph: MetaGraphDef) -> bool:
     # Savers must name a tensor; a server saves nothing.
     saver.save_tensor_name = saver.filename_tensor_name
     drop_unused_info(meta_graph, library.keys() - unused)
+    return True
+
+
+def drop_empty_init_op(meta_graph: MetaGraphDef) -> bool:
+    """Removes what names an init op that does nothing.
+
+    TensorFlow 2 writes one for every model. To run it, a server optimizes the whole function
+    library once more. Loaders take a model without an init op: those without tables had none in
+    TensorFlow 1.
+
+    Args:
+        meta_graph: a MetaGraphDef, which is changed.
+
+    Returns:
+        Whether there was one.
+    """
+    definitions, collections = meta_graph.signature_def, meta_graph.collection_def
+    names: set[str] = set()
+    if INIT_OP_KEY in definitions:
+        names.update(source_of(info.name) for info in definitions[INIT_OP_KEY].outputs.values())
+    for key in INIT_COLLECTIONS:
+        if key in collections:
+            names.update(map(source_of, collections[key].node_list.value))
+    nodes = [node for node in meta_graph.graph_def.node if node.name in names]
+    is_empty = all(node.op == "NoOp" and not node.input for node in nodes)
+    if not names or len(nodes) < len(names) or not is_empty:
+        return False
+    definitions.pop(INIT_OP_KEY, None)
+    for key in INIT_COLLECTIONS:
+        collections.pop(key, None)
     return True
 
 

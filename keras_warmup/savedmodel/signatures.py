@@ -24,6 +24,9 @@ from keras_warmup.savedmodel.graph_limits import check_graph
 DEFAULT_SIGNATURE_KEY = "serving_default"
 # Entries that TensorFlow writes for itself (init op, train op); clients cannot call them.
 RESERVED_PREFIX = "__saved_model_"
+# The init op, where TensorFlow 2 and where TensorFlow 1 names it.
+INIT_OP_KEY = "__saved_model_init_op"
+INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 # protobuf neither makes nor parses a message of 2 GiB or more.
 MAX_PROTO_BYTES = 2**31 - 1
 # The parser of the text form is written in Python and reads 3 MB/s.

@@ -23,6 +23,7 @@ from keras_warmup.paths import reason_of
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.savedmodel.files import check_load_files, read_assets
 from keras_warmup.savedmodel.ops import library_of
+from keras_warmup.savedmodel.signatures import INIT_COLLECTIONS, INIT_OP_KEY
 from keras_warmup.serving.grappler import leave_all_unoptimized, optimizing_only_signatures
 
 # Errors that TensorFlow raises for a damaged graph: its own, and those that its C++ and Python code
@@ -43,7 +44,6 @@ TENSORFLOW_ERRORS = (
 # Errors whose message tells what failed without their type.
 _SELF_EXPLAINING_ERRORS = (tf.errors.OpError, KeyError, TypeError, ValueError)
 RESTORE, INIT = "restore the variables", "run the init op"
-_INIT_OP_KEY = "__saved_model_init_op"
 
 
 def load_session(
@@ -234,10 +234,10 @@ def load_error(what: str, error: Exception, text: str) -> ReplayError:
 
 def _init_op(meta_graph: MetaGraphDef) -> str:
     """Returns the name of the op that fills tables, from where TensorFlow 2 or 1 stores it."""
-    if _INIT_OP_KEY in meta_graph.signature_def:
-        name = str(meta_graph.signature_def[_INIT_OP_KEY].outputs[_INIT_OP_KEY].name)
+    if INIT_OP_KEY in meta_graph.signature_def:
+        name = str(meta_graph.signature_def[INIT_OP_KEY].outputs[INIT_OP_KEY].name)
         return name.split(":", maxsplit=1)[0]
-    for collection in ("saved_model_main_op", "legacy_init_op"):
+    for collection in INIT_COLLECTIONS:
         if collection in meta_graph.collection_def:
             nodes = meta_graph.collection_def[collection].node_list.value
             if nodes:

@@ -15,10 +15,11 @@ from keras_warmup._protos import GraphDef, MetaGraphDef
 from keras_warmup.savedmodel.served_graph import (
     copy_restoring_part,
     copy_served_part,
+    drop_empty_init_op,
     drop_saving_part,
     keep_equal_alternatives,
 )
-from keras_warmup.savedmodel.signatures import read_meta_graph
+from keras_warmup.savedmodel.signatures import INIT_OP_KEY, read_meta_graph
 
 X = tf.TensorSpec([None, 3], tf.float32, "x")
 
@@ -185,6 +186,7 @@ def test_an_export_has_no_op_that_only_saves_and_loads_as_before(tmp_path: pathl
     assert ops_of(plain) >= SAVING_OPS
     assert ops_of(ours).isdisjoint(SAVING_OPS)
     assert SAVING_OPS.isdisjoint(op.name for op in ours.meta_info_def.stripped_op_list.op)
+    assert INIT_OP_KEY in ours.signature_def  # it fills the table
     rows = tf.constant(words)
     loaded = tf.saved_model.load(tmp_path / "1")
     np.testing.assert_array_equal(loaded.serve(rows), model(rows))
@@ -199,6 +201,36 @@ def test_an_export_has_no_op_that_only_saves_and_loads_as_before(tmp_path: pathl
             signature.outputs["output_0"].name, {signature.inputs["x"].name: words}
         )
     np.testing.assert_allclose(outputs, model(rows), rtol=1e-6)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_an_init_op_that_does_nothing_is_left_out(freeze: bool, tmp_path: pathlib.Path) -> None:
+    x = keras.Input((3,), name="x")
+    model = keras.Model(x, keras.layers.Dense(2)(x))
+    rows = np.ones((2, 3), "float32")
+    model.export(tmp_path / "keras", verbose=False)
+    kw.export_with_warmup(model, tmp_path / "1", data=rows, warmup={"freeze": freeze})
+    assert INIT_OP_KEY in read_meta_graph(tmp_path / "keras").signature_def
+    assert INIT_OP_KEY not in read_meta_graph(tmp_path / "1").signature_def
+    loaded = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
+    np.testing.assert_allclose(loaded(x=rows)["output_0"], model(rows), rtol=1e-5)
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "1"))
+    assert kw.verify(tmp_path / "1").ok
+
+
+@pytest.mark.parametrize("case", ["input", "op", "collection", "no node"])
+def test_an_init_op_that_may_do_something_is_left(case: str) -> None:
+    graph = MetaGraphDef()
+    graph.signature_def[INIT_OP_KEY].outputs[INIT_OP_KEY].name = "init"
+    if case != "no node":
+        node = graph.graph_def.node.add(name="init", op="NoOp" if case != "op" else "Fill")
+        node.input.extend(["^table"] if case == "input" else [])
+    if case == "collection":
+        graph.collection_def["legacy_init_op"].node_list.value.append("fill")
+        graph.graph_def.node.add(name="fill", op="Fill")
+    assert not drop_empty_init_op(graph)
+    assert INIT_OP_KEY in graph.signature_def
 
 
 def test_a_saving_part_that_something_else_reads_is_left() -> None:
