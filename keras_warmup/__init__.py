@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from keras_warmup.export import add_warmup as add_warmup
     from keras_warmup.export import export_with_warmup as export_with_warmup
     from keras_warmup.export import freeze as freeze
+    from keras_warmup.export import redact as redact
     from keras_warmup.export import repair as repair
     from keras_warmup.export import save as save
     from keras_warmup.inspection import inspect as inspect
@@ -38,6 +39,7 @@ _MODULE_OF = {
     "export_with_warmup": "export",
     "save": "export",
     "freeze": "export",
+    "redact": "export",
     "repair": "export",
     "benchmark": "bench.benchmark",
     "add_warmup": "export",
@@ -62,6 +64,7 @@ __all__ = [
     "freeze",
     "inspect",
     "read_records",
+    "redact",
     "repair",
     "save",
     "verify",

@@ -38,6 +38,7 @@ from keras_warmup.pipeline.export_model import (
 from keras_warmup.pipeline.keras_model import (
     describe_misfit,
     has_call,
+    input_names,
     no_call_cure,
     try_export,
 )
@@ -257,6 +258,7 @@ class WarmupExport(_Tapped):
             whole=options.whole_batches,
             # Where `data=` does not fit, the export needs to know what the model was trained on.
             example_only=data is not None,
+            privacy=options.effective_privacy,
         )
         super().__init__(tap)
         self.data = data
@@ -367,6 +369,8 @@ class WarmupExport(_Tapped):
             ExportError: `model.export` would fail (`on_error="warn"` warns).
         """
         super()._on_first_step(batch)
+        if batch is not None:
+            self._check_redact(batch)
         if self.data is not None:
             problem = self._describe_data()
         else:
@@ -392,6 +396,20 @@ class WarmupExport(_Tapped):
                 f"WarmupExport cannot make warmup records of {rows}. {problem} Training goes on; "
                 f"at its end {self._outcome_of_misfit()}. Pass data= with rows that the model "
                 "takes, or export another model with export_model= or export_fn=."
+            )
+
+    def _check_redact(self, batch: Batch) -> None:
+        """Warns of names in `redact=` that neither the batch nor the model's Inputs have."""
+        options = self._options
+        if options.transform is not None or self.export_fn is not None:
+            return
+        names = {*batch.hidden, *input_names(self._model, batch.x).values()}
+        unknown = sorted(set(options.redact or ()) - names)
+        if unknown:
+            _warn(
+                f"WarmupExport: redact names {unknown}, but the training batches hold no such "
+                "feature: the model will be published without a warmup file. Give the keys of x, "
+                "or the names of the model's Inputs."
             )
 
     def _describe_data(self) -> str | None:

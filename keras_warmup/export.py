@@ -1,20 +1,24 @@
 """The public functions that write a SavedModel.
 
-`export_with_warmup`, `save` and `add_warmup` write a warm one; `repair` and `freeze` change one
-that exists.
+`export_with_warmup`, `save` and `add_warmup` write a warm one; `repair`, `freeze` and `redact`
+change one that exists.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import keras
 
 from keras_warmup.errors import OptionsError, warn_or_print
-from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES, WarmupOptions, as_options
+from keras_warmup.options import (
+    DEFAULT_FREEZE_MAX_BYTES,
+    WarmupOptions,
+    as_options,
+)
 from keras_warmup.pipeline.export_model import (
     ExportFn,
     ExportRequest,
@@ -24,9 +28,10 @@ from keras_warmup.pipeline.export_model import (
     warm_existing,
 )
 from keras_warmup.pipeline.freeze import freeze_existing
+from keras_warmup.pipeline.redact import redact_warmup_file
 from keras_warmup.pipeline.repair import repair_saved_model
 from keras_warmup.publishing.publish import Published, target_of
-from keras_warmup.report import ConversionReport, WarmupReport
+from keras_warmup.report import ConversionReport, PrivacyMode, WarmupReport
 
 OnError = Literal["raise", "warn"]
 
@@ -193,6 +198,39 @@ def freeze(
     return freeze_existing(
         export_dir, output, max_bytes=max_bytes, refuse_unsafe_ops=refuse_unsafe_ops
     )
+
+
+def redact(
+    export_dir: str | os.PathLike[str],
+    privacy: PrivacyMode = "synthetic",
+    *,
+    redact: Sequence[str] | None = None,
+    refuse_unsafe_ops: bool = False,
+) -> WarmupReport:
+    """Replaces the real values in the warmup file of a SavedModel that exists.
+
+    The new records are replayed as a server does before the file is replaced in one step, and the
+    manifest beside it is written again.
+
+    Args:
+        export_dir: a SavedModel (version directory) with a warmup file, made by any tool.
+        privacy: `"synthetic"` replaces all values; `"redacted"` those of some features. Defaults to
+            `"synthetic"`.
+        redact: with `"redacted"`, names of inputs of Predict requests, or of features of
+            `tf.train.Example`s.
+        refuse_unsafe_ops: raise `UnsafeOpsError` before anything is run where the model has ops
+            that touch files, network or processes. Defaults to `False`: warn.
+
+    Returns:
+        A `WarmupReport` of the new file.
+
+    Raises:
+        OptionsError: a feature is in no record, or less privacy is asked for than the environment
+            allows.
+        WarmupError: another subclass of it for each kind of failure. The file is unchanged.
+    """
+    options = WarmupOptions(privacy=privacy, redact=redact)
+    return redact_warmup_file(export_dir, options, refuse_unsafe_ops=refuse_unsafe_ops)
 
 
 def repair(

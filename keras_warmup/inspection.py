@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_warmup.data.batch import render_shape
 from keras_warmup.options import XLA_FLAGS
 from keras_warmup.paths import as_path
+from keras_warmup.records.manifest import read_manifest
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_records, warmup_path
 from keras_warmup.report import (
@@ -244,9 +245,24 @@ def list_records(path: str | os.PathLike[str]) -> RecordList:
     """
     where = as_path(path)
     logs = read_records(where)
+    is_model = tf.io.gfile.isdir(where)
+    manifest = read_manifest(where) if is_model else None
+    # Of a file that the manifest does not describe, nothing is known.
+    entries = manifest.records if manifest is not None and not manifest.problems else ()
+    told = itertools.chain(entries, itertools.repeat({}))
     records = tuple(
-        RecordReport(**describe_log(log), source="", bytes=log.ByteSize())
-        for log in itertools.islice(logs, MAX_LISTED_RECORDS)
+        RecordReport(
+            **describe_log(log),
+            source=entry.get("source", ""),
+            bytes=log.ByteSize(),
+            real_features=tuple(entry.get("real_features", ())),
+        )
+        for log, entry in zip(itertools.islice(logs, MAX_LISTED_RECORDS), told, strict=False)
     )
     truncated = next(logs, None) is not None
-    return RecordList(warmup_path(where) if tf.io.gfile.isdir(where) else where, records, truncated)
+    return RecordList(
+        warmup_path(where) if is_model else where,
+        records,
+        truncated,
+        privacy=manifest.privacy.mode if entries and manifest is not None else "",
+    )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from keras_warmup.errors import OptionsError
-from keras_warmup.report import REQUEST_KINDS, RequestKind
+from keras_warmup.report import REQUEST_KINDS, PrivacyMode, RequestKind
 
 # TensorFlow Serving fails the load on record 1001 (saved_model_warmup_util.h, kMaxNumRecords).
 MAX_RECORDS = 1000
@@ -31,8 +31,60 @@ DEFAULT_BATCH_SIZE = 2
 # A stock server has XLA compilation switched off (model_servers/main.cc).
 XLA_FLAGS = "--xla_cpu_compilation_enabled (CPU) or --xla_gpu_compilation_enabled (GPU)"
 
+# From the least private one on.
+PRIVACY_MODES: tuple[PrivacyMode, ...] = ("none", "redacted", "synthetic")
+PRIVACY_VARIABLE, REDACT_VARIABLE = "KERAS_WARMUP_PRIVACY", "KERAS_WARMUP_REDACT"
+
 Transform = Callable[[Any], Mapping[str, Any]]
 OutputFilters = Sequence[Sequence[str]] | Mapping[str, Sequence[Sequence[str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Privacy:
+    """What of the real values may not be in a warmup file.
+
+    Attributes:
+        mode: `"none"`: real values may be; `"redacted"`: not those of some features;
+            `"synthetic"`: none.
+        features: with `"redacted"`, the names of these features; else empty.
+    """
+
+    mode: PrivacyMode = "none"
+    features: frozenset[str] = frozenset()
+
+    def covers(self, other: Privacy) -> bool:
+        """Returns whether what hides this also hides all of `other`."""
+        if self.mode == "synthetic" or other.mode == "none":
+            return True
+        return self.mode == other.mode and self.features >= other.features
+
+
+REAL = Privacy()
+
+
+def least_privacy() -> Privacy:
+    """Returns the least private mode that the environment allows.
+
+    `KERAS_WARMUP_PRIVACY` is the mode, `KERAS_WARMUP_REDACT` the features of `redacted`, separated
+    by commas. It is read at each use, so that an object that was made before obeys it too.
+
+    Raises:
+        OptionsError: the variables have a wrong value.
+    """
+    mode = os.environ.get(PRIVACY_VARIABLE, "").strip().lower() or "none"
+    names = frozenset(filter(None, map(str.strip, os.environ.get(REDACT_VARIABLE, "").split(","))))
+    if mode not in PRIVACY_MODES:
+        raise OptionsError(
+            f"{PRIVACY_VARIABLE} must be one of {', '.join(PRIVACY_MODES)}, got {mode!r}."
+        )
+    if mode == "redacted" and not names:
+        raise OptionsError(
+            f"{PRIVACY_VARIABLE}=redacted needs the names of the features: set {REDACT_VARIABLE}, "
+            "such as user_id,name."
+        )
+    if mode == "none" and names:
+        mode = "redacted"
+    return Privacy(mode, names if mode == "redacted" else frozenset())  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +127,14 @@ class WarmupOptions:
         max_load_seconds: warn where replaying the records takes longer than this. It is a lower
             bound of the load time that they add, since the process that replays is warm already;
             `keras-warmup bench` measures it. Defaults to `None`: never.
+        privacy: `"none"`: records hold real rows. `"redacted"`: the features in `redact` are
+            replaced, by values of the same dtype, shape and length inside their range, or by words
+            of a vocabulary. `"synthetic"`: all of them are, and no real value is kept longer than
+            the step that showed it. Defaults to `None`: the mode in `KERAS_WARMUP_PRIVACY`, below
+            which no mode may be, else `"none"`.
+        redact: with `privacy="redacted"`, the names of features: keys of x, features of serialized
+            Examples, or inputs of signatures; `"x[0]"` for the first of a list. Those in
+            `KERAS_WARMUP_REDACT` are redacted in any case.
         max_records: largest number of records, 1 to 1000 (TensorFlow Serving fails the load on the
             1001st).
         max_bytes: largest size of the warmup file, bytes.
@@ -83,7 +143,8 @@ class WarmupOptions:
             other ones there is `keras-warmup method-names`.
         model_name: `model_spec.name` of the requests; MultiInference needs one. Defaults to `None`:
             the name of the base path.
-        seed: seed of every random choice. Equal seeds and data give equal files.
+        seed: seed of every random choice. Equal seeds and data give equal files, but for the
+            values that a privacy mode makes up.
         verify: replay the records in a Session before publishing.
         on_no_data: `"synthesize"` makes rows up from the signature with a warning, `"error"`
             refuses.
@@ -104,6 +165,8 @@ class WarmupOptions:
     batching_parameters: str | os.PathLike[str] | None = None
     share_twin_signatures: bool | None = None
     max_load_seconds: float | None = None
+    privacy: PrivacyMode | None = None
+    redact: Sequence[str] | None = None
     max_records: int = MAX_RECORDS
     max_bytes: int = DEFAULT_MAX_BYTES
     method_name: bool = False
@@ -132,6 +195,7 @@ class WarmupOptions:
         for name, items in (
             ("signatures", "a sequence of signature keys"),
             ("kinds", "a sequence of request kinds"),
+            ("redact", "a sequence of names of features"),
             ("batch_sizes", '"auto" or a sequence of integers >= 1'),
         ):
             value = getattr(self, name)
@@ -190,6 +254,7 @@ class WarmupOptions:
             problems.append(
                 f"max_load_seconds={seconds!r} needs the replay that verify=False leaves out"
             )
+        problems += self._problems_of_privacy()
         if not is_integer(self.max_bytes, at_least=1):
             problems.append(f"max_bytes must be a positive integer, got {self.max_bytes!r}")
         if not is_integer(self.seed, at_least=0):
@@ -198,6 +263,41 @@ class WarmupOptions:
             problems.append(f"on_no_data must be 'synthesize' or 'error', got {self.on_no_data!r}")
         if problems:
             raise OptionsError("Bad warmup options: " + "; ".join(problems) + ".")
+
+    def _problems_of_privacy(self) -> list[str]:
+        problems = []
+        if self.privacy is not None and self.privacy not in PRIVACY_MODES:
+            return [f"privacy must be one of {', '.join(PRIVACY_MODES)}, got {self.privacy!r}"]
+        if any(not isinstance(name, str) or not name for name in self.redact or ()):
+            problems.append(f"redact must hold names of features (str), got {self.redact!r}")
+        if self.redact and self.privacy != "redacted":
+            problems.append("redact needs privacy='redacted'")
+        least = least_privacy()
+        if self.privacy == "redacted" and not (self.redact or least.features):
+            problems.append("privacy='redacted' needs redact=, the names of the features")
+        if self.privacy is not None and PRIVACY_MODES.index(self.privacy) < PRIVACY_MODES.index(
+            least.mode
+        ):
+            problems.append(
+                f"privacy={self.privacy!r} was asked for, but {PRIVACY_VARIABLE} in the "
+                f"environment allows no less than {least.mode!r}: leave out privacy, or ask who "
+                "set it"
+            )
+        return problems
+
+    def effective_privacy(self) -> Privacy:
+        """Returns the mode asked for, or that of the environment where it is more private.
+
+        Raises:
+            OptionsError: less was asked for than the environment allows by now.
+        """
+        problems = self._problems_of_privacy()
+        if problems:
+            raise OptionsError("Bad warmup options: " + "; ".join(problems) + ".")
+        least = least_privacy()
+        mode = self.privacy or least.mode
+        features = least.features.union(self.redact or ()) if mode == "redacted" else frozenset()
+        return Privacy(mode, features)
 
     @property
     def exact_batch_sizes(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+PrivacyMode = Literal["none", "redacted", "synthetic"]
 RequestKind = Literal["predict", "classify", "regress", "multi_inference"]
 # Names that are printed of variables that stayed in a frozen model; a report holds them all.
 _MAX_LISTED_VARIABLES = 3
@@ -54,6 +55,8 @@ class RecordReport(Report):
         replay_ms: wall time of its first replay in a fresh Session, milliseconds; `None` where it
             was not replayed.
         warms: keys of the signatures whose first request it makes fast.
+        real_features: names of its features that hold real values: inputs of the signature, or
+            features of serialized Examples.
     """
 
     signature_key: str
@@ -65,6 +68,7 @@ class RecordReport(Report):
     bytes: int
     replay_ms: float | None = None
     warms: tuple[str, ...] = ()
+    real_features: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +127,9 @@ class WarmupReport(Report):
             features than the signature does: training and serving disagree.
         real_rows: number of real rows in the records, an upper bound; records that were kept do not
             count.
+        real_features: names of the features of the records that hold real values.
+        privacy: the privacy mode: `none`, `redacted` or `synthetic`.
+        redacted: names of features, of which no record holds a real value.
         cold: why the model has no warmup file; empty where it has one, or no signature that a
             request can reach.
         published: whether anything was published.
@@ -153,6 +160,9 @@ class WarmupReport(Report):
     random_signatures: tuple[str, ...] = ()
     training_serving_skew: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     real_rows: int = 0
+    real_features: tuple[str, ...] = ()
+    privacy: PrivacyMode = "none"
+    redacted: tuple[str, ...] = ()
     cold: str = ""
     published: bool = True
     frozen: FrozenVariables | None = None
@@ -202,26 +212,37 @@ class RecordList(Report):
 
     Attributes:
         warmup_path: the file.
-        records: in the order the server replays them. What the file does not record (`source`,
-            `replay_ms`, `warms`) is empty.
+        records: in the order the server replays them. What neither the file nor its manifest
+            records (`replay_ms`, `warms`; without a manifest also `source` and `real_features`) is
+            empty.
         truncated: whether the file holds more records than are listed.
+        privacy: the privacy mode that the manifest tells; empty where it is not known.
     """
 
     warmup_path: str
     records: tuple[RecordReport, ...]
     truncated: bool = False
+    privacy: str = ""
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
         from rich.text import Text
 
-        table = records_table(self.records, self.warmup_path)
-        if not self.truncated:
-            return table
+        lines = [self._real_data()]
+        if self.truncated:
+            lines.append(
+                f"only the first {len(self.records)} records are listed; the file holds more"
+            )
         return Group(
-            table,
-            Text(f"only the first {len(self.records)} records are listed; the file holds more"),
+            records_table(self.records, self.warmup_path),
+            Text("\n".join(map(printable, lines))),
         )
+
+    def _real_data(self) -> str:
+        real = sorted({name for record in self.records for name in record.real_features})
+        if not self.privacy:
+            return "real values: not known, there is no manifest that describes this file"
+        return f"privacy: {self.privacy}; features with real values: {', '.join(real) or '-'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,6 +284,11 @@ class ConversionReport(Report):
         else:
             lines.append(f"{self.export_dir}: nothing to change")
         return Text("\n".join(map(printable, lines)))
+
+
+def count_real_rows(records: Sequence[RecordReport]) -> int:
+    """Returns the number of rows in records with real values, an upper bound."""
+    return sum(record.batch_size or 1 for record in records if record.real_features)
 
 
 def _lines_of(signature_key: str) -> list[str]:

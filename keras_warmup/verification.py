@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
-from keras_warmup.errors import OptionsError, warn_caller
+from keras_warmup.errors import OptionsError, WarmupError, warn_caller
 from keras_warmup.paths import as_path
+from keras_warmup.records.manifest import read_manifest
 from keras_warmup.serving.verify import RecordVerdict, VerifyReport, verify_here
 from keras_warmup.serving.worker import DEFAULT_TIMEOUT_S, check_limits, verify_in_worker
 
@@ -19,11 +21,13 @@ def verify(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     memory_limit_bytes: int | None = None,
     refuse_unsafe_ops: bool = False,
+    no_real_rows: bool = False,
 ) -> VerifyReport:
     """Reports what TensorFlow Serving would do with the warmup file of a SavedModel.
 
     No server is needed: every record is replayed in a Session as the server does it, also records
-    that follow one that fails. A model without a warmup file is not ok.
+    that follow one that fails. A model without a warmup file is not ok, nor is one whose manifest
+    describes another file or another model: a file that an earlier export left in the path.
 
     This loads the SavedModel and runs its ops with your rights. A malformed model may also crash
     TensorFlow and the process. With `isolated=True` the model runs in a worker process, and a
@@ -39,6 +43,8 @@ def verify(
             importing TensorFlow took, bytes (Linux only). Defaults to `None`: no limit.
         refuse_unsafe_ops: raise `UnsafeOpsError` before anything runs where the model has ops that
             access files, the network or processes. Defaults to `False`: warn.
+        no_real_rows: also fail where the records hold real values, or may hold some since there is
+            no manifest. Defaults to `False`.
 
     Returns:
         A verdict for each record, the failures, and what depends on the server.
@@ -51,14 +57,42 @@ def verify(
     check_limits(timeout_s, memory_limit_bytes)
     path = as_path(export_dir)
     if isolated:
-        return verify_in_worker(
+        report = verify_in_worker(
             path,
             timeout_s=timeout_s,
             memory_limit_bytes=memory_limit_bytes,
             refuse_unsafe_ops=refuse_unsafe_ops,
         )
+        return _check_manifest(report, no_real_rows=no_real_rows)
     if memory_limit_bytes is not None:
         raise OptionsError(
             "memory_limit_bytes limits the worker process: pass isolated=True with it."
         )
-    return verify_here(path, refuse_unsafe_ops=refuse_unsafe_ops, warn=warn_caller)
+    report = verify_here(path, refuse_unsafe_ops=refuse_unsafe_ops, warn=warn_caller)
+    return _check_manifest(report, no_real_rows=no_real_rows)
+
+
+def _check_manifest(report: VerifyReport, *, no_real_rows: bool) -> VerifyReport:
+    """Adds what the manifest tells to a report."""
+    try:
+        manifest = read_manifest(report.export_dir)
+    except WarmupError as error:
+        return dataclasses.replace(report, ok=False, failures=(*report.failures, str(error)))
+    failures = list(manifest.problems) if manifest is not None else []
+    is_current = manifest is not None and not failures
+    if no_real_rows and manifest is None and report.records:
+        failures.append(
+            "Real values cannot be excluded: there is no manifest that describes the warmup file. "
+            "Run keras-warmup redact."
+        )
+    elif no_real_rows and is_current and manifest is not None and manifest.real_features:
+        failures.append(
+            f"The warmup file holds real values of {', '.join(manifest.real_features)}. Export "
+            "with privacy='synthetic', or run keras-warmup redact."
+        )
+    return dataclasses.replace(
+        report,
+        ok=report.ok and not failures,
+        failures=(*report.failures, *failures),
+        real_features=manifest.real_features if manifest is not None and is_current else None,
+    )

@@ -531,7 +531,11 @@ def test_add_warmup_appends_replaces_and_leaves_other_extra_assets(
     report = kw.add_warmup(tmp_path / "1", data, warmup={"batch_sizes": [4]})
     assert [record.batch_size for record in report.records] == [4]
     assert extra.read_text() == "mine"
-    assert sorted(os.listdir(extra.parent)) == ["note.txt", "tf_serving_warmup_requests"]
+    assert sorted(os.listdir(extra.parent)) == [
+        "keras_warmup.json",
+        "note.txt",
+        "tf_serving_warmup_requests",
+    ]
     assert kw.verify(tmp_path / "1").ok
 
 
@@ -544,7 +548,7 @@ def test_add_warmup_that_fails_keeps_the_old_file(
     with pytest.raises(BindingError):
         kw.add_warmup(tmp_path / "1", {"a": random_rows(5), "b": random_rows(4)})
     assert path.read_bytes() == before
-    assert os.listdir(path.parent) == ["tf_serving_warmup_requests"]
+    assert sorted(os.listdir(path.parent)) == ["keras_warmup.json", "tf_serving_warmup_requests"]
 
 
 def test_half_plus_two_of_tensorflow_serving_gets_a_predict_record(

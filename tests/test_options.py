@@ -118,8 +118,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_and_all_known_ones() -> N
     assert str(error.value) == (
         "Unknown warmup option 'batch_size'. Did you mean 'batch_sizes'? Known options: "
         "signatures, batch_sizes, output_filters, kinds, freeze, freeze_max_bytes, whole_batches, "
-        "transform, xla, batching_parameters, share_twin_signatures, max_load_seconds, "
-        "max_records, max_bytes, method_name, model_name, seed, verify, on_no_data."
+        "transform, xla, batching_parameters, share_twin_signatures, max_load_seconds, privacy, "
+        "redact, max_records, max_bytes, method_name, model_name, seed, verify, on_no_data."
     )
 
 

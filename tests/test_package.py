@@ -24,6 +24,7 @@ PUBLIC = [
     "freeze",
     "inspect",
     "read_records",
+    "redact",
     "repair",
     "save",
     "verify",

@@ -33,6 +33,7 @@ from keras_warmup.bench.report import render_ms, render_table
 from keras_warmup.errors import RecordsError
 from keras_warmup.options import MAX_RECORDS
 from keras_warmup.paths import as_path
+from keras_warmup.records.manifest import read_manifest, renew_manifest, require_allowed
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import read_all_records, warmup_path, write_records
 from keras_warmup.report import Report
@@ -155,6 +156,7 @@ def minimize(
     check_count("processes", processes, at_least=MIN_VALUES)
     directory = as_path(export_dir)
     check_saved_model(directory, refuse=refuse_unsafe_ops)
+    require_allowed(directory)
     logs = read_all_records(directory)
     found = find_redundant(ProcessEngine(directory), logs, processes=processes, progress=progress)
     redundant = {record.index for record in found.records}
@@ -184,7 +186,9 @@ def _drop_records(export_dir: str, logs: Sequence[PredictionLog], kept: Sequence
         )
     size = tf.io.gfile.stat(path).length
     records = [logs[index] for index in kept]
+    before = read_manifest(export_dir)
     write_records(path, records, max_records=MAX_RECORDS, max_bytes=size)
+    renew_manifest(export_dir, before, kept=kept)
 
 
 def _serialize(logs: Sequence[PredictionLog]) -> list[bytes]:

@@ -87,6 +87,8 @@ def _add(arguments: argparse.Namespace) -> int:
         xla=arguments.xla,
         batching_parameters=arguments.batching_parameters,
         share_twin_signatures=True if arguments.share_twins else None,
+        privacy=arguments.privacy,
+        redact=arguments.redact,
         model_name=arguments.model_name,
         seed=arguments.seed,
         verify=not arguments.no_verify,
@@ -168,6 +170,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             timeout_s=arguments.timeout,
             memory_limit_bytes=None if limit is None else limit * 2**20,
             refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+            no_real_rows=arguments.no_real_rows,
         )
     print_report(report, arguments.json)
     if os.path.isdir(arguments.export_dir):
@@ -193,6 +196,22 @@ def _freeze(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _redact(arguments: argparse.Namespace) -> int:
+    with quiet_start():
+        from keras_warmup.export import redact
+
+        _find_devices()
+    with show_status("replacing values and replaying the warmup file", arguments.json):
+        report = redact(
+            arguments.export_dir,
+            arguments.privacy,
+            redact=arguments.redact,
+            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+        )
+    print_report(report, arguments.json)
+    return EXIT_OK
+
+
 def _repair(arguments: argparse.Namespace) -> int:
     with quiet_start():
         from keras_warmup.export import repair
@@ -211,9 +230,12 @@ def _repair(arguments: argparse.Namespace) -> int:
 def _method_names(arguments: argparse.Namespace) -> int:
     with quiet_start():
         from keras_warmup.inspection import inspect
+        from keras_warmup.records.manifest import read_manifest, renew_manifest
         from keras_warmup.savedmodel.rewriting import name_methods
 
+    before = read_manifest(arguments.export_dir)
     name_methods(arguments.export_dir)
+    renew_manifest(arguments.export_dir, before)
     print_report(inspect(arguments.export_dir), arguments.json)
     return EXIT_OK
 
@@ -234,6 +256,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": _verify,
     "repair": _repair,
     "freeze": _freeze,
+    "redact": _redact,
     "method-names": _method_names,
     "records": _records,
 }

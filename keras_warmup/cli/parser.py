@@ -6,7 +6,7 @@ import argparse
 from typing import Any, Literal
 
 from keras_warmup._version import __version__
-from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES
+from keras_warmup.options import DEFAULT_FREEZE_MAX_BYTES, PRIVACY_MODES
 from keras_warmup.report import REQUEST_KINDS
 from keras_warmup.serving.worker import DEFAULT_TIMEOUT_S
 
@@ -22,6 +22,7 @@ Write an .npz file with numpy.savez("rows.npz", image=images[:8]).
 """
 _VERIFY_EXAMPLES = """examples:
   keras-warmup verify ./digits/1 && mv ./digits/1 /models/digits/1
+  keras-warmup verify ./digits/1 --no-real-rows           # in a pipeline with compliance duties
   keras-warmup verify ./unknown/1 --refuse-unsafe-ops --timeout 60 --memory-limit 2048
 
 The model runs in a process of its own: if TensorFlow crashes, hangs or runs out of memory, the
@@ -29,7 +30,7 @@ report says so. The process is not a sandbox: a SavedModel is a program, and run
 (see SECURITY.md).
 
 Exit code 0: TensorFlow Serving would load the model and replay every record. Exit code 1: it would
-not, or there is no warmup file.
+not, there is no warmup file, or the file was made for another model.
 """
 _BENCH_EXAMPLES = """examples:
   keras-warmup bench ./digits/1                           # in fresh processes
@@ -52,6 +53,13 @@ _FREEZE_EXAMPLES = """examples:
 
 The result serves the same signatures, and cannot be trained further. Without --output it replaces
 EXPORT_DIR in one step, once its outputs have been compared.
+"""
+_REDACT_EXAMPLES = """examples:
+  keras-warmup redact ./digits/1                                  # no real value is left
+  keras-warmup redact ./ranker/1 --privacy redacted --redact user_id --redact name
+
+Values are replaced by others of the same dtype, shape and length. The new records are replayed
+before the file is replaced, and assets.extra/keras_warmup.json says what real data is left.
 """
 _METHOD_NAMES_EXAMPLES = """example:
   keras-warmup method-names ./taxi/1   # for servers with --enable_signature_method_name_check
@@ -130,6 +138,14 @@ def build_parser() -> argparse.ArgumentParser:
             "freeze",
             "make a SavedModel serving-only: its variables become constants, which load faster",
             _FREEZE_EXAMPLES,
+        )
+    )
+    _add_options_of_redact(
+        _add_command(
+            commands,
+            "redact",
+            "replace the real values in a warmup file",
+            _REDACT_EXAMPLES,
         )
     )
     _add_command(
@@ -226,6 +242,18 @@ def _add_options_of_add(parser: argparse.ArgumentParser) -> None:
         "--share-twins",
         action="store_true",
         help="let signatures that are the same function use the same tensors",
+    )
+    parser.add_argument(
+        "--privacy",
+        choices=PRIVACY_MODES,
+        help="none: the records hold real rows; redacted: without the values of the features in "
+        "--redact; synthetic: without any real value (default: KERAS_WARMUP_PRIVACY, else none)",
+    )
+    parser.add_argument(
+        "--redact",
+        action="append",
+        metavar="NAME",
+        help="with --privacy redacted, a feature to replace; may be repeated",
     )
     parser.add_argument(
         "--model-name",
@@ -345,6 +373,11 @@ def _add_options_of_verify(parser: argparse.ArgumentParser) -> None:
         help="memory the model may allocate, beside what TensorFlow itself takes (Linux only; "
         "default: no limit)",
     )
+    parser.add_argument(
+        "--no-real-rows",
+        action="store_true",
+        help="fail where the warmup file holds real values, or may hold some",
+    )
     _add_refuse_unsafe_ops(parser)
 
 
@@ -362,6 +395,22 @@ def _add_options_of_freeze(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="largest size of the constants; the largest variables stay variables until the others "
         f"fit (default: {DEFAULT_FREEZE_MAX_BYTES})",
+    )
+    _add_refuse_unsafe_ops(parser)
+
+
+def _add_options_of_redact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--privacy",
+        choices=PRIVACY_MODES[1:],
+        default="synthetic",
+        help="replace the values of some features, or all values (default: synthetic)",
+    )
+    parser.add_argument(
+        "--redact",
+        action="append",
+        metavar="NAME",
+        help="with --privacy redacted, a feature to replace; may be repeated",
     )
     _add_refuse_unsafe_ops(parser)
 

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_warmup.errors import DataError
+from keras_warmup.options import REAL, Privacy
 
 Source = Literal["captured", "data", "synthetic", "log"]
 FeaturePath = tuple[str | int, ...]
@@ -30,6 +31,9 @@ class Batch:
         is_whole: whether the batch is one request, whose arrays may differ in their first
             dimension: it is never sliced.
         full_size: rows of the batch that these rows were taken from; 0 where they are all of it.
+        privacy: what was asked to be replaced when these rows were read.
+        hidden: names of the features that were replaced.
+        hidden_paths: their paths, as `render_path` renders them.
     """
 
     x: Any
@@ -37,6 +41,9 @@ class Batch:
     source: Source = "data"
     is_whole: bool = False
     full_size: int = 0
+    privacy: Privacy = REAL
+    hidden: frozenset[str] = frozenset()
+    hidden_paths: frozenset[str] = frozenset()
 
 
 def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:

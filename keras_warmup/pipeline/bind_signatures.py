@@ -15,6 +15,7 @@ from keras_warmup.binding.encode import bind_encoded, parse_if_needed
 from keras_warmup.binding.match import match_inputs
 from keras_warmup.binding.synthesize import synthesize_rows
 from keras_warmup.data.batch import Batch, is_string_vector
+from keras_warmup.data.privacy import Hider
 from keras_warmup.errors import (
     BindingError,
     DataError,
@@ -79,11 +80,13 @@ class BindResult:
         cold: signature_key -> why it stays cold.
         unfit: signature_key -> why rows are made up although `fit` saw batches. A twin of such a
             signature is left out.
+        hidden: names of the features whose values a privacy mode replaced.
     """
 
     bound: list[BoundSignature]
     cold: dict[str, str]
     unfit: dict[str, str]
+    hidden: frozenset[str] = frozenset()
 
 
 def choose_signatures(
@@ -152,7 +155,8 @@ def bind_signatures(
         for key, why in binder.unfit.items()
         if binder.twins.get(key, key) not in binder.unfit.keys() - {key}
     }
-    return BindResult(_bind_common_examples(bound, binder), cold, unfit)
+    bound = _bind_common_examples(bound, binder)
+    return BindResult(bound, cold, unfit, frozenset(binder.hidden))
 
 
 def _bind_signature(
@@ -187,6 +191,8 @@ class _Binder:
         self.formats = dict(formats)
         self.unfit: dict[str, str] = {}
         self.twins = twins
+        self.hidden: set[str] = set()
+        self._hider = Hider(options.effective_privacy())
         self._inputs = inputs
         self._options = options
         self._parsers = [
@@ -221,9 +227,17 @@ class _Binder:
             return [synthesize_rows(signature, formats, self._options.seed)]
         transform = self._options.transform
         if transform is not None:
-            return [bound for batch in batches for bound in bind_batch(batch, signature, transform)]
+            return [
+                self._hide(bound, batch)
+                for batch in batches
+                for bound in bind_batch(batch, signature, transform)
+            ]
         try:
-            return [bound for batch in batches for bound in self._bind_batch(batch, signature)]
+            return [
+                self._hide(bound, batch)
+                for batch in batches
+                for bound in self._bind_batch(batch, signature)
+            ]
         except BindingError as error:
             if own or not inputs.is_borrowed or self._options.on_no_data == "error":
                 raise
@@ -232,6 +246,26 @@ class _Binder:
                 f"do not fit. {error}"
             )
             return [synthesize_rows(signature, formats, self._options.seed)]
+
+    def _hide(self, bound: BoundBatch, batch: Batch) -> BoundBatch:
+        """Returns the rows with what is known to be hidden only by the names of the inputs."""
+        self.hidden.update(batch.hidden)
+        mode = self._hider.privacy.mode
+        if mode == "none":
+            return bound
+        # What a transform returns may hold real values, whatever it was given.
+        is_transformed = self._options.transform is not None
+        if mode == "synthetic" and not is_transformed:
+            return dataclasses.replace(bound, source="synthetic")
+        self._hider.hidden.clear()
+        arrays = self._hider.hide_arrays(bound.arrays, None if is_transformed else batch)
+        self.hidden.update(self._hider.hidden)
+        if mode == "synthetic":
+            return dataclasses.replace(bound, arrays=arrays, x=None, source="synthetic")
+        if all(arrays[name] is array for name, array in bound.arrays.items()):
+            return bound
+        # The model's own call would be given other rows than the request.
+        return dataclasses.replace(bound, arrays=arrays, x=None)
 
     def _own_batches(self, key: str) -> Sequence[Batch]:
         """Returns the rows that `PerSignature` has for a signature, or for a twin of it."""

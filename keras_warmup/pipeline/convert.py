@@ -18,6 +18,7 @@ from keras_warmup.publishing.filesystem import copy_tree, exists, tree_bytes
 from keras_warmup.publishing.publish import Published, is_still_there, published_at, staged
 from keras_warmup.publishing.versions import has_version, version_hint
 from keras_warmup.publishing.workspace import sweep
+from keras_warmup.records.manifest import read_manifest, renew_manifest, require_allowed
 from keras_warmup.records.warmup_file import WARMUP_PATH, read_all_records, warmup_path
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.rewriting import renew_fingerprint
@@ -96,6 +97,7 @@ def convert_existing(
     found = found or find_source(export_dir)
     source = found.path
     check_saved_model(source, refuse=refuse_unsafe_ops)
+    require_allowed(source)
     target = source if output is None else as_path(output)
     with staged(
         target, overwrite=output is None, replaces=None if output is not None else found
@@ -111,6 +113,7 @@ def convert_existing(
         comparisons = compare_models(source, directory, logs, rounding=rounding)
         with explained(source, "read"):
             before, after = tree_bytes(source), tree_bytes(directory)
+        renew_manifest(directory, read_manifest(source))
         if not is_still_there(found):
             raise PublishError(
                 f"Cannot change {source!r}: another directory took its place meanwhile. Nothing "

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from keras_warmup._protos import MetaGraphDef
+from keras_warmup.data.privacy import Hider, known_features
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs
@@ -14,6 +15,8 @@ from keras_warmup.pipeline.keras_model import trace_calls
 from keras_warmup.pipeline.proof import RANDOM, prove_request, same_outputs
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import encode_log
+from keras_warmup.records.hidden_logs import hide_log, log_features
+from keras_warmup.records.manifest import Manifest
 from keras_warmup.records.prediction_logs import describe_log
 from keras_warmup.records.warmup_file import RecordsDraft, read_records
 from keras_warmup.report import RecordReport
@@ -33,11 +36,13 @@ class KeptRequest:
     Attributes:
         log: its `PredictionLog`.
         source: where its rows come from.
+        real_features: names of its features that hold real values.
         warms: keys of the signatures it warms; not known.
     """
 
     log: Any
     source: str = "log"
+    real_features: tuple[str, ...] = ()
     warms: tuple[str, ...] = ()
 
 
@@ -65,6 +70,19 @@ class DraftRecord:
         """Whether the warmup file held the record before."""
         return isinstance(self.request, KeptRequest)
 
+    def real_features(self, hidden: Collection[str]) -> tuple[str, ...]:
+        """Returns the names of its features that hold real values.
+
+        Args:
+            hidden: names of features that were replaced.
+        """
+        if isinstance(self.request, KeptRequest):
+            return self.request.real_features
+        if self.is_synthetic:
+            return ()
+        names = {name for bound in self.request.pool for name in known_features(bound.arrays)}
+        return tuple(sorted(names.difference(hidden)))
+
     @property
     def is_synthetic(self) -> bool:
         """Whether its rows are made up."""
@@ -76,14 +94,19 @@ class DraftRecord:
             return self.request.log
         return encode_log(self.request, model_name)
 
-    def report(self) -> RecordReport:
-        """Returns the record's entry in the report."""
+    def report(self, hidden: Collection[str] = ()) -> RecordReport:
+        """Returns the record's entry in the report.
+
+        Args:
+            hidden: names of features that were replaced. Defaults to none.
+        """
         return RecordReport(
             **self.description,
             source=self.request.source,
             bytes=self.bytes,
             replay_ms=self.replay_ms,
             warms=self.request.warms,
+            real_features=self.real_features(hidden),
         )
 
 
@@ -100,6 +123,37 @@ class ReplayResult:
     load_ms: float | None = None
     proofs: dict[str, str] = dataclasses.field(default_factory=dict)
     random: set[str] = dataclasses.field(default_factory=set)
+
+
+def hide_kept(
+    logs: Sequence[Any], hider: Hider, manifest: Manifest | None
+) -> tuple[list[KeptRequest], set[str]]:
+    """Replaces what is hidden in the requests that a warmup file holds.
+
+    Args:
+        logs: their `PredictionLog`s.
+        hider: what to hide.
+        manifest: the manifest of the file; `None` where it has none that describes it.
+
+    Returns:
+        The requests, and the names of all their features.
+
+    Raises:
+        RecordsError: a record is of a kind that a server does not replay.
+    """
+    requests, names = [], set()
+    for index, log in enumerate(logs):
+        features = log_features(log)
+        names.update(features)
+        told = None if manifest is None else manifest.records[index]
+        real = set(features if told is None else told["real_features"])
+        source = "synthetic" if told is not None and told["source"] == "synthetic" else "log"
+        if hider.privacy.mode == "synthetic":
+            real, source = set(), "synthetic"
+        kept = log if hider.privacy.mode == "none" else hide_log(log, hider)
+        real -= hider.hidden
+        requests.append(KeptRequest(kept, source, tuple(sorted(real))))
+    return requests, names
 
 
 def write_draft(
@@ -180,7 +234,12 @@ def _replay(
             # Made-up rows may be nonsense to the model, which is no fault of the export.
             if not record.is_synthetic or error.status not in ERRORS_OF_VALUES:
                 raise
-            record.error = f"made-up rows do not run, pass data=. {error}"
+            record.error = (
+                "the values that privacy='synthetic' made up do not run: redact= the features that "
+                f"must not ship, or pass data= that may ship with privacy='none'. {error}"
+                if record.is_kept or inputs.batches or inputs.per_signature
+                else f"made-up rows do not run, pass data=. {error}"
+            )
             continue
         record.replay_ms = replayed.ms
         request = record.request

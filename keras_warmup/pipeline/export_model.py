@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, walk
 from keras_warmup.data.per_signature import PerSignature
+from keras_warmup.data.privacy import Hider, vocabularies_of
 from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import (
@@ -27,23 +29,31 @@ from keras_warmup.errors import (
     warn_caller,
 )
 from keras_warmup.op_errors import describe_op_error, quote_tracing_error
-from keras_warmup.options import DEFAULT_BATCH_SIZE, DEFAULT_FREEZE_MAX_BYTES, WarmupOptions
+from keras_warmup.options import (
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_FREEZE_MAX_BYTES,
+    REAL,
+    Privacy,
+    WarmupOptions,
+)
 from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.freeze import LOST, freeze_saved_model
 from keras_warmup.pipeline.keras_model import (
     captured_signature,
     export_signature,
+    input_names,
     is_subclassed,
     require_built,
 )
 from keras_warmup.pipeline.warm import check_servable, warm_saved_model
-from keras_warmup.publishing.filesystem import remove_tree
+from keras_warmup.publishing.filesystem import exists, remove_tree
 from keras_warmup.publishing.publish import Published, Staging, staged
 from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
+from keras_warmup.records.manifest import MANIFEST_PATH, write_manifest
 from keras_warmup.records.warmup_file import warmup_path
-from keras_warmup.report import WarmupReport
+from keras_warmup.report import WarmupReport, count_real_rows
 from keras_warmup.savedmodel.rewriting import (
     complete_fingerprint,
     name_methods,
@@ -65,6 +75,10 @@ ExportFn = Callable[[Any, str], Any]
 # over the dataset.
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
+_MAX_LISTED_FEATURES = 5
+# Not a warning of Python: it is what the default does, and must not end a fit where those are
+# errors. Without a configuration of `logging` it is printed to stderr.
+_LOG = logging.getLogger("keras_warmup")
 # The errors that tf.io.gfile makes of file system errors (core/platform/errors.cc). Tracing raises
 # other ones.
 _FILE_ERRORS = (
@@ -254,6 +268,9 @@ def _publish(
         elif report.cold and request.replaces_warm:
             why = WarmupError(report.cold)
             raise WarmVersionKeptError(why) if request.allow_cold else why
+        if not report.records:
+            with explained(directory, "remove a warmup file from"):
+                _remove_foreign_file(directory)
         if frozen is not None:
             report = dataclasses.replace(
                 report,
@@ -272,6 +289,9 @@ def _publish(
             renew_fingerprint(directory)
         else:
             complete_fingerprint(directory)
+        if report.records:
+            _write_manifest(directory, report, options, flush=False)
+    _announce_real_rows(report, staging.published.path)
     return _relocate(report, staging.published.path), staging.published
 
 
@@ -361,8 +381,41 @@ def warm_existing(
             f"No warmup record can be written for {directory!r}: "
             f"{'; '.join(reasons) or 'it has no signature'}"
         )
+    _write_manifest(directory, report, options)
+    _announce_real_rows(report, directory)
     _warn_of(report, directory, options)
     return _relocate(report, directory)
+
+
+def _remove_foreign_file(directory: str) -> None:
+    """Removes a warmup file that an `export_fn` wrote or copied: nothing is known of it."""
+    for path in (warmup_path(directory), os.path.join(directory, *MANIFEST_PATH.split("/"))):
+        if exists(path):
+            tf.io.gfile.remove(path)
+
+
+def _announce_real_rows(report: WarmupReport, where: str) -> None:
+    """Tells in one line which real rows ship."""
+    if not report.real_features:
+        return
+    shown = ", ".join(report.real_features[:_MAX_LISTED_FEATURES])
+    more = len(report.real_features) - _MAX_LISTED_FEATURES
+    _LOG.warning(
+        "keras_warmup: up to %d REAL ROWS of your data ship inside %s (features: %s%s), readable "
+        "by anyone who has its files. warmup={'privacy': 'synthetic'} replaces all values, "
+        "'redacted' those of some features.",
+        count_real_rows(report.records),
+        where,
+        shown,
+        f" and {more} more" if more > 0 else "",
+    )
+
+
+def _write_manifest(
+    directory: str, report: WarmupReport, options: WarmupOptions, *, flush: bool = True
+) -> None:
+    privacy = Privacy(report.privacy, frozenset(report.redacted))
+    write_manifest(directory, report.records, privacy, seed=report.seed, flush=flush)
 
 
 def require_saved_model(directory: str) -> None:
@@ -376,7 +429,26 @@ def require_saved_model(directory: str) -> None:
 
 
 def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> ExportInputs:
-    """Reads the rows of `data=`, else those captured in `fit`."""
+    """Reads the rows of `data=`, else those captured in `fit`; replaces what privacy hides."""
+    privacy = options.effective_privacy()
+    inputs = _read_real_inputs(inputs, data, options)
+    if privacy == REAL:
+        return inputs
+    model = inputs.model
+    hider = Hider(privacy, vocabularies_of(model))
+
+    def hide(batches: Sequence[Batch]) -> list[Batch]:
+        names = {} if model is None or not batches else input_names(model, batches[0].x)
+        return [hider.hide_batch(batch, names) for batch in batches]
+
+    return dataclasses.replace(
+        inputs,
+        batches=hide(inputs.batches),
+        per_signature={key: hide(batches) for key, batches in inputs.per_signature.items()},
+    )
+
+
+def _read_real_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> ExportInputs:
     if isinstance(data, PerSignature):
         own = {key: _select(one, options) for key, one in data.data.items()}
         size = max((batch.full_size for batches in own.values() for batch in batches), default=0)
@@ -498,7 +570,7 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
         )
     elif not report.records and not report.skipped:
         texts.append(f"{where!r} has no signature that a request can reach: it has no warmup file.")
-    if report.synthetic:
+    if report.synthetic and report.privacy != "synthetic":
         texts.append(
             f"The warmup records of {where!r} hold made-up rows"
             + (

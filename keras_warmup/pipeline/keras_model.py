@@ -186,6 +186,18 @@ def inputs_by_name(model: keras.Model, x: Any) -> dict[str, Any] | None:
     return named if len(named) == len(arranged) else None
 
 
+def input_names(model: keras.Model, x: Any) -> dict[FeaturePath, str]:
+    """Returns path in x -> name of the Input that takes it; empty where that is not known."""
+    structure = input_structure(model)
+    if structure is None:
+        return {}
+    try:
+        paths = arrange_inputs(model, x).paths
+    except BindingError:
+        return {}
+    return {paths[path]: tensor.name for path, tensor in walk(structure) if path in paths}
+
+
 def inputs_fed_otherwise(model: keras.Model, x: Any) -> tuple[str, ...]:
     """Returns the names of the Inputs that the model's call fills with other features than by name.
 

@@ -10,8 +10,9 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 
 from keras_warmup.data.batch import slice_rows
-from keras_warmup.errors import ReplayError
-from keras_warmup.options import WarmupOptions
+from keras_warmup.data.privacy import Hider, known_features
+from keras_warmup.errors import OptionsError, ReplayError
+from keras_warmup.options import REAL, Privacy, WarmupOptions
 from keras_warmup.paths import explained
 from keras_warmup.pipeline.bind_signatures import (
     BindResult,
@@ -22,7 +23,7 @@ from keras_warmup.pipeline.bind_signatures import (
 )
 from keras_warmup.pipeline.draft import (
     DraftRecord,
-    KeptRequest,
+    hide_kept,
     replay_draft,
     signatures_left_cold,
     write_draft,
@@ -33,6 +34,7 @@ from keras_warmup.planning.bound_signature import BoundSignature
 from keras_warmup.planning.plan import plan_requests
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.publishing.filesystem import exists
+from keras_warmup.records.manifest import current_manifest
 from keras_warmup.records.warmup_file import draft_of, read_all_records, warmup_path
 from keras_warmup.report import WarmupReport
 from keras_warmup.savedmodel.graph import ModelGraph, graph_facts
@@ -48,6 +50,7 @@ from keras_warmup.savedmodel.signatures import (
 )
 from keras_warmup.savedmodel.twins import find_twins
 from keras_warmup.savedmodel.variable_copies import find_copies
+from keras_warmup.savedmodel.vocabularies import vocabularies_in
 from keras_warmup.serving.replay import ServingSession
 
 # Rows on which the calls of a model are compared with each other.
@@ -116,6 +119,18 @@ def warm_saved_model(
     )
     path = warmup_path(export_dir)
     kept = read_all_records(path) if append and _has_file(path) else []
+    privacy = options.effective_privacy()
+    hider = Hider(privacy)
+    if privacy != REAL and kept:
+        hider = Hider(privacy, vocabularies_in(meta_graph, export_dir))
+    kept_records, kept_names = hide_kept(kept, hider, current_manifest(export_dir))
+    hidden = binding.hidden
+    redacted = privacy.features
+    if kept:
+        # What was asked for may be a name that only x has: of kept records it tells nothing.
+        old = current_manifest(export_dir)
+        redacted &= hider.hidden | (old.privacy.features if old is not None else set())
+    _require_redacted(options, hidden | hider.hidden, kept_names, bound)
     facts = {one.key: one.facts for one in bound}
     plan = plan_requests(
         bound,
@@ -126,7 +141,7 @@ def warm_saved_model(
         shapes_seen=inputs.shapes_seen,
         training_batch_size=inputs.training_batch_size,
     )
-    records = [DraftRecord(KeptRequest(log)) for log in kept]
+    records = [DraftRecord(request) for request in kept_records]
     records += [DraftRecord(request) for request in plan.requests]
     with draft_of(path) as draft:
         write_draft(draft, records, options, options.model_name or model_name)
@@ -147,11 +162,14 @@ def warm_saved_model(
         for key, why in cold.items()
         if same_function.get(key) not in cold
     ]
+    reports = tuple(record.report(hidden) for record in records)
+    real_features = tuple(sorted({name for one in reports for name in one.real_features}))
+    real_rows = real_rows if real_features else 0
     replays_ms = [record.replay_ms for record in records if record.replay_ms is not None]
     return WarmupReport(
         export_dir=export_dir,
         warmup_path=path if records else None,
-        records=tuple(record.report() for record in records),
+        records=reports,
         proofs=result.proofs,
         skipped=cold,
         casts={
@@ -164,7 +182,7 @@ def warm_saved_model(
         shape_coverage=plan.shape_coverage,
         notes=(
             *plan.notes,
-            *_notes(binding, records, real_rows, ignored),
+            *_notes(binding, records, real_rows, ignored, privacy),
             *_note_of_doubled_weights(graph),
         ),
         synthetic=any(record.is_synthetic for record in records),
@@ -173,6 +191,9 @@ def warm_saved_model(
         verified=options.verify,
         shared_signatures=twins,
         real_rows=real_rows,
+        real_features=real_features,
+        privacy=privacy.mode,
+        redacted=tuple(sorted(redacted)),
         random_signatures=tuple(sorted(result.random)),
         training_serving_skew=_find_skew(inputs, result.proofs),
         load_added_ms=sum(replays_ms) if replays_ms else None,
@@ -234,6 +255,23 @@ def require_restorable(graph: ModelGraph, signatures: Sequence[Signature], expor
             )
 
 
+def _require_redacted(
+    options: WarmupOptions,
+    hidden: Collection[str],
+    kept: Collection[str],
+    bound: Sequence[BoundSignature],
+) -> None:
+    """Raises an `OptionsError` for a feature of `redact=` that no record has."""
+    unknown = sorted(set(options.redact or ()).difference(hidden))
+    rows = [batch.arrays for one in bound for batch in one.batches if batch.source != "synthetic"]
+    if unknown and (rows or kept):
+        known = sorted({*kept, *(name for arrays in rows for name in known_features(arrays))})
+        raise OptionsError(
+            f"redact names {unknown}, but the rows have no such feature, so nothing was replaced "
+            f"for it. The requests hold {known}."
+        )
+
+
 def _ignored_features(bound: Sequence[BoundSignature]) -> tuple[str, ...]:
     """Returns the features that no signature takes."""
     ignored = [set(batch.ignored) for one in bound for batch in one.batches]
@@ -277,9 +315,15 @@ def _note_of_doubled_weights(graph: ModelGraph) -> list[str]:
 
 
 def _notes(
-    binding: BindResult, records: Sequence[DraftRecord], real_rows: int, ignored: Sequence[str]
+    binding: BindResult,
+    records: Sequence[DraftRecord],
+    real_rows: int,
+    ignored: Sequence[str],
+    privacy: Privacy,
 ) -> list[str]:
     notes = []
+    if privacy.mode == "redacted" and binding.hidden:
+        notes.append(f"Values were replaced in the features {', '.join(sorted(binding.hidden))}.")
     if real_rows:
         kept = sum(record.is_kept for record in records)
         beside = f", beside those of {kept} records that were in the file" if kept else ""
@@ -287,7 +331,12 @@ def _notes(
             f"Up to {real_rows} real rows of your data ship inside the model{beside}, readable by "
             "anyone who has its files."
         )
-    if any(record.is_synthetic for record in records):
+    if privacy.mode == "synthetic":
+        notes.append(
+            "All values are made up, as privacy='synthetic' asks: branches that depend on values "
+            "may stay cold."
+        )
+    elif any(record.is_synthetic for record in records):
         notes.append(
             "Rows were made up from the signatures: branches that depend on values may stay cold. "
             "Pass data=."

@@ -85,6 +85,11 @@ def _encode_predict(request: PlannedRequest, spec: ModelSpec) -> bytes:
     return b"".join(_field(_number(PredictionLog, "predict_log"), predict_log))
 
 
+def encode_array(array: np.ndarray) -> bytes:
+    """Serializes an array as a `TensorProto`, as `encode_log` does."""
+    return b"".join(_encode_tensor([array]))
+
+
 def _encode_tensor(arrays: Sequence[np.ndarray]) -> list[Any]:
     """Serializes the concatenation of arrays of one dtype as the parts of a `TensorProto`."""
     first = arrays[0]

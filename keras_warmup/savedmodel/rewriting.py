@@ -202,11 +202,15 @@ def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
 
 def _compute_fingerprint(directory: str, path: str) -> bytes:
     try:
-        return serialized_fingerprint(directory)
+        content = serialized_fingerprint(directory)
     except ValueError as error:
         raise SignatureError(
             f"Cannot compute {path!r}: {str(error).rpartition('; ')[2]}."
         ) from error
+    # TensorFlow silently leaves the graph out where it cannot look for it at that moment.
+    if not FingerprintDef.FromString(content).saved_model_checksum:
+        raise SignatureError(f"Cannot compute {path!r}: saved_model.pb cannot be read. Try again.")
+    return content
 
 
 def _read_fingerprint(path: str) -> FingerprintDef:

@@ -62,6 +62,8 @@ class VerifyReport(Report):
         records: a verdict for each record, in file order.
         failures: why it is not ok, one sentence each.
         server_notes: what depends on how the server is built and started, one sentence each.
+        real_features: names of the features of the records that hold real values, as the manifest
+            tells; `None` where no manifest describes the file.
     """
 
     export_dir: str
@@ -69,6 +71,7 @@ class VerifyReport(Report):
     records: tuple[RecordVerdict, ...]
     failures: tuple[str, ...]
     server_notes: tuple[str, ...]
+    real_features: tuple[str, ...] | None = None
 
     def __rich__(self) -> RenderableType:
         from rich import box

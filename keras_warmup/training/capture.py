@@ -25,9 +25,11 @@ import tensorflow as tf
 
 from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, render_path, slice_leaf, walk
 from keras_warmup.data.leaves import count_rows, read_leaf
+from keras_warmup.data.privacy import Hider, vocabularies_of
 from keras_warmup.data.sampling import BatchSample, ShapeKey, copy_arrays, nbytes, shape_of
 from keras_warmup.data.sources import unpack_x
 from keras_warmup.errors import DataError, ExportError
+from keras_warmup.options import REAL, Privacy, least_privacy
 
 # Rows kept of a batch where the batch sizes of the export are not known yet: those of `fit`'s
 # default batch.
@@ -137,6 +139,8 @@ class BatchTap:
         whole: keep whole batches, each of which is one request. Defaults to `False`.
         example_only: keep no rows and issue no warning, only read the `example`. Defaults to
             `False`.
+        privacy: returns what may not be kept of the rows, at the start of each `fit`. Defaults to
+            what the environment asks for.
 
     Attributes:
         sample: the batches sampled in this `fit`; `None` before the first one.
@@ -156,7 +160,10 @@ class BatchTap:
         *,
         whole: bool = False,
         example_only: bool = False,
+        privacy: Callable[[], Privacy] = least_privacy,
     ) -> None:
+        self._privacy = privacy
+        self._hider = Hider(privacy())
         self._num_batches = num_batches
         self._whole = whole
         self.example_only = example_only
@@ -185,8 +192,14 @@ class BatchTap:
                 possible, else after it: where `fit` runs eagerly, or no batch is kept. Its errors
                 stop the sampling; a `UserWarning` that is an error and an `ExportError` end the
                 fit.
+
+        Raises:
+            OptionsError: less privacy was asked for than the environment allows by now.
         """
         restore(model)
+        privacy = self._privacy()
+        words = [] if privacy == REAL else vocabularies_of(model)
+        self._hider = Hider(privacy, words)
         self._on_first_step = on_first_step
         self._first_batch = None
         self.example = None
@@ -297,7 +310,7 @@ class BatchTap:
         ]
         if self.example is None and xs:
             with contextlib.suppress(Exception):  # of the user's types
-                self.example = _without_values(xs[0])
+                self.example = _without_values(xs[0], is_hidden=self._hider.privacy != REAL)
         if self.example_only:
             self._due = _NEVER
             return
@@ -334,7 +347,13 @@ class BatchTap:
         self._due = self._step + sample.gap
 
     def _copy(self, sample: BatchSample, x: Any, size: int) -> Batch:
-        """Copies at most `rows` rows of x; fewer if they would exceed the bytes of one batch."""
+        """Copies at most `rows` rows of x; fewer if they would exceed the bytes of one batch.
+
+        What a privacy mode hides is replaced at once.
+        """
+        return self._hider.hide_batch(self._copy_real(sample, x, size))
+
+    def _copy_real(self, sample: BatchSample, x: Any, size: int) -> Batch:
         if self._whole:
             return _whole_on_host(x)
         bound = sample.max_batch_bytes
@@ -531,12 +550,18 @@ def _dense_row_bytes(x: Any) -> int:
     return total
 
 
-def _without_values(x: Any) -> Batch:
-    """Returns a whole batch of the same structure, shapes and dtypes, which takes no memory."""
+def _without_values(x: Any, *, is_hidden: bool) -> Batch:
+    """Returns a whole batch of the same structure, shapes and dtypes, which takes no memory.
+
+    Ragged and sparse leaves keep their values, or get made-up ones if those must be hidden.
+    """
+    hider = Hider(Privacy("synthetic"))
 
     def read(_: FeaturePath, leaf: Any) -> Any:
-        if leaf is None or isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
-            return leaf
+        if leaf is None:
+            return None
+        if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor)):
+            return hider.hide_leaf(leaf) if is_hidden else leaf
         is_known = isinstance(leaf.dtype, (tf.DType, np.dtype))
         dtype = tf.as_dtype(
             leaf.dtype if is_known else keras.backend.standardize_dtype(leaf.dtype)  # torch

@@ -13,6 +13,7 @@ ENTRIES = frozenset(
     {
         "assets",
         "assets.extra",
+        "assets.extra/keras_warmup.json",
         "assets.extra/tf_serving_warmup_requests",
         "fingerprint.pb",
         "saved_model.pb",
