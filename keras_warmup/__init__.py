@@ -13,6 +13,8 @@ from keras_warmup._version import __version__ as __version__
 
 if TYPE_CHECKING:
     import keras_warmup.endpoints as endpoints  # noqa: PLR0402
+    from keras_warmup.automatic import disable as disable
+    from keras_warmup.automatic import enable as enable
     from keras_warmup.bench.benchmark import benchmark as benchmark
     from keras_warmup.bench.model_server import ModelServer as ModelServer
     from keras_warmup.callbacks import BatchCapture as BatchCapture
@@ -41,6 +43,8 @@ _MODULE_OF = {
     "freeze": "export",
     "redact": "export",
     "repair": "export",
+    "disable": "automatic",
+    "enable": "automatic",
     "benchmark": "bench.benchmark",
     "add_warmup": "export",
     "inspect": "inspection",
@@ -59,6 +63,8 @@ __all__ = [
     "__version__",
     "add_warmup",
     "benchmark",
+    "disable",
+    "enable",
     "endpoints",
     "export_with_warmup",
     "freeze",

@@ -20,6 +20,7 @@ from keras_warmup.errors import (
     PublishError,
     warn_or_print,
 )
+from keras_warmup.keras_api import Model, is_model
 from keras_warmup.op_errors import quote_tracing_error
 from keras_warmup.options import (
     DEFAULT_MAX_BYTES,
@@ -36,6 +37,7 @@ from keras_warmup.pipeline.export_model import (
     rows_to_keep,
 )
 from keras_warmup.pipeline.keras_model import (
+    describe_backend,
     describe_misfit,
     has_call,
     input_names,
@@ -56,6 +58,7 @@ from keras_warmup.report import WarmupReport
 from keras_warmup.training.best_epoch import BestEpoch
 from keras_warmup.training.callback_order import move_behind_restoring
 from keras_warmup.training.capture import CAPTURED_ROWS, BatchTap, remember
+from keras_warmup.training.strategy import is_chief
 
 OnError = Literal["raise", "warn"]
 
@@ -65,14 +68,26 @@ _NUM_BATCHES = 8
 class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
     """Base of the callbacks that sample training batches with a `BatchTap`.
 
-    Neither it nor a subclass may define `on_train_batch_end`: Keras would no longer compute logs
-    asynchronously. During batches the model is `self._model`: the property `self.model` forces a
-    state sync on JAX.
+    A `fit` of tf_keras takes it as well; it asks three questions more. Neither it nor a subclass
+    may define `on_train_batch_end`: Keras would no longer compute logs asynchronously. During
+    batches the model is `self._model`: the property `self.model` forces a state sync on JAX.
     """
+
+    # For tf_keras, which then passes the logs of a batch without waiting for them.
+    _supports_tf_logs = True
 
     def __init__(self, tap: BatchTap) -> None:
         super().__init__()
         self._tap = tap
+
+    def _implements_train_batch_hooks(self) -> bool:
+        return True
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._tap.begin(self._model, on_first_step=self._on_first_step)
@@ -91,6 +106,28 @@ class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
     def _remember(self) -> None:
         """Makes the sample of this callback the one that exports of the model use."""
         remember(self._model, self._tap)
+
+
+def sampling_callback(options: WarmupOptions) -> keras.callbacks.Callback:
+    """Returns a callback that remembers the batches that an export with `options` needs."""
+    return _Tapped(_tap_for(options))
+
+
+def samples_batches(callback: object) -> bool:
+    """Returns whether a callback is one of this package, which samples batches itself."""
+    return isinstance(callback, _Tapped)
+
+
+def _tap_for(options: WarmupOptions, *, example_only: bool = False) -> BatchTap:
+    return BatchTap(
+        _NUM_BATCHES,
+        rows_to_keep(options),
+        options.seed,
+        options.max_bytes,
+        whole=options.whole_batches,
+        example_only=example_only,
+        privacy=options.effective_privacy,
+    )
 
 
 class BatchCapture(_Tapped):
@@ -151,7 +188,8 @@ class WarmupExport(_Tapped):
     that calls the hooks without one must call those of this callback last.) For epoch exports with
     `SwapEMAWeights(swap_on_epoch=True)`, place this callback after it, as for `ModelCheckpoint`.
 
-    Under a multi-worker strategy the callback of each worker exports: pass it on the chief only.
+    Under `tf.distribute.MultiWorkerMirroredStrategy` (with tf_keras) pass it on all workers: each
+    takes part in the save, as TensorFlow demands, and the chief publishes.
 
     Args:
         filepath: where to publish, such as `"./digits/{version}"`. `{version}` takes the next free
@@ -183,7 +221,7 @@ class WarmupExport(_Tapped):
         verbose: 1 prints a line for each export, 0 nothing. Defaults to `1`.
 
     Attributes:
-        reports: a `WarmupReport` for each export, newest last.
+        reports: a `WarmupReport` for each version published by this process, newest last.
 
     Raises:
         OptionsError: an argument is wrong, at construction; or `filepath` or `monitor` needs a
@@ -208,7 +246,7 @@ class WarmupExport(_Tapped):
         save_best_only: bool = False,
         save_freq: Literal["train_end", "epoch"] = "train_end",
         max_to_keep: int | None = None,
-        export_model: keras.Model | Callable[[Any], keras.Model] | None = None,
+        export_model: Model | Callable[[Any], Model] | None = None,
         export_fn: Callable[[Any, str], Any] | None = None,
         on_error: OnError | None = None,
         verbose: int = 1,
@@ -249,18 +287,8 @@ class WarmupExport(_Tapped):
         with explained(self.filepath):
             self._directory = os.getcwd()
         self._options = as_options(warmup)
-        options = self._options
-        tap = BatchTap(
-            _NUM_BATCHES,
-            rows_to_keep(options),
-            options.seed,
-            options.max_bytes,
-            whole=options.whole_batches,
-            # Where `data=` does not fit, the export needs to know what the model was trained on.
-            example_only=data is not None,
-            privacy=options.effective_privacy,
-        )
-        super().__init__(tap)
+        # Where `data=` does not fit, the export needs to know what the model was trained on.
+        super().__init__(_tap_for(self._options, example_only=data is not None))
         self.data = data
         self.monitor = monitor
         self.mode = mode
@@ -287,7 +315,9 @@ class WarmupExport(_Tapped):
         """Checks the path, moves behind callbacks that restore weights and starts sampling."""
         self._epochs_run = 0
         self._failed_epochs = []
-        if self._fields:
+        if not is_chief(self._model):
+            pass  # it publishes nothing
+        elif self._fields:
             known = self.filepath[: min(self.filepath.index("{" + field) for field in self._fields)]
             directory = known.rpartition("/")[0] or ("/" if known.startswith("/") else ".")
             check_writable(absolute(directory, self._directory), self.filepath)
@@ -295,7 +325,7 @@ class WarmupExport(_Tapped):
             template = self._path()
             check_publishable(template, overwrite=self._version_at(template) is not None)
         hint = version_hint(self.filepath)
-        if hint and self.verbose:
+        if hint and self.verbose and is_chief(self._model):
             print(f"WarmupExport: {hint}")
         self._require_exportable()
         move_behind_restoring(self)
@@ -303,7 +333,12 @@ class WarmupExport(_Tapped):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Refuses, before the first step, epoch directories that others published."""
-        if self._epochs_run or self._fields != {"epoch"} or has_version(self.filepath):
+        if (
+            not is_chief(self._model)
+            or self._epochs_run
+            or self._fields != {"epoch"}
+            or has_version(self.filepath)
+        ):
             return
         last = max((self.params or {}).get("epochs") or 0, epoch + 1)
         for number in range(epoch + 1, last + 1) if self.save_freq == "epoch" else [last]:
@@ -352,8 +387,13 @@ class WarmupExport(_Tapped):
             ExportError: the model defines no call, and neither `export_model` nor `export_fn` is
                 given (`on_error="warn"` warns).
         """
-        model = self._model if self.export_model is None else self.export_model
-        if self.export_fn is not None or not isinstance(model, keras.Model) or has_call(model):
+        model: Any = self._model if self.export_model is None else self.export_model
+        if self.export_fn is not None or not is_model(model):
+            return
+        problem = describe_backend(model)
+        if problem is not None:  # the training is worth its while without the export
+            _warn(f"WarmupExport will fail to export model {model.name!r} at the end: {problem}")
+        if has_call(model):
             return
         text = f"WarmupExport cannot export model {model.name!r}: {no_call_cure(model)}"
         if self.on_error != "warn":
@@ -431,7 +471,7 @@ class WarmupExport(_Tapped):
         # The signatures that `export_fn` writes are not known yet, nor what a transform makes.
         if self.export_fn is not None or self._options.transform is not None:
             return None
-        if not isinstance(model, keras.Model):
+        if not is_model(model):
             return None
         return describe_misfit(model, batch, self._tap.example if model is self._model else None)
 
@@ -496,6 +536,8 @@ class WarmupExport(_Tapped):
                 raise
             _warn(f"WarmupExport published nothing {when}. {describe_failure(error)}")
             return False
+        if not report.published:
+            return True  # another worker publishes it
         self.reports.append(report)
         version = _Version(published, is_warm=bool(report.records))
         others = [one for one in self._published if one.published.path != published.path]
@@ -507,13 +549,13 @@ class WarmupExport(_Tapped):
             print(f"{start}WarmupExport: {_summary(report)}")
         return True
 
-    def _model_to_export(self) -> keras.Model:
+    def _model_to_export(self) -> Model:
         model = self.export_model
         if model is None:
             return self.model
-        if not isinstance(model, keras.Model):
+        if not is_model(model):
             model = model(self.model)
-        if not isinstance(model, keras.Model):
+        if not is_model(model):
             raise OptionsError(
                 f"export_model must return a keras.Model, got {type(model).__name__}."
             )

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-import keras
-
 from keras_warmup.errors import OptionsError, warn_or_print
+from keras_warmup.keras_api import Model
 from keras_warmup.options import (
     DEFAULT_FREEZE_MAX_BYTES,
     WarmupOptions,
@@ -37,7 +36,7 @@ OnError = Literal["raise", "warn"]
 
 
 def export_with_warmup(
-    model: keras.Model,
+    model: Model,
     path: str | os.PathLike[str],
     *,
     data: Any = None,
@@ -53,7 +52,7 @@ def export_with_warmup(
     it get its name.
 
     Args:
-        model: a built Keras model.
+        model: a built Keras model, of Keras 3 or of tf_keras.
         path: the version directory to publish, such as `"./digits/1"`. `{version}` takes the next
             free version.
         data: rows to warm with. Arrays, dicts, lists or tuples of arrays and DataFrames are x.

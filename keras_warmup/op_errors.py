@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import builtins
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,8 @@ _TERMINAL_STYLES = re.compile(r"\x1b\[\d*m")  # Keras prints some of its errors 
 _STATUS = {
     code: name for name, code in vars(tf.errors).items() if isinstance(code, int) and name.isupper()
 }
+# A TensorFlow runs the exports of JAX up to some version of it: not JAX 0.11.2 here.
+_FITTING_VERSIONS = "TensorFlow 2.21 and JAX 0.10.2 to 0.11.0"
 _PYTHON_ERRORS = "|".join(
     name
     for name, one in vars(builtins).items()
@@ -245,10 +248,28 @@ def cure_of(error: Exception, *, no_variables: bool = False) -> str:
             "it with keras-warmup repair, or write the model with keras_warmup.save, model.export "
             "or keras.export.ExportArchive."
         )
-    if "StableHLO" in text or "Cannot deserialize computation" in text:
+    if _is_of_newer_jax(text):
         return (
-            ". The model holds a StableHLO module that this TensorFlow cannot run: use a "
-            "TensorFlow (and a model server) newer than the JAX that exported it, or export with "
-            "an older JAX."
+            ". The model holds a StableHLO module that this TensorFlow cannot run "
+            f"({_listed_versions()}): use a TensorFlow (and a model server) newer than the JAX "
+            f"that exported it, or export with an older JAX. {_FITTING_VERSIONS} were tried and "
+            "fit."
         )
     return ""
+
+
+def runs_on_no_server(error: Exception) -> bool:
+    """Returns whether the model itself, not its warmup, is what this TensorFlow cannot run."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, tf.errors.OpError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None and _is_of_newer_jax(message_of(cause))
+
+
+def _is_of_newer_jax(text: str) -> bool:
+    return "StableHLO" in text or "Cannot deserialize computation" in text
+
+
+def _listed_versions() -> str:
+    jax = getattr(sys.modules.get("jax"), "__version__", None)
+    return f"TensorFlow {tf.__version__}" + (f", JAX {jax}" if jax else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name. Defaults to `sys.argv[1:]`.
     """
     arguments = build_parser().parse_args(argv)
+    if arguments.command == "run":
+        return _run(arguments)  # what the script prints and raises is its own
     # Hides TensorFlow's information and warnings, unless the user has set a level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     try:
@@ -75,8 +78,9 @@ def _read_batch_sizes(
     return exact or None
 
 
-def _add(arguments: argparse.Namespace) -> int:
-    options = WarmupOptions(
+def _read_warmup_options(arguments: argparse.Namespace, *, freeze: bool = False) -> WarmupOptions:
+    return WarmupOptions(
+        freeze=freeze,
         signatures=arguments.signature,
         batch_sizes=_read_batch_sizes(arguments.batch_size),
         whole_batches=arguments.whole_batches,
@@ -93,6 +97,10 @@ def _add(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         verify=not arguments.no_verify,
     )
+
+
+def _add(arguments: argparse.Namespace) -> int:
+    options = _read_warmup_options(arguments)
     with quiet_start():
         from keras_warmup.export import add_warmup
 
@@ -237,6 +245,31 @@ def _method_names(arguments: argparse.Namespace) -> int:
     name_methods(arguments.export_dir)
     renew_manifest(arguments.export_dir, before)
     print_report(inspect(arguments.export_dir), arguments.json)
+    return EXIT_OK
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Runs a script as `python SCRIPT` does, with `keras_warmup.enable()`."""
+    from keras_warmup.automatic import enable
+
+    script = arguments.script
+    try:
+        if not arguments.is_module and not os.path.isfile(script):
+            raise OptionsError(
+                f"run: there is no script {script!r}. Options of run come before it."
+            )
+        enabled = enable(_read_warmup_options(arguments, freeze=arguments.freeze))
+    except OptionsError as error:
+        print_line(f"error: {error}")
+        return EXIT_USAGE
+    sys.argv = [script, *arguments.arguments]
+    with enabled:
+        if arguments.is_module:
+            sys.path[0] = os.getcwd()
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
+        else:
+            sys.path[0] = os.path.dirname(os.path.abspath(script))
+            runpy.run_path(script, run_name="__main__")
     return EXIT_OK
 
 

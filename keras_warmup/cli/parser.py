@@ -73,6 +73,16 @@ variables that no server restores ("Could not find variable": tf.saved_model.sav
 The outputs are compared before anything is published, and the warmup file is kept. Where there is
 nothing to repair, nothing is written and the exit code is 0.
 """
+_RUN_EXAMPLES = """examples:
+  keras-warmup run train.py --epochs 10
+  keras-warmup run --privacy synthetic train.py
+  keras-warmup run -m trainer.task --export-dir ./digits/1
+
+The script is not changed. Model.fit remembers some batches; Model.export, ExportArchive.write_out
+and tf.saved_model.save publish what they write with its warmup file (keras_warmup.enable). Where a
+warmup fails, the model is written as without it, with a warning. Options of run come before SCRIPT.
+The exit code is the script's.
+"""
 _RECORDS_EXAMPLES = """example:
   keras-warmup records ./digits/1 --json | jq '.records[].signature_key'
 """
@@ -154,6 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
         "give Classify and Regress signatures their own method names, in place",
         _METHOD_NAMES_EXAMPLES,
     )
+    _add_run(commands)
     _add_command(
         commands,
         "records",
@@ -161,6 +172,32 @@ def build_parser() -> argparse.ArgumentParser:
         _RECORDS_EXAMPLES,
     )
     return parser
+
+
+def _add_run(commands: Any) -> None:
+    summary = "run a Python script with warmup files for all that it exports"
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run",
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_RUN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="keras-warmup run [options] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+    )
+    parser.add_argument(
+        "--freeze", action="store_true", help="export serving-only models, which load faster"
+    )
+    _add_warmup_options(parser, "rows")
+    parser.add_argument(
+        "-m", dest="is_module", action="store_true", help="run a module, as python -m does"
+    )
+    parser.add_argument("script", metavar="SCRIPT", help="the script, or with -m the module")
+    parser.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="arguments of the script",
+    )
 
 
 def _add_command(commands: Any, name: str, summary: str, examples: str) -> argparse.ArgumentParser:
@@ -196,6 +233,12 @@ def _add_options_of_add(parser: argparse.ArgumentParser) -> None:
         help="rows to warm with: .npz (an array per input) or a TFRecord of tf.Examples",
     )
     parser.add_argument("--append", action="store_true", help="keep the records in the file")
+    _add_warmup_options(parser, "the rows of FILE")
+    _add_refuse_unsafe_ops(parser)
+
+
+def _add_warmup_options(parser: argparse.ArgumentParser, rows: str) -> None:
+    """Adds the options that are fields of `WarmupOptions`; `rows` names the rows to send."""
     parser.add_argument(
         "--signature",
         action="append",
@@ -214,13 +257,14 @@ def _add_options_of_add(parser: argparse.ArgumentParser) -> None:
         action="append",
         type=_batch_size,
         metavar="N|auto",
-        help="warm exactly this batch size; may be repeated; auto: 1, 4, 16, ... up to the rows of "
-        "FILE, for signatures whose other sizes stay slow",
+        help=f"warm exactly this batch size; may be repeated; auto: 1, 4, 16, ... up to {rows}, "
+        "for signatures whose other sizes stay slow",
     )
     parser.add_argument(
         "--whole-batches",
         action="store_true",
-        help="send all rows of FILE as one request (inputs that differ in their first dimension)",
+        help=f"send all {rows.removeprefix('the ')} as one request (inputs that differ in their "
+        "first dimension)",
     )
     parser.add_argument(
         "--output-filter",
@@ -268,7 +312,6 @@ def _add_options_of_add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not replay the records before they are published",
     )
-    _add_refuse_unsafe_ops(parser)
 
 
 def _add_options_of_bench(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,6 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -26,9 +25,10 @@ from keras_warmup.data.batch import (
     render_path,
     walk,
 )
+from keras_warmup.keras_api import is_model, keras_of
 from keras_warmup.options import Privacy
 
-_LOOKUPS = (keras.layers.StringLookup, keras.layers.TextVectorization)
+_LOOKUPS = ("StringLookup", "TextVectorization")
 _JPEG, _BMP = b"\xff\xd8\xff", b"BM"
 _IMAGES = (_JPEG, b"\x89PNG", b"GIF8")
 _WAVE = (b"RIFF", b"WAVE")
@@ -405,11 +405,13 @@ def read_example(value: bytes) -> Any | None:
 
 def vocabularies_of(model: Any) -> list[list[bytes]]:
     """Returns the vocabularies of the lookup layers of a Keras model; none of another object."""
-    if not isinstance(model, keras.Model):
+    if not is_model(model):
         return []
+    layers = keras_of(model).layers
+    lookups = tuple(getattr(layers, name) for name in _LOOKUPS)
     found = []
     for layer in model._flatten_layers():
-        if isinstance(layer, _LOOKUPS):
+        if isinstance(layer, lookups):
             words = layer.get_vocabulary(include_special_tokens=False)
             found.append([str(word).encode() for word in words])
     return [words for words in found if words]

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import keras
-
 from keras_warmup.binding.bind import BoundBatch, bind_batch
 from keras_warmup.binding.encode import bind_encoded, parse_if_needed
 from keras_warmup.binding.match import match_inputs
@@ -23,6 +21,7 @@ from keras_warmup.errors import (
     SignatureError,
     UnservableError,
 )
+from keras_warmup.keras_api import Model
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.keras_model import arrange_inputs, inputs_by_name, takes_one_string
 from keras_warmup.planning.bound_signature import BoundSignature
@@ -60,7 +59,7 @@ class ExportInputs:
 
     batches: Sequence[Batch] = ()
     per_signature: Mapping[str, Sequence[Batch]] = dataclasses.field(default_factory=dict)
-    model: keras.Model | None = None
+    model: Model | None = None
     own_calls: frozenset[str] = frozenset()
     is_borrowed: bool = False
     example: Batch | None = None

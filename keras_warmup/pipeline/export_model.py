@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, walk
@@ -28,7 +28,8 @@ from keras_warmup.errors import (
     WarmupError,
     warn_caller,
 )
-from keras_warmup.op_errors import describe_op_error, quote_tracing_error
+from keras_warmup.keras_api import Model, backend_of, is_legacy, is_model, write_export
+from keras_warmup.op_errors import describe_op_error, quote_tracing_error, runs_on_no_server
 from keras_warmup.options import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_FREEZE_MAX_BYTES,
@@ -36,7 +37,8 @@ from keras_warmup.options import (
     Privacy,
     WarmupOptions,
 )
-from keras_warmup.paths import as_path, explained, reason_of
+from keras_warmup.patches import exporting
+from keras_warmup.paths import as_path, explained, name_of, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.freeze import LOST, freeze_saved_model
 from keras_warmup.pipeline.keras_model import (
@@ -45,13 +47,14 @@ from keras_warmup.pipeline.keras_model import (
     input_names,
     is_subclassed,
     require_built,
+    require_exportable,
 )
 from keras_warmup.pipeline.warm import check_servable, warm_saved_model
 from keras_warmup.publishing.filesystem import exists, remove_tree
 from keras_warmup.publishing.publish import Published, Staging, staged
 from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
-from keras_warmup.records.manifest import MANIFEST_PATH, write_manifest
+from keras_warmup.records.manifest import MANIFEST_PATH, read_manifest, write_manifest
 from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.report import WarmupReport, count_real_rows
 from keras_warmup.savedmodel.rewriting import (
@@ -68,14 +71,29 @@ from keras_warmup.savedmodel.saving import (
 )
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 from keras_warmup.training.capture import CAPTURED_ROWS, find_capture
+from keras_warmup.training.strategy import describe_worker, is_chief
 
 ExportFn = Callable[[Any, str], Any]
+WriteExport = Callable[[Model, str, Any], None]
+
+# The signatures that are the model's own call: of `model.export`, and of a save.
+OWN_ENDPOINTS = frozenset({"serve", "serving_default"})
+OWN_SAVE = frozenset({"serving_default"})
 
 # Batches kept of `data=`, and batches read to choose them: a request needs a few rows, not a pass
 # over the dataset.
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 _MAX_LISTED_FEATURES = 5
+_SAVED_MODEL_ENTRIES = {
+    "saved_model.pb",
+    "fingerprint.pb",
+    "keras_metadata.pb",
+    "variables",
+    "assets",
+    "assets.extra",
+    "debug",
+}
 # Not a warning of Python: it is what the default does, and must not end a fit where those are
 # errors. Without a configuration of `logging` it is printed to stderr.
 _LOG = logging.getLogger("keras_warmup")
@@ -131,7 +149,11 @@ class ExportRequest:
 
 
 def publish_model(
-    model: keras.Model, request: ExportRequest, export_fn: ExportFn | None = None
+    model: Model,
+    request: ExportRequest,
+    export_fn: ExportFn | None = None,
+    *,
+    write: WriteExport = write_export,
 ) -> tuple[WarmupReport, Published]:
     """Exports a Keras model with its warmup file.
 
@@ -139,6 +161,8 @@ def publish_model(
         model: a built Keras model.
         request: where and with what.
         export_fn: `export_fn(model, export_dir)` writes the SavedModel instead of `model.export`.
+        write: `write(model, export_dir, input_signature)` calls `model.export`. Defaults to
+            `keras_api.write_export`.
 
     Returns:
         The report, and the identity of the published directory.
@@ -146,14 +170,14 @@ def publish_model(
     Raises:
         WarmupError: a subclass of it for each kind of failure. Nothing is published.
     """
-    if not isinstance(model, keras.Model):
+    if not is_model(model):
         raise OptionsError(
             f"export_with_warmup takes a keras.Model, got {type(model).__name__}. For a tf.Module "
             "use keras_warmup.save."
         )
     if export_fn is not None and not callable(export_fn):
         raise OptionsError(f"export_fn must be callable, got {type(export_fn).__name__}.")
-    own_calls = frozenset({"serve", "serving_default"} if export_fn is None else ())
+    own_calls = OWN_ENDPOINTS if export_fn is None else frozenset()
 
     def export(staging: Staging, inputs: ExportInputs) -> ExportInputs:
         directory = os.fspath(staging)
@@ -161,14 +185,11 @@ def publish_model(
             export_fn(model, directory)
             require_saved_model(directory)
             return inputs
+        require_exportable(model)
         batches = () if inputs.is_borrowed else inputs.batches
         require_built(model, [*inputs.batches[:1], *_listed_example(inputs)])
         with _explain_export_errors(f"model {model.name!r}", "model.export", staging.target):
-            signature = export_signature(model, batches, inputs.example)
-            if signature is None:
-                model.export(directory, verbose=False)
-            else:
-                model.export(directory, verbose=False, input_signature=signature)
+            write(model, directory, export_signature(model, batches, inputs.example))
         return inputs
 
     return _publish(model, own_calls, request, export)
@@ -192,22 +213,34 @@ def publish_object(
         WarmupError: a subclass of it for each kind of failure. The directory at the path is
             unchanged.
     """
-    model = obj if isinstance(obj, keras.Model) else None
+    model = obj if is_model(obj) else None
     if model is None and not hasattr(obj, "_trackable_children"):
         raise OptionsError(
             "save takes a Keras model, tf.Module or other trackable object, got "
             f"{type(obj).__name__}."
         )
     is_own_call = model is not None and signatures is None
-    own_calls = frozenset({"serving_default"} if is_own_call else ())
+    own_calls = OWN_SAVE if is_own_call else frozenset()
 
     def export(staging: Staging, inputs: ExportInputs) -> ExportInputs:
         directory = os.fspath(staging)
         served = signatures
         if model is not None:
+            if backend_of(model) != "tensorflow":
+                raise ExportError(
+                    f"tf.saved_model.save cannot save model {model.name!r}, which has the "
+                    f"{backend_of(model)} backend. Use keras_warmup.export_with_warmup, which "
+                    "calls model.export."
+                )
             require_built(model, [*inputs.batches[:1], *_listed_example(inputs)])
             batches = inputs.batches or _listed_example(inputs)
-            if is_own_call and is_subclassed(model) and batches and not inputs.is_borrowed:
+            if (
+                is_own_call
+                and is_subclassed(model)
+                and not is_legacy(model)  # it saves the specs of its first call
+                and batches
+                and not inputs.is_borrowed
+            ):
                 served, structure = _default_signature(model, batches)
                 inputs = dataclasses.replace(inputs, structures={"serving_default": structure})
         with _explain_export_errors(type(obj).__name__, "tf.saved_model.save", staging.target):
@@ -217,13 +250,44 @@ def publish_object(
     return _publish(model, own_calls, request, export)
 
 
+def publish_written(
+    model: Model | None,
+    request: ExportRequest,
+    write: Callable[[str], None],
+    own_calls: frozenset[str] = frozenset(),
+) -> tuple[WarmupReport, Published]:
+    """Publishes what a function writes, with its warmup file.
+
+    Args:
+        model: the Keras model in it, as far as is known.
+        request: where and with what.
+        write: writes a SavedModel to the directory it is given.
+        own_calls: keys of the signatures that are the model's own call.
+
+    Returns:
+        The report, and the identity of the published directory.
+
+    Raises:
+        WarmupError: a subclass of it for each kind of failure. Nothing is published.
+    """
+
+    def export(staging: Staging, inputs: ExportInputs) -> ExportInputs:
+        write(os.fspath(staging))
+        require_saved_model(os.fspath(staging))
+        return inputs
+
+    return _publish(model, own_calls, request, export)
+
+
 def _publish(
-    model: keras.Model | None,
+    model: Model | None,
     own_calls: frozenset[str],
     request: ExportRequest,
     export: Callable[[Staging, ExportInputs], ExportInputs],
 ) -> tuple[WarmupReport, Published]:
     """Exports into a staging directory, warms the SavedModel there and publishes it."""
+    if not is_chief(model):
+        return _take_part(model, own_calls, request, export)
     options = request.options
     with staged(request.path, overwrite=request.overwrite, replaces=request.replaces) as staging:
         directory = os.fspath(staging)
@@ -237,7 +301,7 @@ def _publish(
         except Exception as error:
             _require_cold_allowed(error, request)
             failure = error
-        with quiet_save(), keep_functions(model), each_weight_once():
+        with exporting(), quiet_save(), keep_functions(model), each_weight_once():
             inputs = export(staging, inputs)
         if options.method_name:
             name_methods(directory, flush=False)
@@ -295,6 +359,23 @@ def _publish(
     return _relocate(report, staging.published.path), staging.published
 
 
+def _take_part(
+    model: Model | None,
+    own_calls: frozenset[str],
+    request: ExportRequest,
+    export: Callable[[Staging, ExportInputs], ExportInputs],
+) -> tuple[WarmupReport, Published]:
+    """Exports what the chief publishes, and drops it: all workers read the variables together."""
+    path = as_path(request.path)
+    with tempfile.TemporaryDirectory(prefix="keras-warmup-worker-") as directory:
+        staging = Staging(os.path.join(directory, "model"), path)
+        inputs = ExportInputs(model=model, own_calls=own_calls, example=request.example)
+        with exporting(), quiet_save(), keep_functions(model), each_weight_once():
+            export(staging, inputs)
+    why = f"{describe_worker(model)} took part in the save; the chief publishes the model."
+    return WarmupReport(path, None, (), cold=why, published=False), Published(path, None)
+
+
 def _require_cold_allowed(error: Exception, request: ExportRequest) -> None:
     """Raises the error again, unless it only costs the warmup and a cold model may be published.
 
@@ -306,8 +387,10 @@ def _require_cold_allowed(error: Exception, request: ExportRequest) -> None:
         WarmVersionKeptError: a cold model may be published, but not in place of a warm one.
     """
     fatal = (NoDataError, ProofError, PublishError, UnsafeOpsError, UnservableError)
-    is_fatal = isinstance(error, fatal) or (
-        isinstance(error, OSError) and not isinstance(error, WarmupError)
+    is_fatal = (
+        isinstance(error, fatal)
+        or (isinstance(error, OSError) and not isinstance(error, WarmupError))
+        or runs_on_no_server(error)
     )
     if is_fatal or not request.allow_cold or not request.options.verify:
         raise error
@@ -366,7 +449,32 @@ def warm_existing(
         require_saved_model(directory)
         recover(directory)
     check_saved_model(directory, refuse=refuse_unsafe_ops)
-    inputs = _read_inputs(ExportInputs(), data, options)
+    return _warm_in_place(directory, ExportInputs(), data, options, append=append)
+
+
+def warm_written(
+    request: ExportRequest, model: Model | None, own_calls: frozenset[str]
+) -> WarmupReport:
+    """Writes the warmup file of a SavedModel that was just written, and other files stay.
+
+    Args:
+        request: what to warm with; the SavedModel is at its path.
+        model: the Keras model in it, as far as is known.
+        own_calls: keys of the signatures that are the model's own call.
+
+    Raises:
+        WarmupError: a subclass of it for each kind of failure. There is no new warmup file.
+    """
+    if request.options.freeze:
+        raise OptionsError("freeze=True needs a directory that holds no other files.")
+    inputs = ExportInputs(model=model, own_calls=own_calls, example=_captured_example(model))
+    return _warm_in_place(as_path(request.path), inputs, request.data, request.options)
+
+
+def _warm_in_place(
+    directory: str, inputs: ExportInputs, data: Any, options: WarmupOptions, *, append: bool = False
+) -> WarmupReport:
+    inputs = _read_inputs(inputs, data, options)
     report = warm_saved_model(
         directory,
         inputs,
@@ -385,6 +493,27 @@ def warm_existing(
     _announce_real_rows(report, directory)
     _warn_of(report, directory, options)
     return _relocate(report, directory)
+
+
+def holds_other_files(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a directory exists and holds files that are not of a SavedModel of its own.
+
+    To replace it would remove them.
+    """
+    directory = as_path(path)
+    if not tf.io.gfile.isdir(directory):
+        return False
+    entries = {entry.rstrip("/") for entry in tf.io.gfile.listdir(directory)}
+    extra = f"{directory}/assets.extra"
+    extras = set(tf.io.gfile.listdir(extra)) if tf.io.gfile.isdir(extra) else set()
+    ours = {name_of(warmup_path(directory)), name_of(MANIFEST_PATH)}
+    return bool(entries - _SAVED_MODEL_ENTRIES or extras - ours)
+
+
+def remove_stale_file(directory: str) -> None:
+    """Removes a warmup file of ours that was made for a model that is no longer there."""
+    if tf.io.gfile.isdir(directory) and read_manifest(directory) is not None:
+        _remove_foreign_file(directory)
 
 
 def _remove_foreign_file(directory: str) -> None:
@@ -471,7 +600,7 @@ def _read_real_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -
     )
 
 
-def _captured_example(model: keras.Model | None) -> Batch | None:
+def _captured_example(model: Model | None) -> Batch | None:
     capture = None if model is None else find_capture(model)
     return capture.example if capture is not None and capture.is_of(model) else None
 
@@ -497,7 +626,7 @@ def _select(data: Any, options: WarmupOptions) -> list[Batch]:
     )
 
 
-def _default_signature(model: keras.Model, batches: Sequence[Batch]) -> tuple[Any, Any]:
+def _default_signature(model: Model, batches: Sequence[Batch]) -> tuple[Any, Any]:
     """Returns the default signature with the captured specs, and the structure of its arguments.
 
     The model does not track the function, so the SavedModel does not record its structure. So each

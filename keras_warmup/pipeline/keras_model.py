@@ -27,7 +27,16 @@ from keras_warmup.data.batch import (
     slice_rows,
     walk,
 )
-from keras_warmup.errors import BindingError, WarmupError
+from keras_warmup.errors import BindingError, ExportError, WarmupError
+from keras_warmup.keras_api import (
+    Model,
+    backend_of,
+    input_tensors,
+    is_legacy,
+    is_model,
+    keras_of,
+    unchanged_state,
+)
 from keras_warmup.op_errors import quote_tracing_error
 from keras_warmup.savedmodel.ops import WRITES
 from keras_warmup.savedmodel.signatures import Signature, SignatureTensor
@@ -37,7 +46,30 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _STRUCTURE_CURE = "Give x the structure the model was trained with, and without the targets."
 
 
-def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
+def describe_backend(model: Model) -> str | None:
+    """Returns why no server runs what a model exports; `None` where one does."""
+    backend = backend_of(model)
+    if backend in ("tensorflow", "jax"):
+        return None
+    return (
+        f"the {backend} backend writes no SavedModel that TensorFlow Serving runs. Save the model "
+        "with model.save('model.keras'), load it in a process with KERAS_BACKEND=tensorflow (or "
+        "jax), and export it there, or pass export_fn= that writes the SavedModel."
+    )
+
+
+def require_exportable(model: Model) -> None:
+    """Refuses a model of a backend that is not served.
+
+    Raises:
+        ExportError: there is no SavedModel of it to serve.
+    """
+    problem = describe_backend(model)
+    if problem is not None:
+        raise ExportError(f"Cannot export model {model.name!r}: {problem}")
+
+
+def require_built(model: Model, batches: Sequence[Batch] = ()) -> None:
     """Refuses a model that was never built, unless it can be built from a training batch.
 
     A model with its own `train_step` may never have been called as a whole, although all its layers
@@ -58,7 +90,7 @@ def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
         # Keras keeps the shapes of a call that fails.
         for batch in (one for one in batches if try_export(model, one) is None):
             # Any error of the user's call.
-            with contextlib.suppress(Exception), keras.StatelessScope():
+            with contextlib.suppress(Exception), unchanged_state(model):
                 model(map_leaves(_tensor_or_none, slice_rows(batch, 0, 1).x))
             if model.built:
                 return
@@ -74,17 +106,17 @@ def require_built(model: keras.Model, batches: Sequence[Batch] = ()) -> None:
         )
 
 
-def has_call(model: keras.Model) -> bool:
+def has_call(model: Model) -> bool:
     """Returns whether the model has a call: a subclass may define only its `train_step`."""
-    return type(model).call is not keras.Model.call
+    return type(model).call is not keras_of(model).Model.call
 
 
-def no_call_cure(model: keras.Model) -> str:
+def no_call_cure(model: Model) -> str:
     """Returns what to do about a model that has no call to serve."""
     parts = [
         name
         for name, value in sorted(vars(model).items())
-        if isinstance(value, keras.Model) and not name.startswith("_")
+        if is_model(value) and not name.startswith("_")
     ]
     which = f"one of its parts ({', '.join(parts)})" if parts else "the model that is served"
     example = f"model.{parts[0]}" if parts else "..."
@@ -93,18 +125,6 @@ def no_call_cure(model: keras.Model) -> str:
         f"or export {which}, as in WarmupExport(..., export_model={example}), or with "
         "export_with_warmup after fit."
     )
-
-
-def input_structure(model: keras.Model) -> Any:
-    """Returns the nested `keras.KerasTensor`s of the inputs; `None` for subclassed models."""
-    if isinstance(model, keras.Sequential):
-        return model.inputs[0] if model.built and model.inputs else None
-    if type(model).call is keras.Model.call:
-        return None
-    try:
-        return model.input
-    except (AttributeError, ValueError):
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +142,7 @@ class ArrangedInputs:
     ignored: tuple[str, ...] = ()
 
 
-def arrange_inputs(model: keras.Model, x: Any, *, source: Source = "data") -> ArrangedInputs:
+def arrange_inputs(model: Model, x: Any, *, source: Source = "data") -> ArrangedInputs:
     """Arranges rows in the structure of the model's inputs, by name where the model goes by name.
 
     Functional models take a dict by Input name for a list of Inputs, a flat list for any structure,
@@ -137,7 +157,7 @@ def arrange_inputs(model: keras.Model, x: Any, *, source: Source = "data") -> Ar
     Raises:
         BindingError: features are missing, or the structures cannot be reconciled.
     """
-    structure = input_structure(model)
+    structure = input_tensors(model)
     if structure is None:
         return ArrangedInputs(x, {path: path for path, _ in walk(x)})
     found = _find_leaves(model, structure, x, source)
@@ -157,7 +177,7 @@ def arrange_inputs(model: keras.Model, x: Any, *, source: Source = "data") -> Ar
     return ArrangedInputs(map_leaves(pick, _plain(structure)), found, ignored)
 
 
-def arrange_named_arrays(model: keras.Model, arrays: Mapping[str, Any]) -> Any:
+def arrange_named_arrays(model: Model, arrays: Mapping[str, Any]) -> Any:
     """Returns arrays keyed by Input name in the structure of the model's inputs.
 
     Args:
@@ -167,7 +187,7 @@ def arrange_named_arrays(model: keras.Model, arrays: Mapping[str, Any]) -> Any:
     Returns:
         The structure; `None` where the names are not exactly those of the model's Inputs.
     """
-    structure = input_structure(model)
+    structure = input_tensors(model)
     if structure is None:
         return None
     names = {path: sanitize(tensor.name) for path, tensor in walk(structure)}
@@ -176,9 +196,9 @@ def arrange_named_arrays(model: keras.Model, arrays: Mapping[str, Any]) -> Any:
     return map_leaves(lambda path, _: arrays[names[path]], _plain(structure))
 
 
-def inputs_by_name(model: keras.Model, x: Any) -> dict[str, Any] | None:
+def inputs_by_name(model: Model, x: Any) -> dict[str, Any] | None:
     """Returns the rows as a dict keyed by Input name; `None` where the model has no such names."""
-    structure = input_structure(model)
+    structure = input_tensors(model)
     if structure is None:
         return None
     arranged = dict(walk(arrange_inputs(model, x).x))
@@ -186,9 +206,9 @@ def inputs_by_name(model: keras.Model, x: Any) -> dict[str, Any] | None:
     return named if len(named) == len(arranged) else None
 
 
-def input_names(model: keras.Model, x: Any) -> dict[FeaturePath, str]:
+def input_names(model: Model, x: Any) -> dict[FeaturePath, str]:
     """Returns path in x -> name of the Input that takes it; empty where that is not known."""
-    structure = input_structure(model)
+    structure = input_tensors(model)
     if structure is None:
         return {}
     try:
@@ -198,7 +218,7 @@ def input_names(model: keras.Model, x: Any) -> dict[FeaturePath, str]:
     return {paths[path]: tensor.name for path, tensor in walk(structure) if path in paths}
 
 
-def inputs_fed_otherwise(model: keras.Model, x: Any) -> tuple[str, ...]:
+def inputs_fed_otherwise(model: Model, x: Any) -> tuple[str, ...]:
     """Returns the names of the Inputs that the model's call fills with other features than by name.
 
     Keras flattens an `OrderedDict` in its own order, a dict in the order of its keys.
@@ -207,8 +227,8 @@ def inputs_fed_otherwise(model: keras.Model, x: Any) -> tuple[str, ...]:
         model: a built Keras model.
         x: rows in the structure that was fed.
     """
-    structure = input_structure(model)
-    if structure is None:
+    structure = input_tensors(model)
+    if structure is None or is_legacy(model):  # tf_keras goes by name
         return ()
     paths = arrange_inputs(model, x).paths
     fed = keras.tree.flatten(map_leaves(lambda path, _: render_path(path), x))
@@ -219,7 +239,7 @@ def inputs_fed_otherwise(model: keras.Model, x: Any) -> tuple[str, ...]:
     return tuple(name for name, got, meant in zip(names, fed, by_name, strict=True) if got != meant)
 
 
-def describe_misfit(model: keras.Model, batch: Batch, trained_on: Batch | None) -> str | None:
+def describe_misfit(model: Model, batch: Batch, trained_on: Batch | None) -> str | None:
     """Returns why a batch does not fit the model's call; `None` where it does or is not known.
 
     Args:
@@ -228,7 +248,7 @@ def describe_misfit(model: keras.Model, batch: Batch, trained_on: Batch | None) 
             returns them.
         trained_on: a batch that `model` was trained on; `None` where that is not known.
     """
-    structure = input_structure(model)
+    structure = input_tensors(model)
     if structure is None:
         return _describe_other_call(model, batch, trained_on)
     if is_string_vector(batch) and not takes_one_string(model):
@@ -280,7 +300,7 @@ def _shape_to_check(tensor: Any, leaf: Any) -> tuple[int | None, ...]:
     )
 
 
-def _describe_other_call(model: keras.Model, batch: Batch, trained_on: Batch | None) -> str | None:
+def _describe_other_call(model: Model, batch: Batch, trained_on: Batch | None) -> str | None:
     """Returns why a batch is not what a subclassed model takes; `None` where that is not known."""
     if is_called_otherwise(model, batch):
         shapes = _built_shapes(model, batch.x)
@@ -313,7 +333,7 @@ def _name_of(path: FeaturePath) -> str:
     return str(path[0]) if len(path) == 1 and isinstance(path[0], str) else render_path(path)
 
 
-def try_export(model: keras.Model, batch: Batch | None) -> Exception | None:
+def try_export(model: Model, batch: Batch | None) -> Exception | None:
     """Returns the error that `model.export` will raise; `None` where there is none or no trial.
 
     A `train_step` may call the model on something else than the batch, as graph networks and
@@ -325,7 +345,8 @@ def try_export(model: keras.Model, batch: Batch | None) -> Exception | None:
         model: the model that is trained, after a step.
         batch: rows as they were fed to it, or of `data=`; `None` where they are not known.
     """
-    if input_structure(model) is not None or not has_call(model):
+    # tf_keras cannot compute the outputs of a call without running it.
+    if input_tensors(model) is not None or not has_call(model) or is_legacy(model):
         return None
     layers = model._flatten_layers(include_self=False)
     # A call would build the other ones, which were not trained.
@@ -347,7 +368,7 @@ def try_export(model: keras.Model, batch: Batch | None) -> Exception | None:
     return None
 
 
-def is_called_otherwise(model: keras.Model, batch: Batch) -> bool:
+def is_called_otherwise(model: Model, batch: Batch) -> bool:
     """Returns whether a subclassed model was built by calls of another structure than a batch."""
     built = set(_built_shapes(model, batch.x))
     return bool(built) and built != _paths_of(batch)
@@ -375,7 +396,7 @@ def _to_spec(_path: FeaturePath, leaf: Any) -> Any:
 
 
 def _find_leaves(
-    model: keras.Model, structure: Any, x: Any, source: Source
+    model: Model, structure: Any, x: Any, source: Source
 ) -> dict[FeaturePath, FeaturePath]:
     targets = list(walk(structure))
     leaves = list(walk(x))
@@ -406,7 +427,7 @@ def _find_leaves(
 
 
 def _missing_text(
-    model: keras.Model,
+    model: Model,
     missing: list[FeaturePath],
     wanted: Mapping[FeaturePath, Any],
     got: Mapping[FeaturePath, Any],
@@ -453,20 +474,20 @@ def _plain(structure: Any) -> Any:
     return structure
 
 
-def takes_one_string(model: keras.Model) -> bool:
+def takes_one_string(model: Model) -> bool:
     """Returns whether the model has one string Input, whose data a vector of bytes then is."""
-    structure = input_structure(model)
+    structure = input_tensors(model)
     tensors = [tensor for _, tensor in walk(structure)] if structure is not None else []
     return len(tensors) == 1 and tensors[0].dtype == "string"
 
 
-def is_subclassed(model: keras.Model) -> bool:
+def is_subclassed(model: Model) -> bool:
     """Returns whether Keras has no Inputs of this model, only the shapes of its first call."""
-    return input_structure(model) is None
+    return input_tensors(model) is None
 
 
 def export_signature(
-    model: keras.Model, batches: Sequence[Batch], example: Batch | None
+    model: Model, batches: Sequence[Batch], example: Batch | None
 ) -> list[Any] | None:
     """Returns the `input_signature=` to export a model with.
 
@@ -481,7 +502,8 @@ def export_signature(
         As `captured_signature`; `None` where Keras knows the inputs: those of a functional model,
         and those of a subclassed one that its `train_step` calls on something else.
     """
-    if not is_subclassed(model):
+    # tf_keras exports what the model was first called on.
+    if not is_subclassed(model) or is_legacy(model):
         return None
     fits = bool(batches) and not is_called_otherwise(model, batches[0])
     if fits and (example is None or batches[0].source == "captured"):
@@ -494,7 +516,7 @@ def export_signature(
     return None if is_called_otherwise(model, example) else captured_signature(model, [example])
 
 
-def captured_signature(model: keras.Model, batches: Sequence[Batch]) -> list[Any]:
+def captured_signature(model: Model, batches: Sequence[Batch]) -> list[Any]:
     """Returns the `input_signature=` to export a subclassed model with.
 
     `model.export` guesses float32 for every input of a subclassed model, so int ids and strings
@@ -542,7 +564,7 @@ def _dtype_of(leaf: Any) -> tf.DType:
     return tf.as_dtype(keras.config.floatx()) if dtype == tf.float64 else dtype
 
 
-def _built_shape(model: keras.Model, x: Any) -> Any:
+def _built_shape(model: Model, x: Any) -> Any:
     """Returns the nested shapes that the model was built with, arranged as `x` if it can be."""
     config = model.get_build_config() or {}
     shape = config.get("input_shape", config.get("shapes_dict"))
@@ -555,7 +577,7 @@ def _is_shape(node: Any) -> bool:
     return is_sequence(node) and all(size is None or isinstance(size, int) for size in node)
 
 
-def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | None, ...]]:
+def _built_shapes(model: Model, x: Any) -> dict[FeaturePath, tuple[int | None, ...]]:
     """Returns the shapes the model was built with, by path in `x`, where they correspond."""
     found: dict[FeaturePath, tuple[int | None, ...]] = {}
 
@@ -573,7 +595,7 @@ def _built_shapes(model: keras.Model, x: Any) -> dict[FeaturePath, tuple[int | N
     return found
 
 
-def _guessed_arguments(model: keras.Model) -> list[Any]:
+def _guessed_arguments(model: Model) -> list[Any]:
     """Returns the arguments that `model.export` guesses from the shapes the model was built with.
 
     Empty where it was not built by a call.
@@ -592,17 +614,17 @@ def _guessed_arguments(model: keras.Model) -> list[Any]:
     return [visit(config["input_shape"])] if config.get("input_shape") else []
 
 
-def trace_calls(model: keras.Model) -> Any:
+def trace_calls(model: Model) -> Any:
     """Returns a `tf.function` of a model's call, which several calls of `call_model` can share."""
 
     def call(x: Any) -> Any:
-        with keras.StatelessScope():
+        with unchanged_state(model):
             return model(x)
 
     return tf.function(call, autograph=False)
 
 
-def call_model(model: keras.Model, x: Any, *, plain: bool = False, traced: Any = None) -> Any:
+def call_model(model: Model, x: Any, *, plain: bool = False, traced: Any = None) -> Any:
     """Returns the model's own outputs on rows, on the CPU; training is not affected.
 
     The stateless scope keeps Keras' own updates (batch statistics, seed generators, metrics) out of
@@ -623,11 +645,10 @@ def call_model(model: keras.Model, x: Any, *, plain: bool = False, traced: Any =
     """
     with tf.device("CPU:0"):
         tensors = map_leaves(_tensor_or_none, x)
-        if plain:
-            with keras.StatelessScope():
+        # With another backend all state is in keras.Variables, which the scope keeps.
+        if plain or backend_of(model) != "tensorflow":
+            with unchanged_state(model):
                 outputs = model(tensors)
-        elif keras.backend.backend() != "tensorflow":
-            return None
         else:
             traced = traced or trace_calls(model)
             concrete = traced.get_concrete_function(tensors)
@@ -655,6 +676,6 @@ def _tensor(leaf: Any) -> Any:
     return keras.ops.convert_to_tensor(leaf) if leaf.dtype.kind != "O" else tf.constant(leaf)
 
 
-def compute_dtypes(model: keras.Model) -> set[str]:
+def compute_dtypes(model: Model) -> set[str]:
     """Returns the names of the dtypes that the model's layers, nested ones included, compute in."""
     return {str(layer.compute_dtype) for layer in model._flatten_layers()}

@@ -7,11 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_warmup.data.batch import walk
 from keras_warmup.errors import BindingError, ProofError
+from keras_warmup.keras_api import Model, output_names
 from keras_warmup.pipeline.keras_model import (
     arrange_inputs,
     arrange_named_arrays,
@@ -20,9 +20,11 @@ from keras_warmup.pipeline.keras_model import (
     inputs_fed_otherwise,
 )
 from keras_warmup.planning.planned_request import PlannedRequest
+from keras_warmup.training.strategy import needs_all_workers
 
 PROVED = "proved"
 STATEFUL = "unproved: the model's call writes state, so it is not made to compare"
+ALL_WORKERS = "unproved: the model's call would wait for the other workers of its strategy"
 RANDOM = "unproved: outputs are random at inference (an equal request gives other outputs)"
 NOT_DETERMINISTIC = "unproved: not deterministic (it differs from itself on the same rows)"
 # A Session fuses and reorders what the eager call computes step by step. Bytes of a float -> the
@@ -34,7 +36,7 @@ INTERMEDIATE_ROUNDING = {"bfloat16": 3e-2, "float16": 5e-3}
 
 
 def prove_request(
-    model: keras.Model,
+    model: Model,
     request: PlannedRequest,
     outputs: Mapping[str, np.ndarray],
     *,
@@ -92,7 +94,7 @@ def prove_request(
 
 
 def prove_signature(
-    model: keras.Model,
+    model: Model,
     signature_key: str,
     x: Any,
     outputs: Mapping[str, np.ndarray],
@@ -123,10 +125,13 @@ def prove_signature(
             differ: in floats, or in integers, bools or strings by more than ties (an argmax of
             near-equal values) explain.
     """
+    if needs_all_workers(model):
+        return ALL_WORKERS
     mine = call_model(model, x, plain=is_plain, traced=traced)
     if mine is None:
         return STATEFUL
-    pairs = _pair_outputs(mine, outputs)
+    names = output_names(model)
+    pairs = _pair_outputs(mine, outputs, names)
     if not pairs:
         return (
             "unproved: bound by name (the signature's outputs are not those of the model's own "
@@ -143,7 +148,9 @@ def prove_signature(
         )
     # Dropout that is left on draws from a seed. The stateless call does not advance it, a Session
     # does.
-    again = _pair_outputs(call_model(model, x, plain=is_plain, traced=traced), replay_again())
+    again = _pair_outputs(
+        call_model(model, x, plain=is_plain, traced=traced), replay_again(), names
+    )
     if not again or any(
         not same_values(*both, rounding=rounding)
         for name in pairs
@@ -162,7 +169,7 @@ def prove_signature(
     )
 
 
-def find_skewed_inputs(model: keras.Model, x: Any) -> tuple[str, ...]:
+def find_skewed_inputs(model: Model, x: Any) -> tuple[str, ...]:
     """Finds the inputs that `fit` filled with other features than the served signature does.
 
     `fit` passes a batch to the model as it is; the signature takes inputs by name. Keras flattens
@@ -212,9 +219,14 @@ def describe_difference(ours: np.ndarray, theirs: np.ndarray) -> str:
 
 
 def _pair_outputs(
-    mine: Any, outputs: Mapping[str, np.ndarray]
+    mine: Any, outputs: Mapping[str, np.ndarray], output_names: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]] | None:
     """Pairs the model's outputs with the signature's, by key, else by the number of `tf.function`.
+
+    Args:
+        mine: the model's outputs.
+        outputs: output alias -> the signature's array.
+        output_names: as `keras_api.output_names` returns them.
 
     Returns:
         Output alias -> (the model's, the signature's); `None` where some output has no partner.
@@ -225,6 +237,10 @@ def _pair_outputs(
     if arrays and set(mine) == set(outputs):
         return {name: (mine[name], outputs[name]) for name in sorted(outputs)}
     leaves = [leaf for _, leaf in walk(mine) if leaf is not None]
+    if len(output_names) == len(leaves) and set(output_names) == set(outputs):
+        return {
+            name: (leaf, outputs[name]) for name, leaf in zip(output_names, leaves, strict=True)
+        }
     if set(outputs) == {f"output_{index}" for index in range(len(leaves))}:
         return {
             f"output_{index}": (leaf, outputs[f"output_{index}"])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,8 @@ import keras
 import tensorflow as tf
 
 from keras_warmup._protos import save_context
+from keras_warmup.keras_api import Model, is_model
+from keras_warmup.patches import layered, replaced_value
 
 _ARCHIVE_ATTRIBUTES = ("_tf_trackable", "_endpoint_names", "_get_concrete_fn")
 _FUNCTIONS = ("train_function", "test_function", "predict_function")
@@ -33,7 +36,7 @@ _lock = threading.RLock()
 
 
 def _export_to_saved_model_graph(
-    variable: Any, object_map: Any, tensor_map: Any, options: Any, **kwargs: Any
+    call_next: Any, variable: Any, object_map: Any, tensor_map: Any, options: Any, **kwargs: Any
 ) -> Any:
     resources = variable.value._export_to_saved_model_graph(
         object_map, tensor_map, options, **kwargs
@@ -50,7 +53,12 @@ def each_weight_once() -> Iterator[None]:
     Where this Keras lacks what is replaced here (another backend), nothing is changed; the replay
     in a Session still decides what may be published.
     """
-    with _lock, _variables_exported_once(), _archives_written_once():
+    with (
+        _lock,
+        _variables_exported_once(),
+        _archives_written_once(),
+        _legacy_archives_written_once(),
+    ):
         yield
 
 
@@ -61,8 +69,7 @@ def _variables_exported_once() -> Iterator[None]:
     if not hasattr(keras.Variable, name):
         yield
         return
-    # The method is inherited, so it is shadowed on the public class only.
-    with _shadowed(keras.Variable, name, _export_to_saved_model_graph):
+    with layered(keras.Variable, name, _export_to_saved_model_graph):
         yield
 
 
@@ -74,17 +81,44 @@ def _archives_written_once() -> Iterator[None]:
         return
     # ExportArchive() returns an object of the backend's class.
     cls: Any = type(keras.export.ExportArchive())
-    write_out = cls.write_out
 
     def write_once(
-        archive: Any, filepath: Any, options: Any = None, *args: Any, **kwargs: Any
+        write_out: Any, archive: Any, filepath: Any, options: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         if not all(hasattr(archive, name) for name in _ARCHIVE_ATTRIBUTES):
             return write_out(archive, filepath, options, *args, **kwargs)
         with _tracking_values(archive._tf_trackable), _traced_once(archive, options):
             return write_out(archive, filepath, options, *args, **kwargs)
 
-    with _shadowed(cls, "write_out", write_once):
+    with layered(cls, "write_out", write_once):
+        yield
+
+
+@contextlib.contextmanager
+def _legacy_archives_written_once() -> Iterator[None]:
+    """Makes the `ExportArchive`s of tf_keras leave out the replicas of distributed variables.
+
+    Under a strategy of several replicas they hold each variable, and one replica of it again. It is
+    that replica that a Session restores, and its moving statistics are of its own batches alone.
+    """
+    name = "_filter_and_track_resources"
+    legacy = sys.modules.get("tf_keras")
+    cls = getattr(getattr(legacy, "export", None), "ExportArchive", None)
+    if not hasattr(cls, name):
+        yield
+        return
+
+    def track_once(call_next: Any, archive: Any) -> None:
+        call_next(archive)
+        replicas = {
+            id(replica)
+            for variable in archive.variables
+            if isinstance(variable, tf.distribute.DistributedValues)
+            for replica in variable.distribute_strategy.experimental_local_results(variable)
+        }
+        archive._all_variables = [one for one in archive._all_variables if id(one) not in replicas]
+
+    with layered(cls, name, track_once):
         yield
 
 
@@ -121,7 +155,7 @@ def _traced_once(archive: Any, options: Any) -> Iterator[None]:
         }
     archive._get_concrete_fn = traces.__getitem__
     try:
-        with _shadowed(keras.Model, "_default_save_signature", None):
+        with replaced_value(keras.Model, "_default_save_signature", None):
             yield
     finally:
         del archive._get_concrete_fn
@@ -135,20 +169,6 @@ def _value_of(variable: Any) -> Any:
     """Returns the `tf.Variable` in a `keras.Variable`; anything else as it is."""
     value = variable.value if isinstance(variable, keras.Variable) else variable
     return value if isinstance(value, tf.Variable) else variable
-
-
-@contextlib.contextmanager
-def _shadowed(cls: Any, name: str, function: Any) -> Iterator[None]:
-    """Defines a method on a class for a while; an own or inherited one comes back."""
-    own = vars(cls).get(name)
-    setattr(cls, name, function)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(cls, name)
-        else:
-            setattr(cls, name, own)
 
 
 @contextlib.contextmanager
@@ -167,7 +187,7 @@ def quiet_save() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keep_functions(model: keras.Model | None) -> Iterator[None]:
+def keep_functions(model: Model | None) -> Iterator[None]:
     """Keeps the `train_function` of a model, and its other functions, over an export.
 
     Keras removes them while it collects what to save, and does not put them back where the call
@@ -178,7 +198,7 @@ def keep_functions(model: keras.Model | None) -> Iterator[None]:
         model: the model that is exported; `None` where there is none.
     """
     layers = [] if model is None else model._flatten_layers()
-    models = [one for one in layers if isinstance(one, keras.Model)]
+    models = [one for one in layers if is_model(one)]
     kept = [(one, name, vars(one).get(name)) for one in models for name in _FUNCTIONS]
     try:
         yield

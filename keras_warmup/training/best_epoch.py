@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_warmup.errors import OptionsError
+from keras_warmup.keras_api import Model, keras_of
 
 
 class BestEpoch:
@@ -27,14 +27,12 @@ class BestEpoch:
 
     def __init__(self, monitor: str, mode: str) -> None:
         self._monitor = monitor
-        self._stopping: Any = keras.callbacks.EarlyStopping(
-            monitor, mode=mode, patience=sys.maxsize
-        )
-        self._stopping.on_train_begin()
+        self._mode = mode
+        self._stopping: Any = None
         self._previous_best: Any = None
         self._warned = False
 
-    def is_best(self, model: keras.Model, epoch: int, logs: Mapping[str, Any]) -> bool:
+    def is_best(self, model: Model, epoch: int, logs: Mapping[str, Any]) -> bool:
         """Returns whether this epoch is better than all before it.
 
         An epoch whose metric is missing or NaN is not.
@@ -54,6 +52,11 @@ class BestEpoch:
         # EarlyStopping would keep a first NaN as the best: no value is less or greater.
         if math.isnan(float(value)):
             return False
+        if self._stopping is None:
+            self._stopping = keras_of(model).callbacks.EarlyStopping(
+                self._monitor, mode=self._mode, patience=sys.maxsize
+            )
+            self._stopping.on_train_begin()
         self._previous_best = self._stopping.best
         self._stopping.set_model(model)
         try:

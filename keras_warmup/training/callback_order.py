@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_warmup.keras_api import installed_keras
+
 
 def move_behind_restoring(callback: keras.callbacks.Callback) -> None:
     """Moves `callback` to the end of its `CallbackList` if a later callback restores weights.
@@ -31,12 +33,11 @@ def _callback_list_of(callback: keras.callbacks.Callback) -> Any:
     the list is looked up in the callers' frames. Exporting from the hook of the `History` callback
     that Keras appends would need no frames, but would export nothing where the list has none.
     """
+    lists = tuple(one.callbacks.CallbackList for one in installed_keras())
     frame = inspect.currentframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, keras.callbacks.CallbackList) and any(
-            other is callback for other in caller.callbacks
-        ):
+        if isinstance(caller, lists) and any(other is callback for other in caller.callbacks):
             return caller
         frame = frame.f_back
     return None

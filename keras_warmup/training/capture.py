@@ -30,6 +30,16 @@ from keras_warmup.data.sampling import BatchSample, ShapeKey, copy_arrays, nbyte
 from keras_warmup.data.sources import unpack_x
 from keras_warmup.errors import DataError, ExportError
 from keras_warmup.options import REAL, Privacy, least_privacy
+from keras_warmup.training.elements import (
+    Pulled,
+    dataset_of,
+    distribute,
+    generated_dataset_of,
+    pull,
+    pull_distributed,
+    python_iterator,
+)
+from keras_warmup.training.strategy import describe_unsupported
 
 # Rows kept of a batch where the batch sizes of the export are not known yet: those of `fit`'s
 # default batch.
@@ -215,6 +225,11 @@ class BatchTap:
         step = self._step
         self._step = step + 1
         if step < self._due:
+            return
+        unsupported = describe_unsupported(model)
+        if unsupported is not None:
+            self.stop(unsupported)
+            self.after_step()
             return
         original = vars(model).get("train_function")
         if not callable(original):
@@ -403,57 +418,68 @@ class StandIn:
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source: Any = args[-1] if args else None
-        if isinstance(source, tf.data.Iterator):
-            return self._run_dataset(source, args, kwargs)
         if isinstance(source, list):
             # torch: the elements themselves.
             self._tap.sample_elements(source, None)
             return self._train(*args, **kwargs)
-        is_iterator = isinstance(source, Iterator)
-        if isinstance(source, tf.distribute.DistributedIterator) or not is_iterator:
+        try:
+            steps = _steps_per_execution(self._model)
+        except Exception as error:  # nothing was pulled yet
+            self._tap.stop(f"{type(error).__name__} while reading steps_per_execution")
+            return self._train(*args, **kwargs)
+        if isinstance(source, tf.data.Iterator):
+            pulled = pull(source, steps)
+            return self._train_on(pulled, lambda: iter(self._dataset_of(pulled)), args, kwargs)
+        if isinstance(source, tf.distribute.DistributedIterator):
+            strategy = self._model.distribute_strategy
+            try:
+                pulled = pull_distributed(source, steps)
+            except AttributeError as error:
+                self._tap.stop(f"{error} (with {type(strategy).__name__})")
+                return self._train(*args, **kwargs)
+            return self._train_on(
+                pulled,
+                lambda: distribute(self._dataset_of(pulled), strategy, source),
+                args,
+                kwargs,
+            )
+        if not isinstance(source, Iterator):
             self._tap.stop(f"fit reads from {type(source).__name__}, which cannot be sampled")
         elif len(args) == 2:
             # JAX: (state, iterator).
-            return self._run_python(source, args, kwargs)
+            pulled = pull(source, steps)
+            return self._train_on(pulled, lambda: python_iterator(pulled), args, kwargs)
         # A generator alone is from train_on_batch, after an interrupted fit: not part of a fit.
         return self._train(*args, **kwargs)
 
-    def _run_dataset(
-        self, source: tf.data.Iterator, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def _train_on(
+        self,
+        pulled: Pulled,
+        substitute: Callable[[], Iterator[Any]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
-        elements, error = _pull(source, _steps_per_execution(self._model))
-        if not elements:
-            if error is not None:
-                raise error
+        """Trains on the elements that were pulled, after the sample has looked at them."""
+        if not pulled.elements:
+            if pulled.error is not None:
+                raise pulled.error
             self._tap.sample_next_step()
-            return self._train(*args, **kwargs)
-        self._tap.sample_elements(elements, source.element_spec)
+            return self._train(*args, **kwargs)  # the iterator is at its end
+        self._tap.sample_elements(pulled.elements, pulled.element_spec)
+        result = self._train(*args[:-1], substitute(), **kwargs)
+        if pulled.error is not None:
+            # The user's pipeline failed within this call, after the steps just trained.
+            raise pulled.error
+        return result
+
+    def _dataset_of(self, pulled: Pulled) -> tf.data.Dataset:
         try:
-            substitute = _dataset_iterator(elements, source.element_spec)
+            return dataset_of(pulled)
         # The model must be trained on the pulled elements. A generator takes the elements of any
         # pipeline, but is slow.
         except Exception as failure:
             self._tap.stop(f"{type(failure).__name__} while passing an element on")
-            substitute = iter(
-                tf.data.Dataset.from_generator(
-                    lambda: iter(elements), output_signature=source.element_spec
-                )
-            )
-        result = self._train(*args[:-1], substitute, **kwargs)
-        if error is not None:
-            # The user's pipeline failed within this call, after the steps just trained.
-            raise error
-        return result
-
-    def _run_python(
-        self, source: Iterator[Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        elements, error = _pull(source, _steps_per_execution(self._model))
-        if elements:
-            self._tap.sample_elements(elements, None)
-        else:
-            self._tap.sample_next_step()
-        return self._train(*args[:-1], _python_iterator(elements, error), **kwargs)
+            return generated_dataset_of(pulled)
 
 
 def restore(model: Any) -> None:
@@ -482,44 +508,13 @@ def _trace_step(train_function: Callable[..., Any], iterator: Any) -> bool:
 
 
 def _steps_per_execution(model: Any) -> int:
-    # tf_keras has a tf.Variable, which changes for the last, shorter execution of an epoch.
+    # tf_keras has a variable, which changes for the last, shorter execution of an epoch.
     steps = getattr(model, "steps_per_execution", None)
     if steps is None:
         steps = getattr(model, "_steps_per_execution", None)
-    return 1 if steps is None else max(1, int(steps))
-
-
-def _pull(source: Iterator[Any], count: int) -> tuple[list[Any], Exception | None]:
-    """Returns up to `count` elements, and the error that the iterator raised after them."""
-    elements: list[Any] = []
-    try:
-        for _ in range(count):
-            elements.append(next(source))
-    except StopIteration:
-        pass
-    except Exception as error:
-        return elements, error
-    return elements, None
-
-
-def _python_iterator(elements: list[Any], error: Exception | None) -> Iterator[Any]:
-    yield from elements
-    if error is not None:
-        raise error
-
-
-def _dataset_iterator(elements: list[Any], element_spec: Any) -> tf.data.Iterator:
-    """Returns an iterator over the elements with their original spec, so that nothing retraces."""
-    dataset = None
-    for element in elements:
-        variant = tf.data.experimental.to_variant(tf.data.Dataset.from_tensors(element))
-        one = tf.data.experimental.from_variant(variant, element_spec)
-        dataset = one if dataset is None else dataset.concatenate(one)
-    # Optimizing a pipeline of one element takes longer than running it.
-    options = tf.data.Options()
-    options.autotune.enabled = False
-    options.experimental_optimization.apply_default_optimizations = False
-    return iter(dataset.with_options(options))  # type: ignore[union-attr]
+    if steps is None:
+        return 1
+    return max(1, int(steps.numpy() if hasattr(steps, "numpy") else steps))
 
 
 def _has_free_dimension(spec: Any) -> bool:

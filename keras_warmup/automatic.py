@@ -1,0 +1,398 @@
+"""`enable()`: in unchanged code, `fit` samples batches, exports and saves publish with warmup."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from keras_warmup.errors import WarmupError, warn_caller
+from keras_warmup.options import WarmupOptions, as_options
+from keras_warmup.patches import Layer, add_layer, exporting, is_exporting
+
+if TYPE_CHECKING:
+    from keras_warmup.pipeline.export_model import ExportRequest
+
+# The owner of a function, its name there, and the layer to put over it.
+_Patch = tuple[Any, str, Layer]
+
+_lock = threading.RLock()
+_thread = threading.local()
+_active: list[Enabled] = []
+# Name of a module -> functions that remove the layers over what it has.
+_installed: dict[str, list[Callable[[], None]]] = {}
+# Modules whose import is waited for.
+_awaited: set[str] = set()
+
+
+class Enabled:
+    """What `enable` returns: in `with`, it ends at the end of the block.
+
+    Attributes:
+        options: how to warm.
+    """
+
+    def __init__(self, options: WarmupOptions) -> None:
+        self.options = options
+
+    def __enter__(self) -> Enabled:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _end(self)
+
+
+def enable(warmup: WarmupOptions | Mapping[str, Any] | None = None) -> Enabled:
+    """Makes unchanged code sample batches in `fit` and export with warmup, until `disable`.
+
+    - `Model.fit` remembers some of its batches, as with `BatchCapture`.
+    - `Model.export`, `ExportArchive.write_out`, `tf.saved_model.save`, and the `Model.save` of
+      tf_keras that writes a SavedModel, publish with a warmup file: as `export_with_warmup` and
+      `save` do, each weight is stored once, the records are replayed, and the directory appears at
+      once. A directory that holds files of others is written in place.
+
+    Training is bit-identical, and the functions return and raise what they do otherwise. Where only
+    the warmup fails, the model is published without a warmup file, where anything else of it fails,
+    the function is called as if this were not here; a `UserWarning` gives the reason. Only the
+    outermost call acts. Other formats, and what the functions and callbacks of this package do
+    themselves, are not changed, nor anything with a backend other than TensorFlow and JAX.
+
+    Modules may be imported later. Further calls change the options.
+
+    Args:
+        warmup: `WarmupOptions`, or a mapping of its fields.
+
+    Returns:
+        A context manager, so that `with keras_warmup.enable():` restores what was there before.
+
+    Raises:
+        OptionsError: an option is unknown or wrong.
+
+    Example:
+    ```python
+    keras_warmup.enable()
+    model.fit(x, y)
+    model.export("./digits/1")  # with a warmup file that holds rows of x
+    ```
+    """
+    enabled = Enabled(as_options(warmup))
+    with _lock:
+        _active.append(enabled)
+        for name in _PATCHES_OF.keys() - _awaited:
+            _awaited.add(name)
+            # Calls it now where the module is imported.
+            wrapt.register_post_import_hook(_install, name)
+        for name in _PATCHES_OF.keys() & sys.modules.keys():
+            _install(sys.modules[name])
+    return enabled
+
+
+def disable() -> None:
+    """Ends what `enable` began, however often it was called: the functions are the original ones.
+
+    A function that another library has put over one of ours stays, and calls the original.
+    """
+    _end(*_active)
+
+
+def _end(*ended: Enabled) -> None:
+    with _lock:
+        _active[:] = [one for one in _active if one not in ended]
+        if not _active:
+            for remove in [one for removers in _installed.values() for one in removers]:
+                remove()
+            _installed.clear()
+
+
+def _install(module: Any) -> None:
+    name = module.__name__
+    with _lock:
+        if not _active or name in _installed:
+            return
+        _installed[name] = removers = []
+        try:
+            for patch in _PATCHES_OF[name](module):
+                removers.append(add_layer(*patch))
+        except Exception as error:  # an import must not fail because of us
+            warn_caller(f"keras_warmup cannot act on {name}. {type(error).__name__}: {error}")
+
+
+def _patches_of_tensorflow(tensorflow: Any) -> Iterator[_Patch]:
+    # `import tensorflow.saved_model`, which Keras does in an export, makes a second module and puts
+    # it in place of the first.
+    first, second = tensorflow.saved_model, importlib.import_module("tensorflow.saved_model")
+    for module in [first] if first is second else [first, second]:
+        yield module, "save", _publishing(_plan_save)
+
+
+def _patches_of_keras(keras: Any) -> Iterator[_Patch]:
+    backend = keras.config.backend()
+    if backend not in ("tensorflow", "jax"):
+        return  # no server runs its exports
+    yield keras.Model, "fit", _fit
+    yield keras.Model, "export", _publishing(_plan_export)
+    if backend == "tensorflow":
+        yield type(keras.export.ExportArchive()), "write_out", _publishing(_plan_write_out)
+    # The class of JAX would import JAX' export now; it calls tf.saved_model.save.
+
+
+def _patches_of_tf_keras(tf_keras: Any) -> Iterator[_Patch]:
+    yield tf_keras.Model, "fit", _fit
+    yield tf_keras.Model, "export", _publishing(_plan_export)
+    yield tf_keras.Model, "save", _publishing(_plan_legacy_save)
+    yield tf_keras.export.ExportArchive, "write_out", _publishing(_plan_write_out)
+
+
+_PATCHES_OF: dict[str, Callable[[Any], Iterator[_Patch]]] = {
+    "tensorflow": _patches_of_tensorflow,
+    "keras": _patches_of_keras,
+    "tf_keras": _patches_of_tf_keras,
+}
+
+
+def _options() -> WarmupOptions | None:
+    """Returns how to warm; `None` where a call is not to be changed."""
+    with _lock:
+        return None if is_exporting() or not _active else _active[-1].options
+
+
+def _fit(fit: Any, *args: Any, **kwargs: Any) -> Any:
+    options = _options()
+    if options is None or _is_fitting():
+        return fit(*args, **kwargs)
+    try:
+        args, kwargs = _with_sampling(fit, args, kwargs, options)
+    except Exception as error:  # a training never ends because of us
+        warn_caller(f"This fit is not sampled for warmup records. {type(error).__name__}: {error}")
+    _thread.is_fitting = True
+    try:
+        return fit(*args, **kwargs)
+    finally:
+        _thread.is_fitting = False
+
+
+def _is_fitting() -> bool:
+    return getattr(_thread, "is_fitting", False)
+
+
+def _with_sampling(
+    fit: Any, args: tuple[Any, ...], kwargs: dict[str, Any], options: WarmupOptions
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Returns the arguments of `fit` with one callback more, unless one samples already."""
+    from keras_warmup.callbacks import samples_batches, sampling_callback
+
+    try:
+        bound = inspect.signature(fit).bind(*args, **kwargs)
+    except TypeError:  # fit says what is wrong
+        return args, kwargs
+    given = bound.arguments.get("callbacks")
+    if hasattr(given, "callbacks"):
+        raise WarmupError("callbacks= is a CallbackList; a list of callbacks could be added to.")
+    callbacks = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+    if not any(map(samples_batches, callbacks)):
+        bound.arguments["callbacks"] = [*callbacks, sampling_callback(options)]
+    return bound.args, bound.kwargs
+
+
+class _Call:
+    """The arguments of one call, by name.
+
+    Args:
+        function: the function that is called.
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    Raises:
+        TypeError: the function does not take them.
+    """
+
+    def __init__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._bound = inspect.signature(function).bind(*args, **kwargs)
+
+    def get(self, name: str) -> Any:
+        """Returns an argument; `None` where it is not given."""
+        arguments = self._bound.arguments
+        return arguments.get(name, arguments.get("kwargs", {}).get(name))
+
+    def repeat(self, function: Any, **changes: Any) -> Any:
+        """Calls a function of the same signature with some of the arguments changed."""
+        arguments: Any = {**self._bound.arguments, **changes}
+        bound = inspect.BoundArguments(self._bound.signature, arguments)
+        return function(*bound.args, **bound.kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How to publish what a call writes.
+
+    Attributes:
+        path: where the call writes.
+        publish: publishes it, with its warmup file, at another path or this one.
+        model: the Keras model in it, as far as is known.
+        own_calls: as `ExportInputs.own_calls`.
+    """
+
+    path: Any
+    publish: Callable[[ExportRequest], Any]
+    model: Any
+    own_calls: frozenset[str]
+
+
+def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
+    """Returns a layer that publishes what a function writes, with its warmup file.
+
+    Args:
+        plan_of: returns how to publish; `None` where the call writes no SavedModel to serve.
+    """
+
+    def layer(call_next: Any, *args: Any, **kwargs: Any) -> Any:
+        options = _options()
+        if options is None:
+            return call_next(*args, **kwargs)
+
+        def write_as_asked() -> Any:
+            with exporting():  # what it calls are parts of it
+                return call_next(*args, **kwargs)
+
+        plan = None
+        with contextlib.suppress(Exception):  # the function says what is wrong with its arguments
+            plan = plan_of(_Call(call_next, args, kwargs))
+        return write_as_asked() if plan is None else _run(plan, options, write_as_asked)
+
+    return layer
+
+
+def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any]) -> Any:
+    from keras_warmup.pipeline import export_model
+    from keras_warmup.training.strategy import is_chief
+
+    if not is_chief(plan.model):
+        return write_as_asked()  # only the chief publishes
+    is_in_place = False
+    try:
+        request = export_model.ExportRequest(
+            plan.path, None, options, overwrite=True, allow_cold=True
+        )
+        is_in_place = export_model.holds_other_files(plan.path)
+        if not is_in_place:
+            plan.publish(request)
+            return None  # as all of these functions
+        failure = None
+    # Whatever it is, the code that called gets the model, or its own error.
+    except Exception as error:
+        failure = error
+    result = write_as_asked()
+    try:
+        if failure is not None:
+            raise failure
+        export_model.warm_written(request, plan.model, plan.own_calls)
+    except Exception as error:
+        export_model.remove_stale_file(os.fspath(plan.path))
+        warn_caller(
+            f"{os.fspath(plan.path)!r} was written COLD, as without keras_warmup.enable(): its "
+            f"first requests will be slow. {export_model.describe_failure(error)}"
+        )
+    return result
+
+
+class _ShownPath(str):
+    """A path to write to that messages show as the path it will get."""
+
+    shown: str
+
+    def __format__(self, spec: str) -> str:
+        return format(self.shown, spec)
+
+
+def _at(directory: Any, plan_path: Any) -> _ShownPath:
+    path = _ShownPath(os.fspath(directory))
+    path.shown = str(plan_path)
+    return path
+
+
+def _plan_export(call: _Call) -> _Plan | None:
+    from keras_warmup.keras_api import keras_of
+    from keras_warmup.pipeline.export_model import OWN_ENDPOINTS, publish_model
+
+    model, path = call.get("self"), call.get("filepath")
+    if (call.get("format") or "tf_saved_model") != "tf_saved_model":
+        return None
+
+    def write(model: Any, directory: str, input_signature: Any) -> None:
+        changes = {"filepath": _at(directory, path)}
+        if input_signature is not None and call.get("input_signature") is None:
+            changes["input_signature"] = input_signature
+        call.repeat(keras_of(model).Model.export, **changes)
+
+    def publish(request: ExportRequest) -> None:
+        publish_model(model, request, write=write)
+
+    return _Plan(path, publish, model, OWN_ENDPOINTS)
+
+
+def _plan_write_out(call: _Call) -> _Plan:
+    from keras_warmup.pipeline.export_model import publish_written
+
+    archive, path = call.get("self"), call.get("filepath")
+    model = _tracked_model(archive)
+
+    def write(directory: str) -> None:
+        call.repeat(type(archive).write_out, filepath=_at(directory, path))
+
+    def publish(request: ExportRequest) -> None:
+        publish_written(model, request, write)
+
+    return _Plan(path, publish, model, frozenset())
+
+
+def _plan_save(call: _Call) -> _Plan:
+    from keras_warmup.keras_api import is_model
+    from keras_warmup.pipeline.export_model import OWN_SAVE, publish_object
+
+    obj, path, signatures = call.get("obj"), call.get("export_dir"), call.get("signatures")
+
+    def publish(request: ExportRequest) -> None:
+        publish_object(obj, request, signatures, call.get("options"))
+
+    model = obj if is_model(obj) else None
+    return _Plan(path, publish, model, OWN_SAVE if signatures is None else frozenset())
+
+
+def _plan_legacy_save(call: _Call) -> _Plan | None:
+    from keras_warmup.keras_api import keras_of
+    from keras_warmup.pipeline.export_model import OWN_SAVE, publish_written
+
+    model, path = call.get("self"), call.get("filepath")
+    kind = call.get("save_format") or "tf"
+    is_other_format = kind != "tf" or os.fspath(path).endswith((".keras", ".h5", ".hdf5"))
+    # A checkpoint in fit is not served; where a path may not be replaced, Keras asks.
+    if is_other_format or _is_fitting() or call.get("overwrite") is False:
+        return None
+
+    def write(directory: str) -> None:
+        call.repeat(keras_of(model).Model.save, filepath=_at(directory, path))
+
+    own_calls = OWN_SAVE if call.get("signatures") is None else frozenset()
+
+    def publish(request: ExportRequest) -> None:
+        publish_written(model, request, write, own_calls)
+
+    return _Plan(path, publish, model, own_calls)
+
+
+def _tracked_model(archive: Any) -> Any:
+    """Returns the Keras model that an `ExportArchive` tracks; the trained one of several."""
+    from keras_warmup.keras_api import is_model
+    from keras_warmup.training.capture import find_capture
+
+    models = [one for one in getattr(archive, "_tracked", ()) if is_model(one)]
+    trained = [one for one in models if find_capture(one) is not None]
+    return next(iter(trained or models), None)
