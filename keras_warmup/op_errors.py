@@ -29,6 +29,7 @@ _STATUS = {
 }
 # A TensorFlow runs the exports of JAX up to some version of it: not JAX 0.11.2 here.
 _FITTING_VERSIONS = "TensorFlow 2.21 and JAX 0.10.2 to 0.11.0"
+_NEWER_JAX = "The model holds a StableHLO module that this TensorFlow cannot run"
 _PYTHON_ERRORS = "|".join(
     name
     for name, one in vars(builtins).items()
@@ -248,26 +249,18 @@ def cure_of(error: Exception, *, no_variables: bool = False) -> str:
             "it with keras-warmup repair, or write the model with keras_warmup.save, model.export "
             "or keras.export.ExportArchive."
         )
-    if _is_of_newer_jax(text):
+    if "StableHLO" in text or "Cannot deserialize computation" in text:
         return (
-            ". The model holds a StableHLO module that this TensorFlow cannot run "
-            f"({_listed_versions()}): use a TensorFlow (and a model server) newer than the JAX "
-            f"that exported it, or export with an older JAX. {_FITTING_VERSIONS} were tried and "
-            "fit."
+            f". {_NEWER_JAX} ({_listed_versions()}): use a TensorFlow (and a model server) newer "
+            "than the JAX that exported it, or export with an older JAX. "
+            f"{_FITTING_VERSIONS} were tried and fit."
         )
     return ""
 
 
 def runs_on_no_server(error: Exception) -> bool:
-    """Returns whether the model itself, not its warmup, is what this TensorFlow cannot run."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, tf.errors.OpError):
-        cause = cause.__cause__ or cause.__context__
-    return cause is not None and _is_of_newer_jax(message_of(cause))
-
-
-def _is_of_newer_jax(text: str) -> bool:
-    return "StableHLO" in text or "Cannot deserialize computation" in text
+    """Returns whether an error, with its cure, says that it is the model that cannot be run."""
+    return _NEWER_JAX in str(error)
 
 
 def _listed_versions() -> str:

@@ -255,9 +255,7 @@ def _run(arguments: argparse.Namespace) -> int:
     script = arguments.script
     try:
         if not arguments.is_module and not os.path.isfile(script):
-            raise OptionsError(
-                f"run: there is no script {script!r}. Options of run come before it."
-            )
+            raise OptionsError(f"run: no script {script!r}. Options of run come before the script.")
         enabled = enable(_read_warmup_options(arguments, freeze=arguments.freeze))
     except OptionsError as error:
         print_line(f"error: {error}")

@@ -19,7 +19,7 @@ def describe_unsupported(model: Model) -> str | None:
         if is_legacy(model):
             return None
         return (
-            f"Keras 3 does not support {name} "
+            "Keras 3 does not support MultiWorkerMirroredStrategy "
             "(https://github.com/keras-team/keras/issues/20585); tf_keras does"
         )
     # The strategy of a fit without one has no public class.

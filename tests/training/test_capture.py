@@ -790,21 +790,6 @@ def test_elements_of_four_parts_are_left_alone() -> None:
     assert callback.tap.batches() == []
 
 
-def test_distributed_training_is_left_alone() -> None:
-    callback = TapCallback()
-    with (
-        tf.distribute.MirroredStrategy(["CPU:0"]).scope(),
-        warnings.catch_warnings(record=True) as recorded,
-    ):
-        warnings.simplefilter("always")
-        model, kwargs = numpy_case()
-        model.compile("sgd", "mse", jit_compile=False)
-        model.fit(**kwargs, verbose=0, callbacks=[callback])
-    assert callback.tap.problem == "fit reads from DistributedIterator, which cannot be sampled"
-    assert len(warnings_of(recorded)) == 1
-    assert callback.tap.batches() == []
-
-
 def test_two_taps_see_the_same_batches() -> None:
     callbacks = [TapCallback(), TapCallback()]
     _, with_taps = fit(counted_case(), callbacks)
