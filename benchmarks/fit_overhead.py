@@ -11,6 +11,7 @@ With `--against`, the package of another checkout is measured in turns with this
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -27,11 +28,13 @@ import numpy as np
 import tensorflow as tf
 from checkouts import add_arguments, run_in_turns
 
+from keras_warmup.training import capture
 from keras_warmup.training.capture import BatchTap
 
 EXAMPLE = """example:
   python benchmarks/fit_overhead.py --steps 2000 --rounds 3
   python benchmarks/fit_overhead.py --model mid --json
+  python benchmarks/fit_overhead.py --model mid --mirrored 2
   git worktree add ../before HEAD~10 && python benchmarks/fit_overhead.py --against ../before
 """
 
@@ -72,6 +75,7 @@ class Alternating(keras.callbacks.Callback):
             self.sampled = batch // self.block % 4 in (0, 3)
         if self.sampled:
             if self.tap_all:
+                capture.MAX_COST_SHARE = float("inf")
                 self.tap.sample_next_step()
             self.tap.before_step(self._model)
 
@@ -118,10 +122,13 @@ def train(model: keras.Model, data: tf.data.Dataset, steps: int, callback: Alter
         raise SystemExit(f"sampling stopped: {callback.tap.problem}")
 
 
-def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int) -> dict[str, Any]:
+def measure(
+    name: str, *, steps: int, rounds: int, num_batches: int, block: int, replicas: int
+) -> dict[str, Any]:
     """Times one model; `steps` are with sampling, and as many without."""
-    model, data = MODELS[name]()
-    model.compile("sgd", "mse", jit_compile=False)
+    with _strategy_scope(replicas):
+        model, data = MODELS[name]()
+        model.compile("sgd", "mse", jit_compile=False)
     # Traces the training step, and loads what the first tap of a process loads.
     train(model, data, 40, Alternating(num_batches, 1))
     totals, ratios = [], []
@@ -150,6 +157,15 @@ def measure(name: str, *, steps: int, rounds: int, num_batches: int, block: int)
     }
 
 
+def _strategy_scope(replicas: int) -> contextlib.AbstractContextManager[Any]:
+    """Returns the scope of a MirroredStrategy over logical CPUs; of none for 0 replicas."""
+    if not replicas:
+        return contextlib.nullcontext()
+    devices = [f"CPU:{index}" for index in range(replicas)]
+    scope: contextlib.AbstractContextManager[Any] = tf.distribute.MirroredStrategy(devices).scope()
+    return scope
+
+
 def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Measures this package and that of another checkout in turns.
 
@@ -160,6 +176,7 @@ def compare(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     options = ["--model", arguments.model, "--steps", str(arguments.steps)]
     options += ["--rounds", str(arguments.rounds), "--block", str(arguments.block)]
     options += ["--num-batches", str(arguments.num_batches)]
+    options += ["--mirrored", str(arguments.mirrored)]
     here, there = run_in_turns(__file__, options, against=arguments.against, turns=arguments.turns)
     compared = []
     for index, name in enumerate(_names_of(arguments.model)):
@@ -193,9 +210,20 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="paired rounds (default: 3)")
     parser.add_argument("--num-batches", type=int, default=32, help="batches to keep (default: 32)")
     parser.add_argument("--block", type=int, default=10, help="steps of a block (default: 10)")
+    parser.add_argument(
+        "--mirrored",
+        type=int,
+        default=0,
+        metavar="N",
+        help="train under tf.distribute.MirroredStrategy with N logical CPUs (default: none)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     add_arguments(parser)
     arguments = parser.parse_args()
+    if arguments.mirrored > 1:
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        logical = [tf.config.LogicalDeviceConfiguration()] * arguments.mirrored
+        tf.config.set_logical_device_configuration(cpu, logical)
     if arguments.against:
         compared = compare(arguments)
         if arguments.json:
@@ -215,6 +243,7 @@ def main() -> int:
             rounds=arguments.rounds,
             num_batches=arguments.num_batches,
             block=arguments.block,
+            replicas=arguments.mirrored,
         )
         for name in _names_of(arguments.model)
     ]

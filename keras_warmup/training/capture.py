@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import inspect
 import sys
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -46,6 +47,10 @@ from keras_warmup.training.strategy import describe_unsupported
 CAPTURED_ROWS = 32
 # Without a free dimension all batches warm the same kernels, and more batches cost more taps.
 FIXED_SHAPE_BATCHES = 2
+# A tap under a strategy takes 40 to 80 ms, most of it to make TensorFlow's iterator over devices.
+# Taps wait while they have taken more than this share of the time of the fit; the first one, which
+# also loads what the process needs for it, is not counted.
+MAX_COST_SHARE = 0.002
 _NEVER = sys.maxsize
 
 
@@ -189,6 +194,8 @@ class BatchTap:
         self._warned = False
         self.problem: str | None = None
         self.taps = 0
+        self._began = 0.0
+        self._cost_s = 0.0
 
     def begin(
         self, model: Any, *, on_first_step: Callable[[Batch | None], None] | None = None
@@ -219,12 +226,16 @@ class BatchTap:
         self._warned = False
         self.problem = None
         self.taps = 0
+        self._began = time.perf_counter()
+        self._cost_s = 0.0
 
     def before_step(self, model: Any) -> None:
         """Prepares the next call of `model.train_function` for sampling, if the sample needs it."""
         step = self._step
         self._step = step + 1
         if step < self._due:
+            return
+        if self._cost_s > MAX_COST_SHARE * (time.perf_counter() - self._began):
             return
         unsupported = describe_unsupported(model)
         if unsupported is not None:
@@ -299,6 +310,11 @@ class BatchTap:
         """Makes the next step due, such as in place of a step without rows."""
         if self.problem is None:
             self._due = self._step
+
+    def add_cost(self, seconds: float) -> None:
+        """Counts what a tap took; those of a `tf.data.Iterator` are too cheap to count."""
+        if self.taps > 1:
+            self._cost_s += seconds
 
     def sample_elements(self, elements: list[Any], element_spec: Any) -> None:
         """Copies the rows that the sample needs of the elements of one call of `train_function`.
@@ -432,17 +448,19 @@ class StandIn:
             return self._train_on(pulled, lambda: iter(self._dataset_of(pulled)), args, kwargs)
         if isinstance(source, tf.distribute.DistributedIterator):
             strategy = self._model.distribute_strategy
+            started = time.perf_counter()
             try:
                 pulled = pull_distributed(source, steps)
             except AttributeError as error:
                 self._tap.stop(f"{error} (with {type(strategy).__name__})")
                 return self._train(*args, **kwargs)
-            return self._train_on(
-                pulled,
-                lambda: distribute(self._dataset_of(pulled), strategy, source),
-                args,
-                kwargs,
-            )
+
+            def substitute() -> Any:
+                iterator = distribute(self._dataset_of(pulled), strategy, source)
+                self._tap.add_cost(time.perf_counter() - started)
+                return iterator
+
+            return self._train_on(pulled, substitute, args, kwargs)
         if not isinstance(source, Iterator):
             self._tap.stop(f"fit reads from {type(source).__name__}, which cannot be sampled")
         elif len(args) == 2:
