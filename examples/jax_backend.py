@@ -1,0 +1,43 @@
+"""A Keras model with the JAX backend, published warm for TensorFlow Serving.
+
+    pip install "jax<0.11.1" && python examples/jax_backend.py ./spirals/{version}
+
+TensorFlow 2.21 runs the exports of JAX up to 0.11.0; those of a newer JAX are refused, with the
+versions that fit.
+"""
+
+import os
+import sys
+
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+
+import keras_warmup as kw
+
+
+def main(filepath: str = "./spirals/{version}") -> None:
+    """Trains a classifier of two spirals and publishes it."""
+    keras.utils.set_random_seed(0)
+    turns = np.sqrt(np.random.default_rng(0).random(1000)) * 8
+    arm = np.arange(1000) % 2
+    points = np.stack([np.cos(turns + np.pi * arm), np.sin(turns + np.pi * arm)], axis=1)
+    x = (points * turns[:, None]).astype("float32")
+    model = keras.Sequential(
+        [
+            keras.Input((2,), name="point"),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dense(1, activation="sigmoid", name="arm"),
+        ]
+    )
+    model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
+    warm = kw.WarmupExport(filepath)
+    model.fit(x, arm, epochs=20, verbose=0, callbacks=[warm])
+    print("proof:", warm.reports[-1].proofs["serving_default"])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
