@@ -418,7 +418,7 @@ def test_the_manifest_describes_the_file(tmp_path: pathlib.Path, capsys: Any) ->
     kw.export_with_warmup(model, tmp_path / "1", data=table_rows())
     content = json.loads((tmp_path / "1" / MANIFEST_PATH).read_text())
     assert content["schema_version"] == 1 and content["seed"] == 0
-    assert content["privacy"] == {"mode": "none", "redacted": []}
+    assert content["privacy"] == {"mode": "none", "redacted": [], "not_found": []}
     assert content["real_features"] == ["age", "name", "user"] and content["real_rows"] == 2
     assert content["records"] == [
         {
