@@ -318,16 +318,15 @@ class Hider:
         becomes an empty one.
         """
         values = [one.encode() if isinstance(one, str) else bytes(one) for one in array.ravel()]
-        read = [_read_wrapped(value) for value in values]
-        found = [at for at, (example, _) in enumerate(read) if example is not None]
+        read = [(at, *_read_wrapped(value)) for at, value in enumerate(values)]
+        found = [one for one in read if one[1] is not None]
         if not found:
             return as_objects(self.hide_bytes(values)).reshape(array.shape) if is_hidden else array
-        changed = self.hide_examples([read[at][0] for at in found], known, is_hidden=is_hidden)
+        changed = self.hide_examples([one for _, one, _ in found], known, is_hidden=is_hidden)
         if not changed and not is_hidden:
             return array
         made = [b""] * len(values)
-        for index, at in enumerate(found):
-            example, is_wrapped = read[at]
+        for index, (at, example, is_wrapped) in enumerate(found):
             made[at] = values[at]
             if index in changed or is_hidden:
                 # Unknown fields may hold anything.
@@ -533,7 +532,7 @@ def read_example(value: bytes) -> Any | None:
     return None
 
 
-def _read_wrapped(value: bytes) -> tuple[Any | None, bool]:
+def _read_wrapped(value: bytes) -> tuple[Any, bool]:
     """Reads a serialized Example, else one in base64; returns also whether it was in base64."""
     example = read_example(value)
     if example is not None:
