@@ -54,6 +54,9 @@ from tensorflow_serving.apis.classification_pb2 import (
     ClassificationRequest as ClassificationRequest,
 )
 from tensorflow_serving.apis.inference_pb2 import MultiInferenceRequest as MultiInferenceRequest
+from tensorflow_serving.apis.input_pb2 import (
+    ExampleListWithContext as ExampleListWithContext,
+)
 from tensorflow_serving.apis.input_pb2 import Input as Input
 from tensorflow_serving.apis.model_pb2 import ModelSpec as ModelSpec
 from tensorflow_serving.apis.predict_pb2 import PredictRequest as PredictRequest

@@ -443,7 +443,7 @@ class WarmupExport(_Tapped):
         options = self._options
         if options.transform is not None or self.export_fn is not None:
             return
-        names = {*batch.hidden, *input_names(self._model, batch.x).values()}
+        names = batch.hidden.union(*input_names(self._model, batch.x).values())
         unknown = sorted(set(options.redact or ()) - names)
         if unknown:
             _warn(

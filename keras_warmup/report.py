@@ -130,6 +130,7 @@ class WarmupReport(Report):
         real_features: names of the features of the records that hold real values.
         privacy: the privacy mode: `none`, `redacted` or `synthetic`.
         redacted: names of features, of which no record holds a real value.
+        not_found: names of features that were to be redacted, but that no row has.
         cold: why the model has no warmup file; empty where it has one, or no signature that a
             request can reach.
         published: whether anything was published.
@@ -163,6 +164,7 @@ class WarmupReport(Report):
     real_features: tuple[str, ...] = ()
     privacy: PrivacyMode = "none"
     redacted: tuple[str, ...] = ()
+    not_found: tuple[str, ...] = ()
     cold: str = ""
     published: bool = True
     frozen: FrozenVariables | None = None

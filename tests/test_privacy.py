@@ -6,6 +6,9 @@ import json
 import logging
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -418,7 +421,7 @@ def test_the_manifest_describes_the_file(tmp_path: pathlib.Path, capsys: Any) ->
     kw.export_with_warmup(model, tmp_path / "1", data=table_rows())
     content = json.loads((tmp_path / "1" / MANIFEST_PATH).read_text())
     assert content["schema_version"] == 1 and content["seed"] == 0
-    assert content["privacy"] == {"mode": "none", "redacted": []}
+    assert content["privacy"] == {"mode": "none", "redacted": [], "not_found": []}
     assert content["real_features"] == ["age", "name", "user"] and content["real_rows"] == 2
     assert content["records"] == [
         {
@@ -696,3 +699,330 @@ def test_a_switch_that_breaks_during_fit_costs_the_warmup_only(
     with pytest.warns(UserWarning, match="COLD"):
         model.fit(table_data(), verbose=0, callbacks=[Break(), export])
     assert "KERAS_WARMUP_PRIVACY must be one of" in export.reports[0].cold
+
+
+def ratio_model() -> keras.Model:
+    """Builds a model whose first input must be a number in text."""
+    text = keras.Input((1,), name="text", dtype="string")
+    number = keras.layers.Lambda(lambda one: tf.strings.to_number(one), output_shape=(1,))(text)
+    return keras.Model({"text": text}, keras.layers.Dense(1)(number))
+
+
+def test_values_that_do_not_run_are_an_error_or_a_warning(tmp_path: pathlib.Path) -> None:
+    # The kinds of characters are kept, so digits alone would be numbers again.
+    rows = {"text": np.full((4, 1), b"inf", object)}
+    options = {"privacy": "synthetic"}
+    for export in (kw.export_with_warmup, kw.save):
+        with pytest.raises(kw.WarmupError, match="the values that privacy='synthetic' made up"):
+            export(ratio_model(), tmp_path / "1", data=rows, warmup=options)
+        assert not (tmp_path / "1").exists()
+    with pytest.warns(UserWarning, match="COLD"):
+        report = kw.export_with_warmup(
+            ratio_model(), tmp_path / "1", data=rows, warmup=options, on_error="warn"
+        )
+    assert report.cold and read_manifest(tmp_path / "1") is None
+
+
+def test_words_of_a_vocabulary_that_is_not_exported_do_not_ship(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"Secret-Person-{number}" for number in range(70, 80)]
+    user, price = keras.Input((), name="user", dtype="string"), keras.Input((1,), name="price")
+    dense = keras.layers.Dense(4)
+    lookup = keras.layers.StringLookup(vocabulary=words)
+    users = keras.layers.Embedding(20, 4)(lookup(user))
+    trained = keras.Model(
+        {"user": user, "price": price}, keras.layers.Dot(axes=-1)([users, dense(price)])
+    )
+    same = keras.layers.Lambda(tf.identity, output_shape=())(user)
+    served = keras.Model({"user": user, "price": price}, {"user": same, "score": dense(price)})
+    trained.compile("sgd", "mse")
+    x = {"user": tf.constant(words), "price": np.ones((10, 1), "float32")}
+    for number, served_model in enumerate((served, None)):
+        export = kw.WarmupExport(
+            tmp_path / str(number),
+            warmup={"privacy": "synthetic"},
+            verbose=0,
+            export_model=served_model,
+        )
+        trained.fit(x, np.zeros((10, 1)), verbose=0, callbacks=[export])
+        assert export.reports[0].records
+    monkeypatch.setenv("KERAS_WARMUP_PRIVACY", "synthetic")
+    trained.fit(x, np.zeros((10, 1)), verbose=0, callbacks=[kw.BatchCapture()])
+    kw.export_with_warmup(served, tmp_path / "2")
+    for name in ("0", "2"):
+        assert not any(b"Secret" in content for content in files_of(tmp_path / name).values())
+    # The trained model itself has the words: its records hold others of them.
+    assert b"Secret" in pathlib.Path(warmup_path(tmp_path / "1")).read_bytes()
+
+
+def test_a_table_of_a_module_is_a_vocabulary(tmp_path: pathlib.Path) -> None:
+    class Closed(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows = tf.Variable(np.eye(4, dtype="float32"))
+            words = tf.constant(["red", "green", "blue", "pink"])
+            pairs = tf.lookup.KeyValueTensorInitializer(words, tf.range(4))
+            self.table = tf.lookup.StaticHashTable(pairs, -1)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "color")])
+        def serve(self, color: tf.Tensor) -> dict[str, tf.Tensor]:
+            # Fails outside of the vocabulary.
+            return {"y": tf.gather(self.rows, self.table.lookup(color))}
+
+    module, data = Closed(), {"color": np.array([b"red", b"green"], object)}
+    for number, mode in enumerate(MODES):
+        options = {**MODES[mode], **({"redact": ["color"]} if mode == "redacted" else {})}
+        path = tmp_path / str(number)
+        kw.save(module, path, {"serving_default": module.serve}, data=data, warmup=options)
+        kw.add_warmup(path, data, warmup=options)
+        content = pathlib.Path(warmup_path(path)).read_bytes()
+        assert b"red" not in content and b"green" not in content
+        assert b"blue" in content or b"pink" in content
+
+
+def test_a_vocabulary_that_raises_does_not_end_a_fit(tmp_path: pathlib.Path) -> None:
+    class Failing(keras.layers.StringLookup):  # type: ignore[misc]
+        def get_vocabulary(self) -> list[str]:
+            return ["a"]
+
+    word = keras.Input((1,), name="word", dtype="string")
+    ids = Failing(vocabulary=["a", "b"])(word)
+    outputs = keras.layers.Dense(1)(keras.layers.Flatten()(keras.layers.Embedding(9, 2)(ids)))
+    model = keras.Model({"word": word}, outputs)
+    model.compile("sgd", "mse")
+    export = kw.WarmupExport(tmp_path / "1", warmup={"privacy": "synthetic"}, verbose=0)
+    x = {"word": tf.constant([["a"], ["b"]] * 8)}
+    model.fit(x, np.zeros((16, 1)), verbose=0, callbacks=[export])
+    assert export.reports[0].records and not export.reports[0].cold
+
+
+def test_columns_of_a_frame_are_not_redacted_silently(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(
+        {"age": np.float32([SECRET_FLOAT] * 4), "height": np.float32([1.5] * 4)}
+    )
+    inputs = keras.Input((2,), name="person")
+    model = keras.Model(inputs, keras.layers.Dense(1)(inputs))
+    monkeypatch.setenv("KERAS_WARMUP_REDACT", "age,elsewhere")
+    for data in (frame, {"person": frame}, lambda: iter([(frame, np.zeros(4))])):
+        with pytest.raises(OptionsError, match=r"Cannot redact \['age'\].*dict\(frame\)"):
+            kw.export_with_warmup(model, tmp_path / "1", data=data)
+    assert not (tmp_path / "1").exists()
+    report = kw.export_with_warmup(
+        model, tmp_path / "1", data=frame, warmup={"privacy": "synthetic"}
+    )
+    assert report.real_features == ()
+    require_clean(tmp_path, "", "age")
+
+
+def test_the_manifest_tells_redacted_features_from_those_that_no_row_has(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_WARMUP_REDACT", "name,elsewhere")
+    report = kw.export_with_warmup(table(), tmp_path / "1", data=table_rows())
+    assert (report.redacted, report.not_found) == (("name",), ("elsewhere",))
+    content = json.loads((tmp_path / "1" / MANIFEST_PATH).read_text())
+    assert content["privacy"] == {
+        "mode": "redacted",
+        "redacted": ["name"],
+        "not_found": ["elsewhere"],
+    }
+    kw.freeze(tmp_path / "1", tmp_path / "2")
+    kw.add_warmup(tmp_path / "1", table_rows(), append=True)
+    assert kw.redact(tmp_path / "1", "redacted", redact=["user"]).not_found == ("elsewhere",)
+    kw.freeze(tmp_path / "1", tmp_path / "3")
+    monkeypatch.setenv("KERAS_WARMUP_REDACT", "name,age")
+    with pytest.raises(OptionsError, match="keras-warmup redact"):
+        kw.freeze(tmp_path / "1", tmp_path / "4")
+
+
+@pytest.mark.parametrize("names", [["x['u']['id']"], ["u"]])
+def test_features_of_equal_names_are_reported_apart(
+    names: list[str], tmp_path: pathlib.Path
+) -> None:
+    first, second = keras.Input((1,), name="u_id"), keras.Input((1,), name="id")
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()([first, second]))
+    model = keras.Model({"u": {"id": first}, "v": {"id": second}}, outputs)
+    model.compile("sgd", "mse")
+    x = {
+        "u": {"id": np.full((8, 1), SECRET_FLOAT, "float32")},
+        "v": {"id": np.full((8, 1), 3.25, "float32")},
+    }
+    options = {"privacy": "redacted", "redact": names}
+    export = kw.WarmupExport(tmp_path / "1", warmup=options, verbose=0)
+    model.fit(x, np.zeros((8, 1)), verbose=0, callbacks=[export])
+    given = kw.export_with_warmup(model, tmp_path / "2", data=x, warmup=options)
+    require_clean(tmp_path, "", "age")
+    assert export.reports[0].real_features == given.real_features == ("id",)
+    assert given.redacted == tuple(names)
+
+
+def test_real_features_are_those_of_each_signature(tmp_path: pathlib.Path) -> None:
+    income, other = keras.Input((1,), name="inc"), keras.Input((1,), name="oth")
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()([income, other]))
+    model = keras.Model({"income": income, "other": other}, outputs)
+    rows = np.full((4, 1), SECRET_FLOAT, "float32"), np.full((4, 1), 3.25, "float32")
+    specs = [tf.TensorSpec((None, 1), name=name) for name in ("left", "right")]
+
+    def export(model: Any, path: str) -> None:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        named = {"income": specs[0], "other": specs[1]}
+        archive.add_endpoint("serve", lambda x: model(x), input_signature=[named])
+        archive.add_endpoint(
+            "pair",
+            lambda left, right: model({"income": 2.0 * left, "other": right}),
+            input_signature=specs,
+        )
+        archive.write_out(path, verbose=False)
+
+    data = kw.PerSignature(
+        {
+            "serve": {"income": rows[0], "other": rows[1]},
+            "pair": {"left": rows[0], "right": rows[1]},
+        }
+    )
+    report = kw.export_with_warmup(
+        model,
+        tmp_path / "1",
+        data=data,
+        export_fn=export,
+        warmup={"privacy": "redacted", "redact": ["income"]},
+    )
+    found = {record.signature_key: record.real_features for record in report.records}
+    assert found.pop("pair") == ("left", "right")
+    assert found == {"serving_default": ("right",)}
+
+
+def test_the_key_of_an_input_is_a_name_of_rows_in_another_structure(
+    tmp_path: pathlib.Path,
+) -> None:
+    income, other = keras.Input((1,), name="inc"), keras.Input((1,), name="oth")
+    outputs = keras.layers.Dense(1)(keras.layers.Concatenate()([income, other]))
+    model = keras.Model({"income": income, "other": other}, outputs)
+    rows = np.full((4, 1), SECRET_FLOAT, "float32"), np.full((4, 1), 3.25, "float32")
+    options = {"privacy": "redacted", "redact": ["income"]}
+    report = kw.export_with_warmup(model, tmp_path / "1", data=list(rows), warmup=options)
+    require_clean(tmp_path, "", "age")
+    assert report.real_features == ("oth",)
+
+
+def test_redacted_ragged_rows_are_reported_so(tmp_path: pathlib.Path) -> None:
+    class Sum(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(1)
+
+        def call(self, x: Any) -> Any:
+            return self.dense(tf.reduce_sum(tf.cast(x, tf.float32), axis=1)[:, None])
+
+    ragged = tf.RaggedTensor.from_row_lengths(np.full(20, SECRET_ID), [3] * 6 + [2])
+    dataset = tf.data.Dataset.from_tensors((ragged, np.zeros((7, 1), "float32")))
+    model = Sum()
+    model.compile("sgd", "mse")
+    options = {"privacy": "redacted", "redact": ["x"]}
+    export = kw.WarmupExport(tmp_path / "1", warmup=options, verbose=0)
+    model.fit(dataset, verbose=0, callbacks=[export])
+    require_clean(tmp_path, "", "user")
+    assert export.reports[0].real_features == ()
+
+
+def test_redacted_features_of_built_examples_are_reported_so(tmp_path: pathlib.Path) -> None:
+    x = keras.Input((1,), name="age")
+    model = keras.Model(x, keras.layers.Dense(1)(x))
+    serve = kw.endpoints.predict_examples(model, float_parser("age"))
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", serve)
+    archive.write_out(tmp_path / "1", verbose=False)
+    rows = {"age": np.full((4, 1), SECRET_FLOAT, "float32")}
+    for name in ("age", "x['age']"):
+        options = {"privacy": "redacted", "redact": [name]}
+        report = kw.add_warmup(tmp_path / "1", rows, warmup=options)
+        require_clean(tmp_path, "", "age")
+        assert report.real_features == () and report.redacted == (name,)
+
+
+def test_names_that_are_values_are_not_told(tmp_path: pathlib.Path, said: Any) -> None:
+    class Length(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "blob")])
+        def serve(self, blob: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": tf.strings.length(blob)}
+
+    # A message of nested strings, which parses as a SequenceExample with a feature of this name.
+    value = SECRET_TEXT
+    for _ in range(3):
+        value = b"\n" + bytes([len(value)]) + value
+    module, data = Length(), {"blob": np.array([value] * 4, object)}
+    for number, options in enumerate(
+        [{}, MODES["synthetic"], {"privacy": "redacted", "redact": ["blob"]}]
+    ):
+        path = tmp_path / str(number)
+        report = kw.save(module, path, {"serving_default": module.serve}, data=data, warmup=options)
+        assert report.real_features == (() if options else ("blob",))
+        assert SECRET_TEXT not in (path / MANIFEST_PATH).read_bytes()
+        assert (SECRET_TEXT in pathlib.Path(warmup_path(path)).read_bytes()) == (not options)
+    assert SECRET_TEXT.decode() not in said()
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_manifest_of_fewer_records_is_a_failure(kept: int, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "1"
+    kw.export_with_warmup(table(), path, data=table_rows(), warmup={"batch_sizes": [1, 2]})
+    content = json.loads((path / MANIFEST_PATH).read_text())
+    content["records"] = content["records"][:kept]
+    content["real_features"] = content["real_features"] if kept else []
+    (path / MANIFEST_PATH).write_text(json.dumps(content))
+    report = kw.verify(path, no_real_rows=True)
+    assert not report.ok and report.real_features is None
+    assert any("as many records" in one for one in report.failures)
+    appended = kw.add_warmup(path, table_rows(), append=True)
+    assert appended.real_features == ("age", "name", "user")
+    assert kw.redact(path).real_features == ()
+
+
+# Killed at a rename: the file under its hidden name is complete then.
+KILLED = """
+import os, signal, sys
+import keras, numpy as np
+import keras_warmup as kw
+from tests.test_privacy import MODES, table, table_data, table_rows
+
+path, mode, name = sys.argv[1:]
+
+def kill(event, args):
+    if event == "os.rename" and os.path.basename(str(args[0])) == name:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill)
+model = table()
+model.compile("sgd", "mse")
+if mode == "synthetic":
+    export = kw.WarmupExport(path, warmup=MODES[mode])
+    model.fit(table_data(), verbose=0, callbacks=[export])
+else:
+    kw.export_with_warmup(model, path, data=table_rows(), warmup=MODES[mode])
+"""
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["tf_serving_warmup_requests", "keras_warmup.json"])
+def test_what_a_killed_export_leaves_holds_no_real_value(
+    name: str, mode: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "1"), mode, name],
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (tmp_path / "1").exists()
+    assert any(path.endswith(name) for path in files_of(tmp_path))
+    require_clean(tmp_path, done.stdout + done.stderr, "age", "user", "name")

@@ -51,6 +51,8 @@ class BoundBatch:
         source: where the rows come from.
         casts: input name -> cast applied, such as `int64 -> float32`.
         ignored: features of the batch that the signature does not take.
+        hidden_inputs: names of the inputs that hold no real value, but made-up ones.
+        hidden_features: names of features of serialized Examples that hold none.
     """
 
     arrays: Mapping[str, np.ndarray]
@@ -60,6 +62,8 @@ class BoundBatch:
     source: Source
     casts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    hidden_inputs: frozenset[str] = frozenset()
+    hidden_features: frozenset[str] = frozenset()
 
     @property
     def shapes(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -132,7 +136,10 @@ def bind_leaves(
     bound = []
     for part in dense_parts(batch, set(paths.values())):
         by_path = dict(walk(part.batch.x))
-        leaves = {name: InputLeaf(by_path[path], render_path(path)) for name, path in paths.items()}
+        leaves = {}
+        for name, path in paths.items():
+            where = render_path(path)
+            leaves[name] = InputLeaf(by_path[path], where, path=where)
         for name, values in (encoded or {}).items():
             rows = values if part.rows is None else values[part.rows]
             leaves[name] = InputLeaf(rows, "the encoded rows")
@@ -217,13 +224,14 @@ def _bind_arrays(
             f"Cannot bind batch to signature {signature.key!r}: {'; '.join(problems)}.{hint} "
             f"{CAPTURED_CURE if batch.source == 'captured' else _CURE}"
         )
+    hidden = frozenset(name for name, one in leaves.items() if one.path in batch.hidden_paths)
     if composite_rows or batch.is_whole:
         whole_x = None if composite_rows else x
-        return BoundBatch(arrays, whole_x, 1, frozenset(), batch.source, casts, ignored)
+        return BoundBatch(arrays, whole_x, 1, frozenset(), batch.source, casts, ignored, hidden)
     batched = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
     size = next(iter(rows.values()), max(batched.values(), default=1))
     row_inputs = frozenset(name for name, count in batched.items() if count == size)
-    return BoundBatch(arrays, x, size, row_inputs, batch.source, casts, ignored)
+    return BoundBatch(arrays, x, size, row_inputs, batch.source, casts, ignored, hidden)
 
 
 def _rows_of_inputs(arrays: Mapping[str, np.ndarray], signature: Signature) -> dict[str, int]:

@@ -28,11 +28,13 @@ class InputLeaf:
         leaf: array-like.
         where: its origin, for messages.
         rows: rows of the ragged or sparse tensor that it is a component of; `None` for others.
+        path: rendered path of the leaf of the batch; empty where it is none of the batch.
     """
 
     leaf: Any
     where: str
     rows: int | None = None
+    path: str = ""
 
 
 def find_components(
@@ -54,11 +56,12 @@ def find_components(
         return None
     ((path, leaf),) = composites
     first = min(signature.inputs, key=len, default="")
-    components = _components_of(first, InputLeaf(leaf, render_path(path)), signature)
+    where = render_path(path)
+    components = _components_of(first, InputLeaf(leaf, where, path=where), signature)
     if components is None or set(components) != set(signature.inputs):
         return None
-    names = {where: sanitize(name) for name, where in named_leaves(x)}
-    others = [names.get(where) for where, _ in leaves if where != path]
+    names = {other: sanitize(name) for name, other in named_leaves(x)}
+    others = [names.get(other) for other, _ in leaves if other != path]
     if others and (names.get(path) != first or set(others) & set(components)):
         return None
     return path, components
@@ -116,7 +119,9 @@ def _components_of(
         dtypes = None if attribute.endswith("values") else ("int32", "int64")
         if spec is None or (dtypes and spec.dtype not in dtypes) or not _fits(spec, part.shape):
             return None
-        components[input_name] = InputLeaf(np.asarray(part), f"{whole.where}.{attribute}", rows)
+        components[input_name] = InputLeaf(
+            np.asarray(part), f"{whole.where}.{attribute}", rows, whole.path
+        )
     return components
 
 

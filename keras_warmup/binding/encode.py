@@ -83,8 +83,17 @@ def bind_encoded(
     ignored = tuple(render_path(path) for path in _leaves(batch.x) if path not in used)
     casts = {key: cast for one in encoded.values() for key, cast in one.casts.items()}
     values = {name: one.values for name, one in encoded.items()}
+    hidden = {
+        name
+        for name, one in encoded.items()
+        if all(render_path(path) in batch.hidden_paths for path in one.used)
+    }
     return [
-        dataclasses.replace(bound, casts={**casts, **bound.casts})
+        dataclasses.replace(
+            bound,
+            casts={**casts, **bound.casts},
+            hidden_inputs=bound.hidden_inputs.union(hidden),
+        )
         for bound in bind_leaves(batch, signature, paths, ignored, values)
     ]
 
@@ -114,7 +123,7 @@ def parse_if_needed(
     """
     if not is_string_vector(batch) or any(map(_reads_examples, string_formats.values())):
         return batch
-    (rows,) = _leaves(batch.x).values()
+    ((path, rows),) = _leaves(batch.x).items()
     required = set(signature.inputs) - signature.defaults
     spec = next(
         (
@@ -133,7 +142,9 @@ def parse_if_needed(
         key: value.numpy() if isinstance(value, tf.Tensor) else value
         for key, value in parsed.items()
     }
-    return Batch(x, batch.size, batch.source)
+    is_hidden = render_path(path) in batch.hidden_paths
+    hidden = {render_path((key,)) for key in x if is_hidden or key in batch.hidden}
+    return Batch(x, batch.size, batch.source, hidden_paths=frozenset(hidden))
 
 
 def _leaves(x: Any) -> dict[FeaturePath, Any]:

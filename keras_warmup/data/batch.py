@@ -34,6 +34,7 @@ class Batch:
         privacy: what was asked to be replaced when these rows were read.
         hidden: names of the features that were replaced.
         hidden_paths: their paths, as `render_path` renders them.
+        columns: names of the columns of leaves that were DataFrames: the arrays do not have them.
     """
 
     x: Any
@@ -44,6 +45,7 @@ class Batch:
     privacy: Privacy = REAL
     hidden: frozenset[str] = frozenset()
     hidden_paths: frozenset[str] = frozenset()
+    columns: frozenset[str] = frozenset()
 
 
 def walk(x: Any, path: FeaturePath = ()) -> Iterator[tuple[FeaturePath, Any]]:

@@ -155,7 +155,14 @@ def _read_x(x: Any, where: str, whole: bool) -> Batch:
     """Reads a structure of array-likes as a batch on the host."""
     x = _join_string_lists(x)
     host = map_leaves(lambda path, leaf: read_leaf(leaf, f"{render_path(path)} of {where}"), x)
-    return Batch(host, count_rows(host, where, is_whole=whole), is_whole=whole)
+    columns = {
+        str(name)
+        for _, leaf in walk(x)
+        if is_class_of(leaf, "pandas", "DataFrame")
+        for name in leaf.columns
+    }
+    size = count_rows(host, where, is_whole=whole)
+    return Batch(host, size, is_whole=whole, columns=frozenset(columns))
 
 
 def _read_elements(elements: Iterable[Any], where: str, whole: bool) -> Iterator[Batch]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from keras_warmup.binding.bind import BoundBatch, bind_batch
 from keras_warmup.binding.encode import bind_encoded, parse_if_needed
 from keras_warmup.binding.match import match_inputs
 from keras_warmup.binding.synthesize import synthesize_rows
-from keras_warmup.data.batch import Batch, is_string_vector
+from keras_warmup.data.batch import Batch, is_string_vector, render_path
 from keras_warmup.data.privacy import Hider
 from keras_warmup.errors import (
     BindingError,
@@ -23,7 +22,12 @@ from keras_warmup.errors import (
 )
 from keras_warmup.keras_api import Model
 from keras_warmup.options import WarmupOptions
-from keras_warmup.pipeline.keras_model import arrange_inputs, inputs_by_name, takes_one_string
+from keras_warmup.pipeline.keras_model import (
+    ArrangedInputs,
+    arrange_inputs,
+    inputs_by_name,
+    takes_one_string,
+)
 from keras_warmup.planning.bound_signature import BoundSignature
 from keras_warmup.report import REQUEST_KINDS, RequestKind
 from keras_warmup.savedmodel.graph import GraphFacts, ModelGraph, graph_facts
@@ -114,6 +118,7 @@ def bind_signatures(
     options: WarmupOptions,
     *,
     twins: Mapping[str, str] | None = None,
+    hider: Hider | None = None,
 ) -> BindResult:
     """Binds the rows to each signature.
 
@@ -124,6 +129,8 @@ def bind_signatures(
         options: what is asked for.
         twins: signature_key -> key of a signature that is the same function, whose rows it takes
             where `PerSignature` has none for it.
+        hider: replaces what has the name of an input, and what a transform returns. Defaults to
+            one without vocabularies.
 
     Raises:
         BindingError: the rows do not fit a signature that was asked for, is the model's own call or
@@ -134,7 +141,9 @@ def bind_signatures(
     _require_known_signatures(inputs, signatures)
     # Rows may be serialized for one signature while another takes the features themselves.
     formats = {signature.key: find_string_formats(graph, signature) for signature in signatures}
-    binder = _Binder(inputs, options, formats, twins or {})
+    binder = _Binder(
+        inputs, options, formats, twins or {}, hider or Hider(options.effective_privacy())
+    )
     bound: list[BoundSignature] = []
     cold: dict[str, str] = {}
     errors: list[BindingError | DataError | SignatureError] = []
@@ -186,12 +195,13 @@ class _Binder:
         options: WarmupOptions,
         formats: Mapping[str, StringFormats],
         twins: Mapping[str, str],
+        hider: Hider,
     ) -> None:
         self.formats = dict(formats)
         self.unfit: dict[str, str] = {}
         self.twins = twins
         self.hidden: set[str] = set()
-        self._hider = Hider(options.effective_privacy())
+        self._hider = hider
         self._inputs = inputs
         self._options = options
         self._parsers = [
@@ -256,15 +266,22 @@ class _Binder:
         is_transformed = self._options.transform is not None
         if mode == "synthetic" and not is_transformed:
             return dataclasses.replace(bound, source="synthetic")
+        known = frozenset() if is_transformed else batch.hidden
         self._hider.hidden.clear()
-        arrays = self._hider.hide_arrays(bound.arrays, None if is_transformed else batch)
-        self.hidden.update(self._hider.hidden)
+        arrays = self._hider.hide_arrays(bound.arrays, left=bound.hidden_inputs, known=known)
+        found = frozenset(self._hider.hidden)
+        self.hidden.update(found)
         if mode == "synthetic":
             return dataclasses.replace(bound, arrays=arrays, x=None, source="synthetic")
-        if all(arrays[name] is array for name, array in bound.arrays.items()):
-            return bound
-        # The model's own call would be given other rows than the request.
-        return dataclasses.replace(bound, arrays=arrays, x=None)
+        is_same = all(arrays[name] is array for name, array in bound.arrays.items())
+        return dataclasses.replace(
+            bound,
+            arrays=arrays,
+            # The model's own call would be given other rows than the request.
+            x=bound.x if is_same else None,
+            hidden_inputs=bound.hidden_inputs.union(found & arrays.keys()),
+            hidden_features=known | found,
+        )
 
     def _own_batches(self, key: str) -> Sequence[Batch]:
         """Returns the rows that `PerSignature` has for a signature, or for a twin of it."""
@@ -288,16 +305,17 @@ class _Binder:
             arranged = arrange_inputs(model, batch.x, source=batch.source)
             return [
                 dataclasses.replace(bound, ignored=(*bound.ignored, *arranged.ignored))
-                for bound in self._encode(dataclasses.replace(batch, x=arranged.x), signature)
+                for bound in self._encode(_rearranged(batch, arranged), signature)
             ]
         try:
             return self._bind_as_given(batch, signature)
         except BindingError as error:
-            for arrange in (lambda x: arrange_inputs(model, x).x, partial(inputs_by_name, model)):
-                with contextlib.suppress(BindingError):
-                    x = arrange(batch.x)
-                    if x is not None:
-                        return self._encode(dataclasses.replace(batch, x=x), signature)
+            with contextlib.suppress(BindingError):
+                arranged = arrange_inputs(model, batch.x)
+                for one in (arranged, inputs_by_name(model, arranged)):
+                    with contextlib.suppress(BindingError):
+                        if one is not None:
+                            return self._encode(_rearranged(batch, one), signature)
             raise error
 
     def _bind_as_given(self, batch: Batch, signature: Signature) -> list[BoundBatch]:
@@ -310,6 +328,16 @@ class _Binder:
             structure = self._inputs.structures[signature.key]
             signature = dataclasses.replace(signature, structure=structure)
         return bind_encoded(batch, signature, self.formats[signature.key])
+
+
+def _rearranged(batch: Batch, arranged: ArrangedInputs) -> Batch:
+    """Returns a batch in another structure, with the paths that its hidden leaves have there."""
+    hidden = {
+        render_path(path)
+        for path, given in arranged.paths.items()
+        if render_path(given) in batch.hidden_paths
+    }
+    return dataclasses.replace(batch, x=arranged.x, hidden_paths=frozenset(hidden))
 
 
 def _bind_common_examples(bound: list[BoundSignature], binder: _Binder) -> list[BoundSignature]:

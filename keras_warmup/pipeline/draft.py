@@ -70,18 +70,25 @@ class DraftRecord:
         """Whether the warmup file held the record before."""
         return isinstance(self.request, KeptRequest)
 
-    def real_features(self, hidden: Collection[str]) -> tuple[str, ...]:
-        """Returns the names of its features that hold real values.
-
-        Args:
-            hidden: names of features that were replaced.
-        """
+    def real_features(self) -> tuple[str, ...]:
+        """Returns the names of its features that hold real values."""
         if isinstance(self.request, KeptRequest):
             return self.request.real_features
         if self.is_synthetic:
             return ()
-        names = {name for bound in self.request.pool for name in known_features(bound.arrays)}
-        return tuple(sorted(names.difference(hidden)))
+        names = {
+            feature
+            for bound in self.request.pool
+            for feature in known_features(
+                {
+                    name: array
+                    for name, array in bound.arrays.items()
+                    if name not in bound.hidden_inputs
+                },
+                bound.hidden_features,
+            )
+        }
+        return tuple(sorted(names))
 
     @property
     def is_synthetic(self) -> bool:
@@ -94,19 +101,15 @@ class DraftRecord:
             return self.request.log
         return encode_log(self.request, model_name)
 
-    def report(self, hidden: Collection[str] = ()) -> RecordReport:
-        """Returns the record's entry in the report.
-
-        Args:
-            hidden: names of features that were replaced. Defaults to none.
-        """
+    def report(self) -> RecordReport:
+        """Returns the record's entry in the report."""
         return RecordReport(
             **self.description,
             source=self.request.source,
             bytes=self.bytes,
             replay_ms=self.replay_ms,
             warms=self.request.warms,
-            real_features=self.real_features(hidden),
+            real_features=self.real_features(),
         )
 
 

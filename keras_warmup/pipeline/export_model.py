@@ -14,7 +14,6 @@ import tensorflow as tf
 
 from keras_warmup.data.batch import Batch, FeaturePath, map_leaves, walk
 from keras_warmup.data.per_signature import PerSignature
-from keras_warmup.data.privacy import Hider, vocabularies_of
 from keras_warmup.data.sampling import select_batches
 from keras_warmup.data.sources import read_batches
 from keras_warmup.errors import (
@@ -23,6 +22,7 @@ from keras_warmup.errors import (
     OptionsError,
     ProofError,
     PublishError,
+    ReplayError,
     UnsafeOpsError,
     UnservableError,
     WarmupError,
@@ -33,7 +33,6 @@ from keras_warmup.op_errors import describe_op_error, quote_tracing_error, runs_
 from keras_warmup.options import (
     DEFAULT_BATCH_SIZE,
     DEFAULT_FREEZE_MAX_BYTES,
-    REAL,
     Privacy,
     WarmupOptions,
 )
@@ -44,7 +43,6 @@ from keras_warmup.pipeline.freeze import LOST, freeze_saved_model
 from keras_warmup.pipeline.keras_model import (
     captured_signature,
     export_signature,
-    input_names,
     is_subclassed,
     require_built,
     require_exportable,
@@ -332,6 +330,14 @@ def _publish(
         elif report.cold and request.replaces_warm:
             why = WarmupError(report.cold)
             raise WarmVersionKeptError(why) if request.allow_cold else why
+        elif (
+            report.cold
+            and not request.allow_cold
+            and report.privacy == "synthetic"
+            and (inputs.batches or inputs.per_signature)
+        ):
+            # As real rows that do not run.
+            raise ReplayError(report.cold)
         if not report.records:
             with explained(directory, "remove a warmup file from"):
                 _remove_foreign_file(directory)
@@ -544,7 +550,14 @@ def _write_manifest(
     directory: str, report: WarmupReport, options: WarmupOptions, *, flush: bool = True
 ) -> None:
     privacy = Privacy(report.privacy, frozenset(report.redacted))
-    write_manifest(directory, report.records, privacy, seed=report.seed, flush=flush)
+    write_manifest(
+        directory,
+        report.records,
+        privacy,
+        not_found=report.not_found,
+        seed=report.seed,
+        flush=flush,
+    )
 
 
 def require_saved_model(directory: str) -> None:
@@ -558,26 +571,7 @@ def require_saved_model(directory: str) -> None:
 
 
 def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> ExportInputs:
-    """Reads the rows of `data=`, else those captured in `fit`; replaces what privacy hides."""
-    privacy = options.effective_privacy()
-    inputs = _read_real_inputs(inputs, data, options)
-    if privacy == REAL:
-        return inputs
-    model = inputs.model
-    hider = Hider(privacy, vocabularies_of(model))
-
-    def hide(batches: Sequence[Batch]) -> list[Batch]:
-        names = {} if model is None or not batches else input_names(model, batches[0].x)
-        return [hider.hide_batch(batch, names) for batch in batches]
-
-    return dataclasses.replace(
-        inputs,
-        batches=hide(inputs.batches),
-        per_signature={key: hide(batches) for key, batches in inputs.per_signature.items()},
-    )
-
-
-def _read_real_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> ExportInputs:
+    """Reads the rows of `data=`, else those captured in `fit`."""
     if isinstance(data, PerSignature):
         own = {key: _select(one, options) for key, one in data.data.items()}
         size = max((batch.full_size for batches in own.values() for batch in batches), default=0)

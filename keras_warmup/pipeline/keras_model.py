@@ -196,18 +196,25 @@ def arrange_named_arrays(model: Model, arrays: Mapping[str, Any]) -> Any:
     return map_leaves(lambda path, _: arrays[names[path]], _plain(structure))
 
 
-def inputs_by_name(model: Model, x: Any) -> dict[str, Any] | None:
+def inputs_by_name(model: Model, arranged: ArrangedInputs) -> ArrangedInputs | None:
     """Returns the rows as a dict keyed by Input name; `None` where the model has no such names."""
     structure = input_tensors(model)
     if structure is None:
         return None
-    arranged = dict(walk(arrange_inputs(model, x).x))
-    named = {tensor.name: arranged[path] for path, tensor in walk(structure)}
-    return named if len(named) == len(arranged) else None
+    leaves = dict(walk(arranged.x))
+    names = {path: tensor.name for path, tensor in walk(structure)}
+    named = {name: leaves[path] for path, name in names.items()}
+    paths: dict[FeaturePath, FeaturePath] = {
+        (names[path],): given for path, given in arranged.paths.items()
+    }
+    return ArrangedInputs(named, paths) if len(named) == len(leaves) else None
 
 
-def input_names(model: Model, x: Any) -> dict[FeaturePath, str]:
-    """Returns path in x -> name of the Input that takes it; empty where that is not known."""
+def input_names(model: Model, x: Any) -> dict[FeaturePath, tuple[str, ...]]:
+    """Returns path in x -> names of the Input that takes it; empty where that is not known.
+
+    They are its own, and its key in a dict of Inputs.
+    """
     structure = input_tensors(model)
     if structure is None:
         return {}
@@ -215,7 +222,11 @@ def input_names(model: Model, x: Any) -> dict[FeaturePath, str]:
         paths = arrange_inputs(model, x).paths
     except BindingError:
         return {}
-    return {paths[path]: tensor.name for path, tensor in walk(structure) if path in paths}
+    return {
+        paths[path]: (tensor.name, *(part for part in path[-1:] if isinstance(part, str)))
+        for path, tensor in walk(structure)
+        if path in paths
+    }
 
 
 def inputs_fed_otherwise(model: Model, x: Any) -> tuple[str, ...]:

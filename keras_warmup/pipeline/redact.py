@@ -53,7 +53,7 @@ def redact_warmup_file(
     logs = read_all_records(path)
     old = current_manifest(directory)
     meta_graph = read_meta_graph(directory)
-    hider = Hider(asked, vocabularies_in(meta_graph, directory))
+    hider = Hider(asked, lambda: vocabularies_in(meta_graph, directory))
     requests, known = hide_kept(logs, hider, old)
     unknown = sorted(set(options.redact or ()) - known)
     if unknown:
@@ -62,6 +62,9 @@ def redact_warmup_file(
             f"{sorted(known)}."
         )
     found = dataclasses.replace(asked, features=frozenset(hider.hidden))
+    not_found = [
+        name for name in sorted(asked.features - known) if old is not None and old.vouches_for(name)
+    ]
     privacy = _combine(old.privacy if old is not None else REAL, found)
     records = [DraftRecord(request) for request in requests]
     limits = WarmupOptions(seed=options.seed, max_bytes=MAX_RECORDS * MAX_RECORD_BYTES)
@@ -78,7 +81,7 @@ def redact_warmup_file(
             )
         draft.publish()
     reports = tuple(record.report() for record in records)
-    write_manifest(directory, reports, privacy, seed=options.seed)
+    write_manifest(directory, reports, privacy, not_found=not_found, seed=options.seed)
     return WarmupReport(
         export_dir=directory,
         warmup_path=path,
@@ -88,6 +91,7 @@ def redact_warmup_file(
         real_features=tuple(sorted({name for one in reports for name in one.real_features})),
         privacy=privacy.mode,
         redacted=tuple(sorted(privacy.features)),
+        not_found=tuple(not_found),
         load_ms=result.load_ms,
         synthetic=privacy.mode == "synthetic",
     )

@@ -7,12 +7,15 @@ prove. Whatever can refuse the file does so before the file gets its name.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
 
-from keras_warmup.data.batch import slice_rows
-from keras_warmup.data.privacy import Hider, known_features
+from keras_warmup._protos import MetaGraphDef
+from keras_warmup.data.batch import Batch, slice_rows
+from keras_warmup.data.privacy import Hider, known_features, vocabularies_of
 from keras_warmup.errors import OptionsError, ReplayError
-from keras_warmup.options import REAL, Privacy, WarmupOptions
+from keras_warmup.keras_api import is_legacy
+from keras_warmup.options import Privacy, WarmupOptions
 from keras_warmup.paths import explained
 from keras_warmup.pipeline.bind_signatures import (
     BindResult,
@@ -28,6 +31,7 @@ from keras_warmup.pipeline.draft import (
     signatures_left_cold,
     write_draft,
 )
+from keras_warmup.pipeline.keras_model import input_names
 from keras_warmup.pipeline.proof import PROVED, find_skewed_inputs
 from keras_warmup.planning.batching_parameters import read_batching_parameters
 from keras_warmup.planning.bound_signature import BoundSignature
@@ -98,7 +102,11 @@ def warm_saved_model(
     require_restorable(graph, signatures, export_dir)
     chosen = choose_signatures(signatures, options)
     same_function = find_twins(meta_graph, chosen)
-    binding = bind_signatures(graph, chosen, inputs, options, twins=same_function)
+    privacy = options.effective_privacy()
+    vocabularies = functools.cache(lambda: _vocabularies(meta_graph, export_dir, inputs))
+    hider = Hider(privacy, vocabularies)
+    inputs = _hide_rows(inputs, hider)
+    binding = bind_signatures(graph, chosen, inputs, options, twins=same_function, hider=hider)
     bound = binding.bound
     share_twins = options.share_twin_signatures
     if share_twins is None:
@@ -119,18 +127,17 @@ def warm_saved_model(
     )
     path = warmup_path(export_dir)
     kept = read_all_records(path) if append and _has_file(path) else []
-    privacy = options.effective_privacy()
-    hider = Hider(privacy)
-    if privacy != REAL and kept:
-        hider = Hider(privacy, vocabularies_in(meta_graph, export_dir))
-    kept_records, kept_names = hide_kept(kept, hider, current_manifest(export_dir))
-    hidden = binding.hidden
-    redacted = privacy.features
-    if kept:
-        # What was asked for may be a name that only x has: of kept records it tells nothing.
-        old = current_manifest(export_dir)
-        redacted &= hider.hidden | (old.privacy.features if old is not None else set())
-    _require_redacted(options, hidden | hider.hidden, kept_names, bound)
+    kept_hider = Hider(privacy, vocabularies)
+    old = current_manifest(export_dir) if kept else None
+    kept_records, kept_names = hide_kept(kept, kept_hider, old)
+    # What was asked for may be a name that only x has: of kept records it tells nothing.
+    told = {
+        name
+        for name in privacy.features
+        if not kept or name in kept_hider.hidden or (old is not None and old.vouches_for(name))
+    }
+    hidden = binding.hidden | kept_hider.hidden
+    _require_redacted(options, hidden, kept_names, bound)
     facts = {one.key: one.facts for one in bound}
     plan = plan_requests(
         bound,
@@ -162,7 +169,7 @@ def warm_saved_model(
         for key, why in cold.items()
         if same_function.get(key) not in cold
     ]
-    reports = tuple(record.report(hidden) for record in records)
+    reports = tuple(record.report() for record in records)
     real_features = tuple(sorted({name for one in reports for name in one.real_features}))
     real_rows = real_rows if real_features else 0
     replays_ms = [record.replay_ms for record in records if record.replay_ms is not None]
@@ -193,7 +200,8 @@ def warm_saved_model(
         real_rows=real_rows,
         real_features=real_features,
         privacy=privacy.mode,
-        redacted=tuple(sorted(redacted)),
+        redacted=tuple(sorted((told & hidden).difference(real_features))),
+        not_found=tuple(sorted(told - hidden)),
         random_signatures=tuple(sorted(result.random)),
         training_serving_skew=_find_skew(inputs, result.proofs),
         load_added_ms=sum(replays_ms) if replays_ms else None,
@@ -222,6 +230,34 @@ def check_servable(export_dir: str, own_calls: Collection[str]) -> None:
             refuse_python_ops(signature, graph_facts(graph, signature))
     with ServingSession(export_dir, meta_graph):
         pass
+
+
+def _hide_rows(inputs: ExportInputs, hider: Hider) -> ExportInputs:
+    """Returns the rows with what is hidden replaced, as the exported model can take it."""
+
+    def hide(batches: Sequence[Batch]) -> list[Batch]:
+        model = inputs.model
+        names = {} if model is None or not batches else input_names(model, batches[0].x)
+        return [hider.hide_batch(hider.renew_words(batch), names) for batch in batches]
+
+    if hider.privacy.mode == "none":
+        return inputs
+    return dataclasses.replace(
+        inputs,
+        batches=hide(inputs.batches),
+        per_signature={key: hide(batches) for key, batches in inputs.per_signature.items()},
+    )
+
+
+def _vocabularies(
+    meta_graph: MetaGraphDef, export_dir: str, inputs: ExportInputs
+) -> list[list[bytes]]:
+    """Returns the vocabularies that the exported model holds."""
+    found = vocabularies_in(meta_graph, export_dir)
+    # tf_keras keeps an adapted vocabulary in the checkpoint.
+    if inputs.model is not None and inputs.own_calls and is_legacy(inputs.model):
+        found += vocabularies_of(inputs.model)
+    return found
 
 
 def _has_file(path: str) -> bool:

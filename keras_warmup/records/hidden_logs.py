@@ -50,10 +50,7 @@ def hide_log(log: PredictionLog, hider: Hider) -> PredictionLog:
         for name, array in hider.hide_arrays(arrays).items():
             request.inputs[name].CopyFrom(TensorProto.FromString(encode_array(array)))
         return hidden
-    examples = list(_examples_of(hidden))
-    wrapped = [tf.train.SequenceExample(context=example.features) for example in examples]
-    for example, changed in zip(examples, hider.hide_examples(wrapped), strict=True):
-        example.features.CopyFrom(changed.context)
+    hider.hide_examples(list(_examples_of(hidden)))
     return hidden
 
 

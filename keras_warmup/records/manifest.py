@@ -11,7 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -22,7 +22,7 @@ from keras_warmup.options import PRIVACY_MODES, PRIVACY_VARIABLE, REAL, Privacy,
 from keras_warmup.paths import explained, join, why_not_a_file
 from keras_warmup.publishing.filesystem import exists, replace_file
 from keras_warmup.publishing.workspace import Workspace
-from keras_warmup.records.warmup_file import warmup_path
+from keras_warmup.records.warmup_file import scan_records, warmup_path
 from keras_warmup.report import RecordReport, count_real_rows
 from keras_warmup.savedmodel.files import require_file
 
@@ -50,6 +50,7 @@ class Manifest:
 
     Attributes:
         privacy: the mode, and the redacted features.
+        not_found: names of features that were to be redacted, but that no row had.
         real_features: names of the features that hold real values.
         records: an entry for each record of the warmup file: `signature_key`, `kind`,
             `batch_size`, `output_filter`, `source`, `real_features`.
@@ -61,6 +62,12 @@ class Manifest:
     real_features: tuple[str, ...]
     records: tuple[Mapping[str, Any], ...]
     problems: tuple[str, ...] = ()
+    not_found: frozenset[str] = frozenset()
+
+    def vouches_for(self, feature: str) -> bool:
+        """Returns whether no record holds a real value of a feature of this name."""
+        is_named = feature in self.privacy.features | self.not_found
+        return self.privacy.mode == "synthetic" or is_named
 
 
 def write_manifest(
@@ -68,6 +75,7 @@ def write_manifest(
     records: Sequence[RecordReport],
     privacy: Privacy,
     *,
+    not_found: Iterable[str] = (),
     seed: int,
     flush: bool = True,
 ) -> None:
@@ -77,6 +85,7 @@ def write_manifest(
         export_dir: the SavedModel with its warmup file.
         records: the records of the file.
         privacy: what was replaced in them.
+        not_found: features that were to be redacted, but that no row had. Defaults to none.
         seed: seed of the choice of rows.
         flush: write it to the disk before this returns. Defaults to `True`.
 
@@ -102,7 +111,11 @@ def write_manifest(
             "keras": importlib.metadata.version("keras"),
         },
         "seed": seed,
-        "privacy": {"mode": privacy.mode, "redacted": sorted(privacy.features)},
+        "privacy": {
+            "mode": privacy.mode,
+            "redacted": sorted(privacy.features),
+            "not_found": sorted(not_found),
+        },
         "real_rows": count_real_rows(records),
         "real_features": sorted({name for record in records for name in record.real_features}),
         "records": entries,
@@ -134,6 +147,7 @@ def read_manifest(export_dir: str | os.PathLike[str]) -> Manifest | None:
                 tuple(content["real_features"]),
                 tuple(content["records"]),
                 tuple(_problems_of(directory, content)),
+                frozenset(content["privacy"]["not_found"]),
             )
         except (KeyError, TypeError, AttributeError, ValueError):
             return Manifest(Privacy(), (), (), (_DAMAGED,))
@@ -196,7 +210,11 @@ def require_allowed(export_dir: str) -> None:
         if least == REAL or not exists(warmup_path(export_dir)):
             return
     found = current_manifest(export_dir)
-    if found is None or not found.privacy.covers(least):
+    is_covered = found is not None and (
+        found.privacy.mode == "synthetic"
+        or (found.privacy.mode == least.mode and all(map(found.vouches_for, least.features)))
+    )
+    if not is_covered:
         raise OptionsError(
             f"The warmup file of {export_dir!r} may hold real values, which {PRIVACY_VARIABLE} in "
             f"the environment does not allow: run keras-warmup redact {export_dir} first."
@@ -212,6 +230,11 @@ def _problems_of(directory: str, content: Mapping[str, Any]) -> list[str]:
         problems.append(
             f"The warmup file is not the one that {MANIFEST_PATH} describes: something else wrote "
             "one of them. Run keras-warmup add or redact."
+        )
+    elif len(content["records"]) != sum(1 for _ in scan_records(path)):
+        problems.append(
+            f"{MANIFEST_PATH} does not list as many records as the warmup file holds: it was "
+            "changed. Run keras-warmup add or redact."
         )
     then, now = content["model"], _hashes_of_model(directory)
     changed = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))

@@ -215,8 +215,7 @@ class BatchTap:
         """
         restore(model)
         privacy = self._privacy()
-        words = [] if privacy == REAL else vocabularies_of(model)
-        self._hider = Hider(privacy, words)
+        self._hider = Hider(privacy, lambda: vocabularies_of(model))
         self._on_first_step = on_first_step
         self._first_batch = None
         self.example = None
