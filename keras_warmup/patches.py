@@ -82,6 +82,7 @@ def add_layer(owner: Any, name: str, layer: Layer) -> Callable[[], None]:
     Returns:
         A function that removes the layer.
     """
+    layer = functools.partial(layer)  # an object of its own, if the same layer is added twice
     with _lock:
         current = vars(owner).get(name)
         # A wrapper that somebody else made with functools.wraps has the attribute too.

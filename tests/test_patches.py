@@ -53,6 +53,15 @@ def test_layers_can_be_removed_in_any_order(owner: Any, order: tuple[int, int]) 
     assert vars(owner)["own"] is original
 
 
+def test_a_layer_added_twice_is_removed_once(owner: Any) -> None:
+    remove = add_layer(owner, "own", doubling)
+    with layered(owner, "own", doubling):
+        remove()
+        remove()
+        assert owner().own(1) == (1 + 1) * 2
+    assert owner().own(1) == 1 + 1
+
+
 def test_an_inherited_function_is_inherited_again() -> None:
     with layered(Child, "greet", lambda call_next, *args: call_next(*args).upper()):
         assert Child().greet() == "HELLO YOU"
