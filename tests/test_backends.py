@@ -1,7 +1,7 @@
 """JAX models are captured, exported and proved; torch ones are captured, and not exported.
 
-The libraries are not in the `test` extra, so this runs where they are installed (the extra
-`backends`, and a job of ci.yml). A process has one backend.
+The libraries are not in the `test` extra, so this runs where they are installed (a job of ci.yml
+does so). A process has one backend.
 """
 
 from __future__ import annotations

@@ -137,3 +137,47 @@ def test_first_cell_says_how_to_run_it(name: str) -> None:
 
 def test_there_are_two_notebooks() -> None:
     assert NOTEBOOKS == ["first_export.py", "request_kinds.py"]
+
+
+def test_fine_tuning_publishes_the_best_epochs_of_both_fits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    names = run_cells("fine_tuning.py", tmp_path, monkeypatch, EPOCHS=2)
+    reports = names["warm"].reports
+    assert len(reports) > 2
+    assert all(report.proofs["serving_default"] == "proved" for report in reports)
+    kept = sorted(int(path.name) for path in (tmp_path / "fine_tuning").iterdir())
+    assert kept == [len(reports) - 1, len(reports)]
+
+
+def test_run_fn_saves_with_rows_of_training_as_examples(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    run(monkeypatch, "tfx_run_fn.py", tmp_path / "penguins" / "1")
+    report = kw.verify(tmp_path / "penguins" / "1")
+    assert report.ok, report.failures
+    assert report.real_features == (
+        "body_mass",
+        "culmen_depth",
+        "culmen_length",
+        "flipper_length",
+    )
+
+
+def test_the_unchanged_script_is_warm_under_enable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    with kw.enable():
+        run(monkeypatch, "unchanged.py", tmp_path / "warm" / "1")
+    run(monkeypatch, "unchanged.py", tmp_path / "cold" / "1")
+    assert kinds_in(tmp_path / "warm" / "1") == ["predict_log"]
+    assert not (tmp_path / "cold" / "1" / "assets.extra").exists()
+
+
+def test_keras_tuner_search_publishes_the_best_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    pytest.importorskip("keras_tuner")
+    pytest.importorskip("tensorboard")
+    run(monkeypatch, "keras_tuner_search.py", tmp_path / "tuned" / "{version}")
+    assert kinds_in(tmp_path / "tuned" / "1") == ["predict_log"]
