@@ -2,8 +2,9 @@
 
     pip install "jax<0.11.1" && python examples/jax_backend.py ./spirals/{version}
 
-TensorFlow 2.21 runs the exports of JAX up to 0.11.0; those of a newer JAX are refused, with the
-versions that fit.
+A server needs `--xla_cpu_compilation_enabled` (or `--xla_gpu_compilation_enabled`) to run what JAX
+exports; `xla=True` says that it has the flag. TensorFlow 2.21 runs the exports of JAX up to 0.11.0;
+those of a newer JAX are refused, with the versions that fit.
 """
 
 import os
@@ -34,7 +35,7 @@ def main(filepath: str = "./spirals/{version}") -> None:
         ]
     )
     model.compile("adam", "binary_crossentropy", metrics=["accuracy"])
-    warm = kw.WarmupExport(filepath)
+    warm = kw.WarmupExport(filepath, warmup={"xla": True, "batch_sizes": [1, 8]})
     model.fit(x, arm, epochs=20, verbose=0, callbacks=[warm])
     print("proof:", warm.reports[-1].proofs["serving_default"])
 

@@ -74,7 +74,8 @@ def enable(warmup: WarmupOptions | Mapping[str, Any] | None = None) -> Enabled:
         A context manager, so that `with keras_warmup.enable():` restores what was there before.
 
     Raises:
-        OptionsError: an option is unknown or wrong.
+        OptionsError: an option is unknown or wrong, or asks for less privacy than the environment
+            allows.
 
     Example:
     ```python
@@ -84,6 +85,7 @@ def enable(warmup: WarmupOptions | Mapping[str, Any] | None = None) -> Enabled:
     ```
     """
     enabled = Enabled(as_options(warmup))
+    enabled.options.effective_privacy()
     with _lock:
         _active.append(enabled)
         for name in _PATCHES_OF.keys() - _awaited:

@@ -43,17 +43,24 @@ PREAMBLE = """
 """
 SCRIPTS = {
     "jax-callback": """
-        export = kw.WarmupExport(path)
+        export = kw.WarmupExport(path, warmup={"xla": True})
         fit(export)
         print(export.reports[-1].proofs["serving_default"])
+    """,
+    "jax-cold": """
+        export = kw.WarmupExport(path)
+        fit(export)
+        (report,) = export.reports
+        print(report.proofs["serving_default"], len(report.records))
+        print(report.skipped["serving_default"])
     """,
     "jax-functions": """
         fit(kw.BatchCapture())
         print_error(kw.save, model, path)
-        print(kw.export_with_warmup(model, path).proofs["serving_default"])
+        print(kw.export_with_warmup(model, path, warmup={"xla": True}).proofs["serving_default"])
     """,
     "jax-enable": """
-        kw.enable()
+        kw.enable({"xla": True})
         fit()
         model.export(path, verbose=False)
     """,
@@ -85,6 +92,16 @@ def assert_warm(directory: pathlib.Path) -> None:
 def test_a_jax_model_is_exported_warm_and_proved(tmp_path: pathlib.Path) -> None:
     assert run("jax", SCRIPTS["jax-callback"], tmp_path) == ["proved"]
     assert_warm(tmp_path)
+
+
+def test_a_jax_model_stays_cold_unless_the_server_compiles(tmp_path: pathlib.Path) -> None:
+    """A stock server has XLA switched off, and a record would keep it from loading the model."""
+    lines = run("jax", SCRIPTS["jax-cold"], tmp_path)
+    assert lines[0] == "proved 0"
+    assert "--xla_cpu_compilation_enabled" in lines[1]
+    assert "pass xla=True" in lines[1]
+    assert (tmp_path / "1" / "saved_model.pb").exists()
+    assert not (tmp_path / "1" / "assets.extra").exists()
 
 
 def test_a_jax_model_is_captured_and_exported_and_save_says_how(tmp_path: pathlib.Path) -> None:

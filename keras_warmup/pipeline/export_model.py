@@ -533,13 +533,15 @@ def _announce_real_rows(report: WarmupReport, where: str) -> None:
     """Tells in one line which real rows ship."""
     if not report.real_features:
         return
+    # Rows that several records hold count once; those of records that were kept are not known.
+    kept = [record for record in report.records if record.source == "log"]
     shown = ", ".join(report.real_features[:_MAX_LISTED_FEATURES])
     more = len(report.real_features) - _MAX_LISTED_FEATURES
     _LOG.warning(
         "keras_warmup: up to %d REAL ROWS of your data ship inside %s (features: %s%s), readable "
         "by anyone who has its files. warmup={'privacy': 'synthetic'} replaces all values, "
         "'redacted' those of some features.",
-        count_real_rows(report.records),
+        report.real_rows + count_real_rows(kept),
         where,
         shown,
         f" and {more} more" if more > 0 else "",

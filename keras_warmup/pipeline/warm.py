@@ -14,7 +14,7 @@ from keras_warmup._protos import MetaGraphDef
 from keras_warmup.data.batch import Batch, slice_rows
 from keras_warmup.data.privacy import Hider, known_features, vocabularies_of
 from keras_warmup.errors import OptionsError, ReplayError
-from keras_warmup.keras_api import is_legacy
+from keras_warmup.keras_api import backend_of, is_legacy
 from keras_warmup.options import Privacy, WarmupOptions
 from keras_warmup.paths import explained
 from keras_warmup.pipeline.bind_signatures import (
@@ -35,7 +35,7 @@ from keras_warmup.pipeline.keras_model import input_names
 from keras_warmup.pipeline.proof import PROVED, find_skewed_inputs
 from keras_warmup.planning.batching_parameters import read_batching_parameters
 from keras_warmup.planning.bound_signature import BoundSignature
-from keras_warmup.planning.plan import plan_requests
+from keras_warmup.planning.plan import Plan, plan_requests
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.publishing.filesystem import exists
 from keras_warmup.records.manifest import current_manifest
@@ -153,6 +153,7 @@ def warm_saved_model(
     with draft_of(path) as draft:
         write_draft(draft, records, options, options.model_name or model_name)
         result = replay_draft(export_dir, meta_graph, draft.path, records, inputs, options, facts)
+        result.proofs.update(_prove_cold(export_dir, meta_graph, bound, plan, inputs, options))
         cold = {**plan.skipped, **binding.cold, **signatures_left_cold(records)}
         if any(record.error for record in records):
             records = [record for record in records if not record.error]
@@ -230,6 +231,34 @@ def check_servable(export_dir: str, own_calls: Collection[str]) -> None:
             refuse_python_ops(signature, graph_facts(graph, signature))
     with ServingSession(export_dir, meta_graph):
         pass
+
+
+def _prove_cold(
+    export_dir: str,
+    meta_graph: MetaGraphDef,
+    bound: Sequence[BoundSignature],
+    plan: Plan,
+    inputs: ExportInputs,
+    options: WarmupOptions,
+) -> dict[str, str]:
+    """Runs and proves signatures of JAX, which stay cold without `xla=True`; writes no record.
+
+    Raises:
+        ReplayError: this TensorFlow cannot run what this JAX exports.
+    """
+    if inputs.model is None or backend_of(inputs.model) == "tensorflow":
+        return {}
+    cold = [one for one in bound if one.key in plan.skipped and one.facts.compiles]
+    options = dataclasses.replace(options, xla=True)
+    requests = plan_requests(cold, options).requests if cold else ()
+    records = [DraftRecord(request) for request in requests]
+    if not records:
+        return {}
+    facts = {one.key: one.facts for one in cold}
+    with draft_of(warmup_path(export_dir)) as draft:
+        write_draft(draft, records, options, "")
+        result = replay_draft(export_dir, meta_graph, draft.path, records, inputs, options, facts)
+    return result.proofs
 
 
 def _hide_rows(inputs: ExportInputs, hider: Hider) -> ExportInputs:

@@ -100,7 +100,7 @@ class GraphFacts:
     """What running one signature involves.
 
     Attributes:
-        compiles: XLA must compile a reachable node or function (`jit_compile=True`).
+        compiles: XLA must compile a reachable node or function (`jit_compile=True`, JAX).
         convolves: a convolution (or its transpose) is reachable. oneDNN keeps primitives of
             convolutions per shape.
         multiplies_batches: a batched matrix product is reachable, as in attention.
@@ -428,6 +428,7 @@ class ModelGraph:
             self.budget.spend(1 + len(node.input), body.name)
             op = node.op  # reading the field makes a new str each time
             ops.add(op)
+            compiles = compiles or op == "XlaCallModule"  # what JAX exports
             if op in VARIABLES:
                 variables.add(identity_of(node))
                 continue
