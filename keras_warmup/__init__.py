@@ -7,6 +7,8 @@ nor keras.
 from __future__ import annotations
 
 import importlib
+import random
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from keras_warmup._version import __version__ as __version__
@@ -79,11 +81,24 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name == "endpoints":
-        return importlib.import_module(f"{__name__}.endpoints")
+        return import_quietly(f"{__name__}.endpoints")
     module = _MODULE_OF.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    return getattr(import_quietly(f"{__name__}.{module}"), name)
+
+
+def import_quietly(name: str) -> ModuleType:
+    """Imports a module, and keeps Python's random numbers as they are without it.
+
+    `rich`, which Keras 3 imports, draws some, and tf_keras draws the seeds of its initializers from
+    them.
+    """
+    state = random.getstate()
+    try:
+        return importlib.import_module(name)
+    finally:
+        random.setstate(state)
 
 
 def __dir__() -> list[str]:

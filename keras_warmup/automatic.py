@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
+from keras_warmup import import_quietly
 from keras_warmup.errors import WarmupError, warn_caller
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.patches import Layer, add_layer, exporting, is_exporting
@@ -149,7 +150,9 @@ def _patches_of_keras(keras: Any) -> Iterator[_Patch]:
 def _patches_of_tf_keras(tf_keras: Any) -> Iterator[_Patch]:
     yield tf_keras.Model, "fit", _fit
     yield tf_keras.Model, "export", _publishing(_plan_export)
-    yield tf_keras.Model, "save", _publishing(_plan_legacy_save)
+    # Model.save and models.save_model both end there.
+    legacy = importlib.import_module("tf_keras.src.saving.legacy.save")
+    yield legacy, "save_model", _publishing(_plan_legacy_save)
     yield tf_keras.export.ExportArchive, "write_out", _publishing(_plan_write_out)
 
 
@@ -171,6 +174,7 @@ def _fit(fit: Any, *args: Any, **kwargs: Any) -> Any:
     if options is None or _is_fitting():
         return fit(*args, **kwargs)
     try:
+        import_quietly("keras_warmup.callbacks")
         args, kwargs = _with_sampling(fit, args, kwargs, options)
     except Exception as error:  # a training never ends because of us
         warn_caller(f"This fit is not sampled for warmup records. {type(error).__name__}: {error}")
@@ -260,6 +264,8 @@ def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
         if options is None:
             return call_next(*args, **kwargs)
 
+        import_quietly("keras_warmup.callbacks")
+
         def write_as_asked() -> Any:
             with exporting():  # what it calls are parts of it
                 return call_next(*args, **kwargs)
@@ -286,6 +292,7 @@ def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any])
         is_in_place = export_model.holds_other_files(plan.path)
         if not is_in_place:
             plan.publish(request)
+            _log_assets(plan.path)
             return None  # as all of these functions
         failure = None
     # Whatever it is, the code that called gets the model, or its own error.
@@ -299,10 +306,17 @@ def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any])
     except Exception as error:
         export_model.remove_stale_file(os.fspath(plan.path))
         warn_caller(
-            f"{os.fspath(plan.path)!r} was written COLD, as without keras_warmup.enable(): its "
-            f"first requests will be slow. {export_model.describe_failure(error)}"
+            f"{os.fspath(plan.path)!r} was written COLD, as without keras_warmup.enable(). "
+            f"{export_model.describe_failure(error)}"
         )
     return result
+
+
+def _log_assets(path: Any) -> None:
+    """Logs the line of `tf.saved_model.save`, which named a directory that is no longer there."""
+    import tensorflow as tf
+
+    tf.get_logger().info("Assets written to: %s", os.path.join(os.fspath(path), "assets"))
 
 
 class _ShownPath(str):
@@ -369,10 +383,9 @@ def _plan_save(call: _Call) -> _Plan:
 
 
 def _plan_legacy_save(call: _Call) -> _Plan | None:
-    from keras_warmup.keras_api import keras_of
     from keras_warmup.pipeline.export_model import OWN_SAVE, publish_written
 
-    model, path = call.get("self"), call.get("filepath")
+    model, path = call.get("model"), call.get("filepath")
     kind = call.get("save_format") or "tf"
     is_other_format = kind != "tf" or os.fspath(path).endswith((".keras", ".h5", ".hdf5"))
     # A checkpoint in fit is not served; where a path may not be replaced, Keras asks.
@@ -380,7 +393,8 @@ def _plan_legacy_save(call: _Call) -> _Plan | None:
         return None
 
     def write(directory: str) -> None:
-        call.repeat(keras_of(model).Model.save, filepath=_at(directory, path))
+        legacy = importlib.import_module("tf_keras.src.saving.legacy.save")
+        call.repeat(legacy.save_model, filepath=_at(directory, path))
 
     own_calls = OWN_SAVE if call.get("signatures") is None else frozenset()
 
@@ -393,8 +407,7 @@ def _plan_legacy_save(call: _Call) -> _Plan | None:
 def _tracked_model(archive: Any) -> Any:
     """Returns the Keras model that an `ExportArchive` tracks; the trained one of several."""
     from keras_warmup.keras_api import is_model
-    from keras_warmup.training.capture import find_capture
+    from keras_warmup.pipeline.export_model import trained_of
 
     models = [one for one in getattr(archive, "_tracked", ()) if is_model(one)]
-    trained = [one for one in models if find_capture(one) is not None]
-    return next(iter(trained or models), None)
+    return trained_of(models) or next(iter(models), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -28,6 +28,16 @@ def is_legacy(value: object) -> bool:
     """Returns whether a value is a model of tf_keras."""
     model_class = getattr(sys.modules.get("tf_keras"), "Model", None)
     return model_class is not None and isinstance(value, model_class)
+
+
+def models_in(obj: object) -> list[Model]:
+    """Returns the models among the attributes of an object, and in its lists and dicts of them."""
+    found: list[Model] = []
+    for value in vars(obj).values() if hasattr(obj, "__dict__") else ():
+        parts = value.values() if isinstance(value, Mapping) else value
+        several = isinstance(value, (Mapping, list, tuple))
+        found += [one for one in (parts if several else [value]) if is_model(one)]
+    return found
 
 
 def keras_of(model: Model) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import pathlib
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from keras_warmup.records.warmup_file import warmup_path
 from keras_warmup.training.capture import find_capture
 
 tf_keras: Any = pytest.importorskip("tf_keras")
+legacy_saving: Any = importlib.import_module("tf_keras.src.saving.legacy.save")
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -35,7 +37,7 @@ def functions() -> dict[str, Any]:
         (tf.saved_model, "save"),
         (tf_keras.Model, "fit"),
         (tf_keras.Model, "export"),
-        (tf_keras.Model, "save"),
+        (legacy_saving, "save_model"),
         (tf_keras.export.ExportArchive, "write_out"),
     ]
     return {
@@ -103,6 +105,10 @@ def write_legacy_save(model: Any, path: str) -> Any:
     return model.save(path)
 
 
+def write_legacy_model(model: Any, path: str) -> Any:
+    return tf_keras.models.save_model(model, path)
+
+
 def write_legacy_archive(model: Any, path: str) -> Any:
     archive = tf_keras.export.ExportArchive()
     archive.track(model)
@@ -116,6 +122,7 @@ WAYS = [
     (keras, write_module),
     (tf_keras, write_legacy_export),
     (tf_keras, write_legacy_save),
+    (tf_keras, write_legacy_model),
     (tf_keras, write_legacy_archive),
     (tf_keras, write_module),
 ]
@@ -254,6 +261,75 @@ def test_a_directory_with_other_files_keeps_them(tmp_path: pathlib.Path) -> None
         model.export(str(path), verbose=False)
     assert (path / "labels.txt").read_text() == "cat\ndog\n"
     assert_warm(path, x)
+
+
+@pytest.mark.parametrize("place", ["assets", "variables", "assets.extra", ""])
+def test_files_that_the_script_added_to_a_model_stay(place: str, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "1"
+    with kw.enable():
+        model, x = trained()
+        model.export(str(path), verbose=False)
+        (path / place / "labels.txt").write_text("cat")
+        model.export(str(path), verbose=False)
+    assert (path / place / "labels.txt").read_text() == "cat"
+    assert_warm(path, x)
+
+
+def test_a_directory_with_assets_and_no_model_is_written_in_place(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "1"
+    (path / "assets").mkdir(parents=True)
+    (path / "assets" / "plot.png").write_bytes(b"plot")
+    with kw.enable():
+        model, x = trained()
+        model.export(str(path), verbose=False)
+    assert (path / "assets" / "plot.png").exists()
+    assert_warm(path, x)
+
+
+def test_a_module_takes_the_rows_of_its_trained_model(tmp_path: pathlib.Path) -> None:
+    class Serving(tf.Module):  # type: ignore[misc]
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 3), name="x")])
+        def serve(self, x: Any) -> Any:
+            return {"doubled": self.model(x) * 2}
+
+    with kw.enable():
+        model, x = trained()
+        module = Serving(model)
+        tf.saved_model.save(module, str(tmp_path / "1"), {"serving_default": module.serve})
+    assert_warm(tmp_path / "1", x)
+
+
+def test_pythons_random_numbers_are_those_without_it(tmp_path: pathlib.Path) -> None:
+    script = """
+        import sys, random
+        import keras_warmup as kw
+        if sys.argv[1] == "on":
+            kw.enable()
+        import tf_keras, numpy as np
+        random.seed(1)
+        model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+        model.compile("sgd", "mse")
+        model.fit(np.ones((4, 2)), np.ones((4, 1)), verbose=0)
+        print(random.random(), "keras_warmup.callbacks" in sys.modules)
+        model.export(sys.argv[2])
+        print(random.random())
+    """
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(script), switch, str(tmp_path / switch)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for switch in ("on", "off")
+    ]
+    assert printed[0][1] == "True" and printed[1][1] == "False"
+    assert (printed[0][0], printed[0][-1]) == (printed[1][0], printed[1][-1])
 
 
 def test_a_stale_file_of_ours_is_removed_where_the_warmup_fails(

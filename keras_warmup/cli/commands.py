@@ -9,6 +9,7 @@ import argparse
 import os
 import runpy
 import sys
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -256,18 +257,24 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         if not arguments.is_module and not os.path.isfile(script):
             raise OptionsError(f"run: no script {script!r}. Options of run come before the script.")
-        enabled = enable(_read_warmup_options(arguments, freeze=arguments.freeze))
+        # Until the end of the process, as what the script starts may outlive its last line.
+        enable(_read_warmup_options(arguments, freeze=arguments.freeze))
     except OptionsError as error:
         print_line(f"error: {error}")
         return EXIT_USAGE
     sys.argv = [script, *arguments.arguments]
-    with enabled:
-        if arguments.is_module:
-            sys.path[0] = os.getcwd()
-            runpy.run_module(script, run_name="__main__", alter_sys=True)
-        else:
-            sys.path[0] = os.path.dirname(os.path.abspath(script))
-            runpy.run_path(script, run_name="__main__")
+    if arguments.is_module:
+        sys.path[0] = os.getcwd()
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        return EXIT_OK
+    sys.path[0] = os.path.dirname(os.path.realpath(script))
+    # runpy.run_path would take the module away at the end, and give it a relative path.
+    module = types.ModuleType("__main__")
+    module.__file__ = os.path.abspath(script)
+    sys.modules["__main__"] = module
+    with open(script, "rb") as file:
+        code = compile(file.read(), script, "exec")
+    exec(code, vars(module))
     return EXIT_OK
 
 

@@ -28,7 +28,7 @@ from keras_warmup.errors import (
     WarmupError,
     warn_caller,
 )
-from keras_warmup.keras_api import Model, backend_of, is_legacy, is_model, write_export
+from keras_warmup.keras_api import Model, backend_of, is_legacy, is_model, models_in, write_export
 from keras_warmup.op_errors import describe_op_error, quote_tracing_error, runs_on_no_server
 from keras_warmup.options import (
     DEFAULT_BATCH_SIZE,
@@ -48,7 +48,7 @@ from keras_warmup.pipeline.keras_model import (
     require_exportable,
 )
 from keras_warmup.pipeline.warm import check_servable, warm_saved_model
-from keras_warmup.publishing.filesystem import exists, remove_tree
+from keras_warmup.publishing.filesystem import MODEL_FILES, exists, remove_tree
 from keras_warmup.publishing.publish import Published, Staging, staged
 from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
@@ -245,7 +245,13 @@ def publish_object(
             save_saved_model(obj, directory, served, save_options)
         return inputs
 
-    return _publish(model, own_calls, request, export)
+    trained = model if model is not None else trained_of(models_in(obj))
+    return _publish(model, own_calls, request, export, trained=trained)
+
+
+def trained_of(models: Iterable[Model]) -> Model | None:
+    """Returns the first of several models whose training was seen; `None` where none was."""
+    return next((one for one in models if find_capture(one) is not None), None)
 
 
 def publish_written(
@@ -282,8 +288,13 @@ def _publish(
     own_calls: frozenset[str],
     request: ExportRequest,
     export: Callable[[Staging, ExportInputs], ExportInputs],
+    *,
+    trained: Model | None = None,
 ) -> tuple[WarmupReport, Published]:
-    """Exports into a staging directory, warms the SavedModel there and publishes it."""
+    """Exports into a staging directory, warms the SavedModel there and publishes it.
+
+    `trained` is the model whose captured rows are sent where that is not `model`.
+    """
     if not is_chief(model):
         return _take_part(model, own_calls, request, export)
     options = request.options
@@ -295,7 +306,7 @@ def _publish(
         )
         try:
             # Read after the path was checked: an iterator can be read only once.
-            inputs = _read_inputs(inputs, request.data, options)
+            inputs = _read_inputs(inputs, request.data, options, trained=trained)
         except Exception as error:
             _require_cold_allowed(error, request)
             failure = error
@@ -509,11 +520,22 @@ def holds_other_files(path: str | os.PathLike[str]) -> bool:
     directory = as_path(path)
     if not tf.io.gfile.isdir(directory):
         return False
-    entries = {entry.rstrip("/") for entry in tf.io.gfile.listdir(directory)}
-    extra = f"{directory}/assets.extra"
-    extras = set(tf.io.gfile.listdir(extra)) if tf.io.gfile.isdir(extra) else set()
+
+    def names(part: str) -> set[str]:
+        path = f"{directory}/{part}" if part else directory
+        is_there = tf.io.gfile.isdir(path)
+        return {name.rstrip("/") for name in tf.io.gfile.listdir(path)} if is_there else set()
+
+    entries = names("")
     ours = {name_of(warmup_path(directory)), name_of(MANIFEST_PATH)}
-    return bool(entries - _SAVED_MODEL_ENTRIES or extras - ours)
+    return bool(
+        entries - _SAVED_MODEL_ENTRIES
+        or (entries and not entries & set(MODEL_FILES))
+        or names("assets.extra") - ours
+        # Those of the old model would be replaced too: that they are its own is not looked up.
+        or names("assets")
+        or any(not name.startswith("variables.") for name in names("variables"))
+    )
 
 
 def remove_stale_file(directory: str) -> None:
@@ -572,8 +594,10 @@ def require_saved_model(directory: str) -> None:
         )
 
 
-def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> ExportInputs:
-    """Reads the rows of `data=`, else those captured in `fit`."""
+def _read_inputs(
+    inputs: ExportInputs, data: Any, options: WarmupOptions, *, trained: Model | None = None
+) -> ExportInputs:
+    """Reads the rows of `data=`, else those captured in the `fit` of `trained` or of the model."""
     if isinstance(data, PerSignature):
         own = {key: _select(one, options) for key, one in data.data.items()}
         size = max((batch.full_size for batches in own.values() for batch in batches), default=0)
@@ -582,7 +606,8 @@ def _read_inputs(inputs: ExportInputs, data: Any, options: WarmupOptions) -> Exp
         batches = _select(data, options)
         size = max((batch.full_size for batch in batches), default=0)
         return dataclasses.replace(inputs, batches=batches, training_batch_size=size)
-    capture = None if inputs.model is None else find_capture(inputs.model)
+    source = inputs.model if trained is None else trained
+    capture = None if source is None else find_capture(source)
     if capture is None:
         return inputs
     batches = capture.batches()

@@ -14,16 +14,22 @@ import keras_warmup as kw
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SCRIPT = """
-    import sys
+    import atexit, pathlib, pickle, sys
     import helper
     import numpy as np
     import keras
+
+    class Mine:
+        pass
 
     if __name__ == "__main__":
         print("arguments", sys.argv[1:], helper.NAME)
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse")
         model.fit(np.ones((8, 3)), np.ones((8, 1)), verbose=0)
+        assert pathlib.Path(__file__).parents[1].is_dir()
+        if len(sys.argv) > 5:
+            atexit.register(lambda: print("pickled", len(pickle.dumps(Mine())) > 0))
         print("returned", model.export(sys.argv[1], verbose=False))
         sys.exit(int(sys.argv[2]))
 """
@@ -56,15 +62,17 @@ def test_a_script_publishes_warm_and_its_exit_code_is_returned(
     way: str, scripts: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / way / "1"
+    extra = ["--pickle"] if way == "script" else []
     if way == "script":
         target, cwd = [str(scripts / "train.py")], tmp_path
     else:
         target, cwd = ["-m", "train"], scripts
-    done = run("--batch-size", "5", *target, str(path), "3", "--epochs", "2", cwd=cwd)
+    done = run("--batch-size", "5", *target, str(path), "3", "--epochs", "2", *extra, cwd=cwd)
     assert done.returncode == 3, done.stderr
     assert done.stdout.splitlines() == [
-        f"arguments ['{path}', '3', '--epochs', '2'] helper",
+        f"arguments {[str(path), '3', '--epochs', '2', *extra]} helper",
         "returned None",
+        *(["pickled True"] if way == "script" else []),
     ]
     report = kw.verify(str(path))
     assert report.ok, report.failures
