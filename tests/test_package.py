@@ -19,6 +19,8 @@ PUBLIC = [
     "__version__",
     "add_warmup",
     "benchmark",
+    "disable",
+    "enable",
     "endpoints",
     "export_with_warmup",
     "freeze",
