@@ -1,19 +1,18 @@
 """A KerasTuner search; the best model is trained again and published warm.
 
-    pip install keras-tuner tensorboard && python examples/keras_tuner_search.py ./tuned/{version}
+    pip install keras-tuner tensorboard && python examples/keras_tuner_search.py
 
 The trials need no callback: what is served is the model that is trained with the hyperparameters
 found. A `BatchCapture` in `search(callbacks=[...])` works too; KerasTuner copies it for each trial.
 """
 
+import argparse
 import os
-import sys
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
-import keras_tuner
 from sklearn.datasets import load_digits
 
 import keras_warmup as kw
@@ -21,7 +20,7 @@ import keras_warmup as kw
 TRIALS = 3
 
 
-def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
+def build_model(hp) -> keras.Model:
     """Builds a classifier of digits with the hyperparameters of a trial."""
     model = keras.Sequential(
         [
@@ -36,8 +35,17 @@ def build_model(hp: keras_tuner.HyperParameters) -> keras.Model:
     return model
 
 
-def main(filepath: str = "./tuned/{version}") -> None:
+def main() -> None:
     """Searches, then trains and publishes the best model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory", nargs="?", default="./tuned", help="base path (default: ./tuned)"
+    )
+    base_path = parser.parse_args().directory
+    import keras_tuner
+
     digits = load_digits()
     x, y = digits.data.astype("float32"), digits.target
     with tempfile.TemporaryDirectory() as directory:
@@ -48,8 +56,8 @@ def main(filepath: str = "./tuned/{version}") -> None:
         best = tuner.get_best_hyperparameters()[0]
     print("best:", best.values)
     model = build_model(best)
-    model.fit(x, y, epochs=5, verbose=0, callbacks=[kw.WarmupExport(filepath)])
+    model.fit(x, y, epochs=5, verbose=0, callbacks=[kw.WarmupExport(base_path + "/{version}")])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

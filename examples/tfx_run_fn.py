@@ -1,15 +1,15 @@
 """A TFX-style `run_fn` in which only the save call is swapped.
 
-    python examples/tfx_run_fn.py ./penguins/1
+    python examples/tfx_run_fn.py [EXPORT_DIR]
 
 TFX calls `run_fn(fn_args)` of a module file in its Trainer. Here `main` calls it, with the few
 fields that it reads; TFX need not be installed. The signature reads serialized `tf.Example`s, as
 those of TFX do. The rows of the warmup file are those that `fit` trained on, encoded as Examples.
 """
 
+import argparse
 import os
 import pathlib
-import sys
 import tempfile
 from types import SimpleNamespace
 
@@ -80,8 +80,18 @@ def _write_examples(path: pathlib.Path, count: int = 400) -> None:
             writer.write(example.SerializeToString())
 
 
-def main(export_dir: str = "./penguins/1") -> None:
+def main() -> None:
     """Calls `run_fn` as TFX does, on made-up penguins."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "export_dir",
+        nargs="?",
+        default="./penguins/1",
+        help="where to save (default: ./penguins/1)",
+    )
+    export_dir = parser.parse_args().export_dir
     with tempfile.TemporaryDirectory() as directory:
         _write_examples(pathlib.Path(directory, "train.tfrecord"))
         run_fn(
@@ -95,4 +105,4 @@ def main(export_dir: str = "./penguins/1") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2])
+    main()

@@ -1,6 +1,8 @@
 """Two workers train one model; the chief publishes it warm.
 
-Run it with `python examples/two_workers.py`: it starts both workers on this machine. In a cluster,
+    python examples/two_workers.py [DIRECTORY]
+
+starts both workers on this machine. In a cluster,
 `TF_CONFIG` names the worker, and each machine runs `train` alone. Keras 3 does not support
 `MultiWorkerMirroredStrategy`, so this is tf_keras.
 
@@ -8,6 +10,7 @@ Each worker gets the same callback. All take part in the save, since they read t
 of BatchNormalization together; the warmup records hold rows that the chief trained on.
 """
 
+import argparse
 import json
 import os
 import socket
@@ -67,7 +70,13 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    directory = sys.argv[1] if len(sys.argv) > 1 else "./two_workers"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "directory", nargs="?", default="./two_workers", help="base path (default: ./two_workers)"
+    )
+    directory = parser.parse_args().directory
     if "TF_CONFIG" in os.environ:
         train(directory)
     else:

@@ -2,14 +2,25 @@
 
     keras-warmup run examples/unchanged.py ./iris/1
 
-publishes `./iris/1` with a warmup file of rows that `fit` trained on. `python examples/unchanged.py
-./iris/1` writes the same model without one.
+publishes `./iris/1` with a warmup file of rows that `fit` trained on.
+
+    python examples/unchanged.py ./iris/1
+
+writes the same model without one.
 """
 
-import sys
+import argparse
 
 import keras
 from sklearn.datasets import load_iris
+
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument(
+    "export_dir", nargs="?", default="./iris/1", help="where to export (default: ./iris/1)"
+)
+export_dir = parser.parse_args().export_dir
 
 iris = load_iris()
 x, y = iris.data.astype("float32"), iris.target
@@ -23,4 +34,4 @@ model = keras.Sequential(
 )
 model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
 model.fit(x, y, epochs=5, verbose=2)
-model.export(sys.argv[1] if len(sys.argv) > 1 else "./iris/1")
+model.export(export_dir)

@@ -135,8 +135,8 @@ def test_first_cell_says_how_to_run_it(name: str) -> None:
     assert f"#     python examples/{name}\n" in first
 
 
-def test_there_are_two_notebooks() -> None:
-    assert NOTEBOOKS == ["first_export.py", "request_kinds.py"]
+def test_there_are_three_notebooks() -> None:
+    assert NOTEBOOKS == ["fine_tuning.py", "first_export.py", "request_kinds.py"]
 
 
 def test_fine_tuning_publishes_the_best_epochs_of_both_fits(
@@ -179,5 +179,5 @@ def test_keras_tuner_search_publishes_the_best_model(
 ) -> None:
     pytest.importorskip("keras_tuner")
     pytest.importorskip("tensorboard")
-    run(monkeypatch, "keras_tuner_search.py", tmp_path / "tuned" / "{version}")
+    run(monkeypatch, "keras_tuner_search.py", tmp_path / "tuned")
     assert kinds_in(tmp_path / "tuned" / "1") == ["predict_log"]

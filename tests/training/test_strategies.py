@@ -25,7 +25,6 @@ MATRIX = [
     ("keras", "mirrored1"),
     ("keras", "mirrored2"),
     ("tf_keras", "none"),
-    ("tf_keras", "one_device"),
     ("tf_keras", "mirrored1"),
     ("tf_keras", "mirrored2"),
     ("jax", "none"),
