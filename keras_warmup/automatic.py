@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import os
@@ -58,7 +59,7 @@ def enable(warmup: WarmupOptions | Mapping[str, Any] | None = None) -> Enabled:
     - `Model.export`, `ExportArchive.write_out`, `tf.saved_model.save`, and the `Model.save` of
       tf_keras that writes a SavedModel, publish with a warmup file: as `export_with_warmup` and
       `save` do, each weight is stored once, the records are replayed, and the directory appears at
-      once. A directory that holds files of others is written in place.
+      once. A path that exists is written in place.
 
     Training is bit-identical, and the functions return and raise what they do otherwise. Where only
     the warmup fails, the model is published without a warmup file, where anything else of it fails,
@@ -93,8 +94,9 @@ def enable(warmup: WarmupOptions | Mapping[str, Any] | None = None) -> Enabled:
             _awaited.add(name)
             # Calls it now where the module is imported.
             wrapt.register_post_import_hook(_install, name)
-        for name in _PATCHES_OF.keys() & sys.modules.keys():
-            _install(sys.modules[name])
+        for name in _PATCHES_OF:
+            if sys.modules.get(name) is not None:
+                _install(sys.modules[name])
     return enabled
 
 
@@ -171,22 +173,37 @@ def _options() -> WarmupOptions | None:
 
 def _fit(fit: Any, *args: Any, **kwargs: Any) -> Any:
     options = _options()
-    if options is None or _is_fitting():
+    model = args[0] if args else None
+    if options is None or _is_fitting(model):
         return fit(*args, **kwargs)
     try:
         import_quietly("keras_warmup.callbacks")
         args, kwargs = _with_sampling(fit, args, kwargs, options)
     except Exception as error:  # a training never ends because of us
-        warn_caller(f"This fit is not sampled for warmup records. {type(error).__name__}: {error}")
-    _thread.is_fitting = True
+        _warn(f"This fit is not sampled for warmup records. {type(error).__name__}: {error}")
+    before = _fitting()
+    _thread.fitting = [*before, model]
     try:
         return fit(*args, **kwargs)
     finally:
-        _thread.is_fitting = False
+        _thread.fitting = before
 
 
-def _is_fitting() -> bool:
-    return getattr(_thread, "is_fitting", False)
+def _fitting() -> list[Any]:
+    """Returns the models whose `fit` runs in this thread."""
+    return getattr(_thread, "fitting", [])
+
+
+def _is_fitting(model: Any) -> bool:
+    return any(one is model for one in _fitting())
+
+
+def _warn(text: str) -> None:
+    """Warns, and goes on where warnings are errors: the code did not ask for them."""
+    try:
+        warn_caller(text)
+    except UserWarning:
+        print(text, file=sys.stderr)
 
 
 def _with_sampling(
@@ -209,10 +226,10 @@ def _with_sampling(
 
 
 class _Call:
-    """The arguments of one call, by name.
+    """One call of a function, with its arguments by name.
 
     Args:
-        function: the function that is called.
+        function: the function below the layer.
         args: positional arguments.
         kwargs: keyword arguments.
 
@@ -221,18 +238,24 @@ class _Call:
     """
 
     def __init__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.function = function
         self._bound = inspect.signature(function).bind(*args, **kwargs)
+        names = self._bound.arguments.keys()
+        self._path_name = "export_dir" if "export_dir" in names else "filepath"
+        self.path = os.fsdecode(os.fspath(self._bound.arguments[self._path_name]))
 
     def get(self, name: str) -> Any:
         """Returns an argument; `None` where it is not given."""
         arguments = self._bound.arguments
         return arguments.get(name, arguments.get("kwargs", {}).get(name))
 
-    def repeat(self, function: Any, **changes: Any) -> Any:
-        """Calls a function of the same signature with some of the arguments changed."""
-        arguments: Any = {**self._bound.arguments, **changes}
+    def write_to(self, directory: str, function: Any = None) -> None:
+        """Calls the function, or one of its signature, with another path."""
+        path = _ShownPath(directory)
+        path.shown = str(self.path)
+        arguments: Any = {**self._bound.arguments, self._path_name: path}
         bound = inspect.BoundArguments(self._bound.signature, arguments)
-        return function(*bound.args, **bound.kwargs)
+        (function or self.function)(*bound.args, **bound.kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,15 +264,17 @@ class _Plan:
 
     Attributes:
         path: where the call writes.
-        publish: publishes it, with its warmup file, at another path or this one.
-        model: the Keras model in it, as far as is known.
+        publish: publishes it, with its warmup file.
+        model: the Keras model whose call it serves, as far as is known.
         own_calls: as `ExportInputs.own_calls`.
+        trained: the model whose rows are sent, where that is not `model`.
     """
 
-    path: Any
+    path: str
     publish: Callable[[ExportRequest], Any]
     model: Any
-    own_calls: frozenset[str]
+    own_calls: frozenset[str] = frozenset()
+    trained: Any = None
 
 
 def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
@@ -263,7 +288,6 @@ def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
         options = _options()
         if options is None:
             return call_next(*args, **kwargs)
-
         import_quietly("keras_warmup.callbacks")
 
         def write_as_asked() -> Any:
@@ -279,44 +303,46 @@ def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
 
 
 def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any]) -> Any:
+    """Publishes what a call writes; whatever fails, the call writes it itself."""
     from keras_warmup.pipeline import export_model
-    from keras_warmup.training.strategy import is_chief
+    from keras_warmup.training.strategy import has_several_workers, is_chief
 
     if not is_chief(plan.model):
         return write_as_asked()  # only the chief publishes
-    is_in_place = False
+    request = export_model.ExportRequest(plan.path, None, options, allow_cold=True, warn=_warn)
+    # A path that exists may hold files of others, and all workers write a model together once.
+    if not _is_new(plan.path) or has_several_workers(plan.model):
+        result = write_as_asked()
+        try:
+            export_model.warm_written(request, plan.model, plan.own_calls, plan.trained)
+        except Exception as error:
+            export_model.remove_stale_file(plan.path)
+            _warn_of_cold(plan.path, error)
+        return result
     try:
-        request = export_model.ExportRequest(
-            plan.path, None, options, overwrite=True, allow_cold=True
-        )
-        is_in_place = export_model.holds_other_files(plan.path)
-        if not is_in_place:
-            plan.publish(request)
-            _log_assets(plan.path)
-            return None  # as all of these functions
-        failure = None
-    # Whatever it is, the code that called gets the model, or its own error.
+        plan.publish(request)
     except Exception as error:
-        failure = error
-    result = write_as_asked()
-    try:
-        if failure is not None:
-            raise failure
-        export_model.warm_written(request, plan.model, plan.own_calls)
-    except Exception as error:
-        export_model.remove_stale_file(os.fspath(plan.path))
-        warn_caller(
-            f"{os.fspath(plan.path)!r} was written COLD, as without keras_warmup.enable(). "
-            f"{export_model.describe_failure(error)}"
-        )
-    return result
-
-
-def _log_assets(path: Any) -> None:
-    """Logs the line of `tf.saved_model.save`, which named a directory that is no longer there."""
+        result = write_as_asked()  # or raises an error of its own
+        _warn_of_cold(plan.path, error)
+        return result
+    # The line of tf.saved_model.save, which named a directory that is no longer there.
     import tensorflow as tf
 
-    tf.get_logger().info("Assets written to: %s", os.path.join(os.fspath(path), "assets"))
+    tf.get_logger().info("Assets written to: %s", os.path.join(plan.path, "assets"))
+    return None  # as all of these functions
+
+
+def _is_new(path: str) -> bool:
+    """Returns whether a path is free, and means itself: `{version}` is a template to us only."""
+    import tensorflow as tf
+
+    return "{" not in path and not tf.io.gfile.exists(path) and not os.path.islink(path)
+
+
+def _warn_of_cold(path: str, error: Exception) -> None:
+    from keras_warmup.pipeline.export_model import describe_failure
+
+    _warn(f"{path!r} was written COLD, as without keras_warmup.enable(). {describe_failure(error)}")
 
 
 class _ShownPath(str):
@@ -328,86 +354,68 @@ class _ShownPath(str):
         return format(self.shown, spec)
 
 
-def _at(directory: Any, plan_path: Any) -> _ShownPath:
-    path = _ShownPath(os.fspath(directory))
-    path.shown = str(plan_path)
-    return path
-
-
 def _plan_export(call: _Call) -> _Plan | None:
-    from keras_warmup.keras_api import keras_of
     from keras_warmup.pipeline.export_model import OWN_ENDPOINTS, publish_model
 
-    model, path = call.get("self"), call.get("filepath")
+    model = call.get("self")
     if (call.get("format") or "tf_saved_model") != "tf_saved_model":
         return None
 
+    # The signature stays the one that its clients know.
     def write(model: Any, directory: str, input_signature: Any) -> None:
-        changes = {"filepath": _at(directory, path)}
-        if input_signature is not None and call.get("input_signature") is None:
-            changes["input_signature"] = input_signature
-        call.repeat(keras_of(model).Model.export, **changes)
+        call.write_to(directory)
 
     def publish(request: ExportRequest) -> None:
         publish_model(model, request, write=write)
 
-    return _Plan(path, publish, model, OWN_ENDPOINTS)
+    return _Plan(call.path, publish, model, OWN_ENDPOINTS)
 
 
 def _plan_write_out(call: _Call) -> _Plan:
-    from keras_warmup.pipeline.export_model import publish_written
+    from keras_warmup.keras_api import is_model
+    from keras_warmup.pipeline.export_model import publish_written, trained_of
+    from keras_warmup.savedmodel.saving import write_archive_once
 
-    archive, path = call.get("self"), call.get("filepath")
-    model = _tracked_model(archive)
+    models = [one for one in getattr(call.get("self"), "_tracked", ()) if is_model(one)]
+    model = trained_of(models) or next(iter(models), None)
 
     def write(directory: str) -> None:
-        call.repeat(type(archive).write_out, filepath=_at(directory, path))
+        # This layer is below the one that does so.
+        call.write_to(directory, functools.partial(write_archive_once, call.function))
 
     def publish(request: ExportRequest) -> None:
         publish_written(model, request, write)
 
-    return _Plan(path, publish, model, frozenset())
+    return _Plan(call.path, publish, model)
 
 
 def _plan_save(call: _Call) -> _Plan:
-    from keras_warmup.keras_api import is_model
-    from keras_warmup.pipeline.export_model import OWN_SAVE, publish_object
+    from keras_warmup.keras_api import is_model, models_in
+    from keras_warmup.pipeline.export_model import OWN_SAVE, publish_object, trained_of
 
-    obj, path, signatures = call.get("obj"), call.get("export_dir"), call.get("signatures")
+    obj, signatures = call.get("obj"), call.get("signatures")
 
     def publish(request: ExportRequest) -> None:
-        publish_object(obj, request, signatures, call.get("options"))
+        publish_object(obj, request, signatures, call.get("options"), save=call.write_to)
 
-    model = obj if is_model(obj) else None
-    return _Plan(path, publish, model, OWN_SAVE if signatures is None else frozenset())
+    if not is_model(obj):
+        return _Plan(call.path, publish, None, trained=trained_of(models_in(obj)))
+    return _Plan(call.path, publish, obj, OWN_SAVE if signatures is None else frozenset())
 
 
 def _plan_legacy_save(call: _Call) -> _Plan | None:
     from keras_warmup.pipeline.export_model import OWN_SAVE, publish_written
 
-    model, path = call.get("model"), call.get("filepath")
-    kind = call.get("save_format") or "tf"
-    is_other_format = kind != "tf" or os.fspath(path).endswith((".keras", ".h5", ".hdf5"))
+    model = call.get("model")
+    is_other_format = (call.get("save_format") or "tf") != "tf" or call.path.endswith(
+        (".keras", ".h5", ".hdf5")
+    )
     # A checkpoint in fit is not served; where a path may not be replaced, Keras asks.
-    if is_other_format or _is_fitting() or call.get("overwrite") is False:
+    if is_other_format or _is_fitting(model) or call.get("overwrite") is False:
         return None
-
-    def write(directory: str) -> None:
-        legacy = importlib.import_module("tf_keras.src.saving.legacy.save")
-        call.repeat(legacy.save_model, filepath=_at(directory, path))
-
     own_calls = OWN_SAVE if call.get("signatures") is None else frozenset()
 
     def publish(request: ExportRequest) -> None:
-        publish_written(model, request, write, own_calls)
+        publish_written(model, request, call.write_to, own_calls)
 
-    return _Plan(path, publish, model, own_calls)
-
-
-def _tracked_model(archive: Any) -> Any:
-    """Returns the Keras model that an `ExportArchive` tracks; the trained one of several."""
-    from keras_warmup.keras_api import is_model
-    from keras_warmup.pipeline.export_model import trained_of
-
-    models = [one for one in getattr(archive, "_tracked", ()) if is_model(one)]
-    return trained_of(models) or next(iter(models), None)
+    return _Plan(call.path, publish, model, own_calls)

@@ -286,6 +286,117 @@ def test_a_directory_with_assets_and_no_model_is_written_in_place(tmp_path: path
     assert_warm(path, x)
 
 
+@pytest.mark.parametrize("path", ["{version}", "with {braces}"])
+def test_a_path_is_taken_as_it_is(path: str, tmp_path: pathlib.Path) -> None:
+    with kw.enable():
+        model, x = trained()
+        model.export(str(tmp_path / path), verbose=False)
+    assert_warm(tmp_path / path, x)
+
+
+def test_a_path_of_bytes_is_taken(tmp_path: pathlib.Path) -> None:
+    with kw.enable():
+        model, x = trained()
+        tf.saved_model.save(model, str(tmp_path / "1").encode())
+    assert_warm(tmp_path / "1", x)
+
+
+def test_a_directory_keeps_its_identity_and_mode(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "1"
+    path.mkdir(mode=0o700)
+    before = path.stat()
+    with kw.enable():
+        model, x = trained()
+        model.export(str(path), verbose=False)
+    assert (path.stat().st_ino, path.stat().st_mode) == (before.st_ino, before.st_mode)
+    assert_warm(path, x)
+
+
+class Mixed(keras.Model):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x["a"]) + tf.cast(x["i"], tf.float32)
+
+
+def input_specs(path: pathlib.Path) -> Any:
+    return tf.saved_model.load(str(path)).signatures["serving_default"].structured_input_signature
+
+
+@pytest.mark.parametrize("write", [write_export, write_module], ids=["export", "save"])
+def test_clients_of_a_subclassed_model_find_the_signature_they_know(
+    write: Any, tmp_path: pathlib.Path
+) -> None:
+    def make() -> Any:
+        model = Mixed()
+        model.compile("sgd", "mse")
+        x = {"a": np.ones((8, 2), np.float32), "i": np.ones((8, 1), np.int64)}
+        model.fit(x, np.ones((8, 1)), verbose=0)
+        return model
+
+    write(make(), str(tmp_path / "plain"))
+    with kw.enable():
+        write(make(), str(tmp_path / "warm"))
+    assert input_specs(tmp_path / "warm") == input_specs(tmp_path / "plain")
+    assert kw.verify(str(tmp_path / "warm")).ok
+
+
+def test_warnings_that_are_errors_do_not_reach_the_script(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    listed = keras.callbacks.CallbackList(add_history=True, model=model)
+    x = np.ones((8, 3), np.float32)
+    with kw.enable(), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.fit(x, x[:, :1], verbose=0, callbacks=listed)
+        model.export(str(tmp_path / "1"), verbose=False)
+    assert int(model.optimizer.iterations) == 1
+    assert records_of(tmp_path / "1")
+    printed = capsys.readouterr().err
+    assert "This fit is not sampled" in printed
+    assert "hold made-up rows" in printed
+
+
+def test_an_archive_with_a_write_out_of_its_own_runs_once(tmp_path: pathlib.Path) -> None:
+    class Archive(type(keras.export.ExportArchive())):  # type: ignore[misc]
+        calls = 0
+
+        def write_out(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+            self.calls += 1
+            super().write_out(filepath, *args, **kwargs)
+            pathlib.Path(f"{filepath}", "labels.txt").write_text("cat")
+
+    with kw.enable():
+        model, x = trained()
+        archive = Archive()
+        archive.track(model)
+        archive.add_endpoint("serve", model.call, [tf.TensorSpec((None, 3))])
+        archive.write_out(str(tmp_path / "1"), verbose=False)
+    assert archive.calls == 1
+    assert (tmp_path / "1" / "labels.txt").exists()
+    assert_warm(tmp_path / "1", x)
+
+
+def test_a_fit_inside_a_fit_is_sampled() -> None:
+    inner: list[Any] = []
+
+    class Distill(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            inner.append(trained()[0])
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x = np.ones((8, 3), np.float32)
+    with kw.enable():
+        model.fit(x, x[:, :1], verbose=0, callbacks=[Distill()])
+    assert find_capture(inner[0]) is not None
+    assert find_capture(model) is not None
+
+
 def test_a_module_takes_the_rows_of_its_trained_model(tmp_path: pathlib.Path) -> None:
     class Serving(tf.Module):  # type: ignore[misc]
         def __init__(self, model: Any) -> None:
@@ -342,7 +453,7 @@ def test_a_stale_file_of_ours_is_removed_where_the_warmup_fails(
         monkeypatch.setattr(
             "keras_warmup.pipeline.export_model.warm_saved_model", lambda *_, **__: 1 / 0
         )
-        with pytest.warns(UserWarning, match="written COLD.*ZeroDivisionError"):
+        with pytest.warns(UserWarning, match="COLD.*ZeroDivisionError"):
             trained()[0].export(str(path), verbose=False)
     assert (path / "labels.txt").exists()
     assert not pathlib.Path(warmup_path(str(path))).exists()
@@ -473,6 +584,25 @@ def test_a_patch_that_another_library_puts_over_stays(tmp_path: pathlib.Path) ->
             del keras.Model.fit
         else:
             keras.Model.fit = original
+
+
+def test_a_function_of_another_library_over_ours_is_called_once(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    with kw.enable():
+        below = keras.Model.export
+
+        def theirs(self: Any, *args: Any, **kwargs: Any) -> Any:
+            calls.append(self)
+            return below(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(keras.Model, "export", theirs)
+            model, x = trained()
+            model.export(str(tmp_path / "1"), verbose=False)
+    assert calls == [model]
+    assert_warm(tmp_path / "1", x)
 
 
 @pytest.mark.parametrize("order", ["keras, tensorflow", "tensorflow, keras", "tf_keras"])

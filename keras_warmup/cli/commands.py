@@ -38,8 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the arguments after the program's name. Defaults to `sys.argv[1:]`.
     """
+    argv = sys.argv[1:] if argv is None else list(argv)
     arguments = build_parser().parse_args(argv)
     if arguments.command == "run":
+        arguments.arguments = _script_arguments(argv, arguments.arguments)
         return _run(arguments)  # what the script prints and raises is its own
     # Hides TensorFlow's information and warnings, unless the user has set a level.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -263,11 +265,15 @@ def _run(arguments: argparse.Namespace) -> int:
         print_line(f"error: {error}")
         return EXIT_USAGE
     sys.argv = [script, *arguments.arguments]
+    # Python leaves the directory of a script out of sys.path where it is told to.
+    has_directory = not getattr(sys.flags, "safe_path", False)
     if arguments.is_module:
-        sys.path[0] = os.getcwd()
+        if has_directory:
+            sys.path[0] = os.getcwd()
         runpy.run_module(script, run_name="__main__", alter_sys=True)
         return EXIT_OK
-    sys.path[0] = os.path.dirname(os.path.realpath(script))
+    if has_directory:
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
     # runpy.run_path would take the module away at the end, and give it a relative path.
     module = types.ModuleType("__main__")
     module.__file__ = os.path.abspath(script)
@@ -276,6 +282,14 @@ def _run(arguments: argparse.Namespace) -> int:
         code = compile(file.read(), script, "exec")
     exec(code, vars(module))
     return EXIT_OK
+
+
+def _script_arguments(argv: Sequence[str], parsed: Sequence[str]) -> list[str]:
+    """Returns the arguments of the script, with the first `--`, which argparse drops."""
+    start = len(argv) - len(parsed)
+    if parsed and (list(argv[start:]) != list(parsed) or argv[start - 1] == "--"):
+        start -= 1
+    return list(argv[start:])
 
 
 def _records(arguments: argparse.Namespace) -> int:

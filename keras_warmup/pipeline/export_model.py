@@ -37,7 +37,7 @@ from keras_warmup.options import (
     WarmupOptions,
 )
 from keras_warmup.patches import exporting
-from keras_warmup.paths import as_path, explained, name_of, reason_of
+from keras_warmup.paths import as_path, explained, reason_of
 from keras_warmup.pipeline.bind_signatures import ExportInputs
 from keras_warmup.pipeline.freeze import LOST, freeze_saved_model
 from keras_warmup.pipeline.keras_model import (
@@ -48,7 +48,7 @@ from keras_warmup.pipeline.keras_model import (
     require_exportable,
 )
 from keras_warmup.pipeline.warm import check_servable, warm_saved_model
-from keras_warmup.publishing.filesystem import MODEL_FILES, exists, remove_tree
+from keras_warmup.publishing.filesystem import exists, remove_tree
 from keras_warmup.publishing.publish import Published, Staging, staged
 from keras_warmup.publishing.versions import model_name_of, version_hint
 from keras_warmup.publishing.workspace import sweep
@@ -69,10 +69,11 @@ from keras_warmup.savedmodel.saving import (
 )
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
 from keras_warmup.training.capture import CAPTURED_ROWS, find_capture
-from keras_warmup.training.strategy import describe_worker, is_chief
+from keras_warmup.training.strategy import describe_worker, has_several_workers, is_chief
 
 ExportFn = Callable[[Any, str], Any]
 WriteExport = Callable[[Model, str, Any], None]
+SaveObject = Callable[[str], None]
 
 # The signatures that are the model's own call: of `model.export`, and of a save.
 OWN_ENDPOINTS = frozenset({"serve", "serving_default"})
@@ -83,15 +84,6 @@ OWN_SAVE = frozenset({"serving_default"})
 NUM_BATCHES = 8
 MAX_READ_BATCHES = 64
 _MAX_LISTED_FEATURES = 5
-_SAVED_MODEL_ENTRIES = {
-    "saved_model.pb",
-    "fingerprint.pb",
-    "keras_metadata.pb",
-    "variables",
-    "assets",
-    "assets.extra",
-    "debug",
-}
 # Not a warning of Python: it is what the default does, and must not end a fit where those are
 # errors. Without a configuration of `logging` it is printed to stderr.
 _LOG = logging.getLogger("keras_warmup")
@@ -134,6 +126,7 @@ class ExportRequest:
         replaces_warm: whether `replaces` has a warmup file: a cold version never replaces it.
         example: a batch that the model was trained on, without its values; `None` where it is not
             known, or captured batches are used.
+        warn: tells the caller what to know or change.
     """
 
     path: str | os.PathLike[str]
@@ -144,6 +137,7 @@ class ExportRequest:
     allow_cold: bool = False
     replaces_warm: bool = False
     example: Batch | None = None
+    warn: Callable[[str], None] = warn_caller
 
 
 def publish_model(
@@ -194,7 +188,12 @@ def publish_model(
 
 
 def publish_object(
-    obj: Any, request: ExportRequest, signatures: Any, save_options: Any
+    obj: Any,
+    request: ExportRequest,
+    signatures: Any,
+    save_options: Any,
+    *,
+    save: SaveObject | None = None,
 ) -> tuple[WarmupReport, Published]:
     """Saves an object as `tf.saved_model.save` does, with its warmup file.
 
@@ -203,6 +202,8 @@ def publish_object(
         request: where and with what.
         signatures: as `tf.saved_model.save` takes them.
         save_options: `tf.saved_model.SaveOptions` or `None`.
+        save: saves the object to a directory as its caller asked. Defaults to `None`:
+            `tf.saved_model.save`, a subclassed model with the signature of its captured batches.
 
     Returns:
         The report, and the identity of the published directory.
@@ -234,6 +235,7 @@ def publish_object(
             batches = inputs.batches or _listed_example(inputs)
             if (
                 is_own_call
+                and save is None
                 and is_subclassed(model)
                 and not is_legacy(model)  # it saves the specs of its first call
                 and batches
@@ -242,7 +244,10 @@ def publish_object(
                 served, structure = _default_signature(model, batches)
                 inputs = dataclasses.replace(inputs, structures={"serving_default": structure})
         with _explain_export_errors(type(obj).__name__, "tf.saved_model.save", staging.target):
-            save_saved_model(obj, directory, served, save_options)
+            if save is None:
+                save_saved_model(obj, directory, served, save_options)
+            else:
+                save(directory)
         return inputs
 
     trained = model if model is not None else trained_of(models_in(obj))
@@ -297,6 +302,28 @@ def _publish(
     """
     if not is_chief(model):
         return _take_part(model, own_calls, request, export)
+    is_saved = False
+
+    def save(staging: Staging, inputs: ExportInputs) -> ExportInputs:
+        nonlocal is_saved
+        is_saved = True
+        return export(staging, inputs)
+
+    try:
+        return _publish_here(model, own_calls, request, save, trained)
+    except Exception:
+        if not is_saved and has_several_workers(model):
+            _take_part(model, own_calls, request, export)  # the others wait for it
+        raise
+
+
+def _publish_here(
+    model: Model | None,
+    own_calls: frozenset[str],
+    request: ExportRequest,
+    export: Callable[[Staging, ExportInputs], ExportInputs],
+    trained: Model | None,
+) -> tuple[WarmupReport, Published]:
     options = request.options
     with staged(request.path, overwrite=request.overwrite, replaces=request.replaces) as staging:
         directory = os.fspath(staging)
@@ -360,7 +387,7 @@ def _publish(
                 notes=(*report.notes, LOST),
             )
         # Before the rename: where warnings are errors, nothing is published.
-        _warn_of(report, staging.target, options)
+        _warn_of(report, staging.target, options, request.warn)
         with explained(directory, "remove temporary files from"):
             recover(directory)
             sweep(os.path.dirname(warmup_path(directory)))
@@ -466,11 +493,12 @@ def warm_existing(
         require_saved_model(directory)
         recover(directory)
     check_saved_model(directory, refuse=refuse_unsafe_ops)
-    return _warm_in_place(directory, ExportInputs(), data, options, append=append)
+    request = ExportRequest(directory, data, options)
+    return _warm_in_place(directory, ExportInputs(), request, append=append)
 
 
 def warm_written(
-    request: ExportRequest, model: Model | None, own_calls: frozenset[str]
+    request: ExportRequest, model: Model | None, own_calls: frozenset[str], trained: Model | None
 ) -> WarmupReport:
     """Writes the warmup file of a SavedModel that was just written, and other files stay.
 
@@ -478,20 +506,27 @@ def warm_written(
         request: what to warm with; the SavedModel is at its path.
         model: the Keras model in it, as far as is known.
         own_calls: keys of the signatures that are the model's own call.
+        trained: the model whose captured rows are sent where that is not `model`.
 
     Raises:
         WarmupError: a subclass of it for each kind of failure. There is no new warmup file.
     """
     if request.options.freeze:
-        raise OptionsError("freeze=True needs a directory that holds no other files.")
+        raise OptionsError("freeze=True needs a path that does not exist yet.")
     inputs = ExportInputs(model=model, own_calls=own_calls, example=_captured_example(model))
-    return _warm_in_place(as_path(request.path), inputs, request.data, request.options)
+    return _warm_in_place(os.fspath(request.path), inputs, request, trained=trained)
 
 
 def _warm_in_place(
-    directory: str, inputs: ExportInputs, data: Any, options: WarmupOptions, *, append: bool = False
+    directory: str,
+    inputs: ExportInputs,
+    request: ExportRequest,
+    *,
+    append: bool = False,
+    trained: Model | None = None,
 ) -> WarmupReport:
-    inputs = _read_inputs(inputs, data, options)
+    options = request.options
+    inputs = _read_inputs(inputs, request.data, options, trained=trained)
     report = warm_saved_model(
         directory,
         inputs,
@@ -508,34 +543,8 @@ def _warm_in_place(
         )
     _write_manifest(directory, report, options)
     _announce_real_rows(report, directory)
-    _warn_of(report, directory, options)
+    _warn_of(report, directory, options, request.warn)
     return _relocate(report, directory)
-
-
-def holds_other_files(path: str | os.PathLike[str]) -> bool:
-    """Returns whether a directory exists and holds files that are not of a SavedModel of its own.
-
-    To replace it would remove them.
-    """
-    directory = as_path(path)
-    if not tf.io.gfile.isdir(directory):
-        return False
-
-    def names(part: str) -> set[str]:
-        path = f"{directory}/{part}" if part else directory
-        is_there = tf.io.gfile.isdir(path)
-        return {name.rstrip("/") for name in tf.io.gfile.listdir(path)} if is_there else set()
-
-    entries = names("")
-    ours = {name_of(warmup_path(directory)), name_of(MANIFEST_PATH)}
-    return bool(
-        entries - _SAVED_MODEL_ENTRIES
-        or (entries and not entries & set(MODEL_FILES))
-        or names("assets.extra") - ours
-        # Those of the old model would be replaced too: that they are its own is not looked up.
-        or names("assets")
-        or any(not name.startswith("variables.") for name in names("variables"))
-    )
 
 
 def remove_stale_file(directory: str) -> None:
@@ -710,7 +719,9 @@ def _explain_export_errors(what: str, how: str, target: str) -> Iterator[None]:
         ) from error
 
 
-def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
+def _warn_of(
+    report: WarmupReport, where: str, options: WarmupOptions, warn: Callable[[str], None]
+) -> None:
     """Warns of what the caller should know or change."""
     texts = []
     if report.cold:
@@ -762,7 +773,7 @@ def _warn_of(report: WarmupReport, where: str, options: WarmupOptions) -> None:
             for key, why in report.skipped.items()
         ]
     for text in texts:
-        warn_caller(text)
+        warn(text)
 
 
 def _listed(names: Iterable[str]) -> str:

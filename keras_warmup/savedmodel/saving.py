@@ -82,16 +82,18 @@ def _archives_written_once() -> Iterator[None]:
     # ExportArchive() returns an object of the backend's class.
     cls: Any = type(keras.export.ExportArchive())
 
-    def write_once(
-        write_out: Any, archive: Any, filepath: Any, options: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        if not all(hasattr(archive, name) for name in _ARCHIVE_ATTRIBUTES):
-            return write_out(archive, filepath, options, *args, **kwargs)
-        with _tracking_values(archive._tf_trackable), _traced_once(archive, options):
-            return write_out(archive, filepath, options, *args, **kwargs)
-
-    with layered(cls, "write_out", write_once):
+    with layered(cls, "write_out", write_archive_once):
         yield
+
+
+def write_archive_once(
+    write_out: Any, archive: Any, filepath: Any, options: Any = None, *args: Any, **kwargs: Any
+) -> Any:
+    """Calls `ExportArchive.write_out` so that it stores each weight once, and traces once."""
+    if not all(hasattr(archive, name) for name in _ARCHIVE_ATTRIBUTES):
+        return write_out(archive, filepath, options, *args, **kwargs)
+    with _tracking_values(archive._tf_trackable), _traced_once(archive, options):
+        return write_out(archive, filepath, options, *args, **kwargs)
 
 
 @contextlib.contextmanager

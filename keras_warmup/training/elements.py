@@ -107,7 +107,13 @@ def distribute(dataset: tf.data.Dataset, strategy: tf.distribute.Strategy, like:
         like: the `DistributedIterator` in whose place it is.
     """
     options = getattr(like, "_options", None)
-    return iter(strategy.distribute_datasets_from_function(lambda _: dataset, options))
+    iterator = iter(strategy.distribute_datasets_from_function(lambda _: dataset, options))
+    # What a trace of the step does at the end of the data depends on these: with several workers it
+    # asks them whether they have an element left.
+    for name in ("_cardinality", "_enable_get_next_as_optional"):
+        if hasattr(like, name):
+            setattr(iterator, name, getattr(like, name))
+    return iterator
 
 
 def python_iterator(pulled: Pulled) -> Iterator[Any]:

@@ -13,6 +13,11 @@ _LOCAL = (tf.distribute.OneDeviceStrategy, tf.distribute.MirroredStrategy)
 
 def describe_unsupported(model: Model) -> str | None:
     """Returns why the batches of a `fit` cannot be sampled; `None` where they can."""
+    if not _is_own(type(model), "make_train_function"):
+        return (
+            f"{type(model).__name__} has a make_train_function of its own, which may take any "
+            "number of elements at a time"
+        )
     strategy = _strategy_of(model)
     name = type(strategy).__name__
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -59,6 +64,17 @@ def needs_all_workers(model: Model) -> bool:
         return False
     together = tf.VariableSynchronization.ON_READ
     return any(getattr(one, "synchronization", None) == together for one in model.variables)
+
+
+def has_several_workers(model: Model | None) -> bool:
+    """Returns whether this process is one of several that train and save a model together."""
+    return _resolver_of(model) is not None
+
+
+def _is_own(model_class: type, name: str) -> bool:
+    """Returns whether a method of a model class is the one of Keras."""
+    owner = next((one for one in model_class.__mro__ if name in vars(one)), None)
+    return owner is None or owner.__module__.partition(".")[0] in ("keras", "tf_keras")
 
 
 def _strategy_of(model: Model | None) -> tf.distribute.Strategy | None:

@@ -82,6 +82,14 @@ def test_a_script_publishes_warm_and_its_exit_code_is_returned(
     assert set(tensor.tensor_content) <= set(b"\x00\x00\x80\x3f")  # the ones it was trained on
 
 
+@pytest.mark.parametrize(
+    "given", [["-h"], ["--", "a"], ["a", "--", "b"], ["--json", "x y"]], ids=" ".join
+)
+def test_the_arguments_of_the_script_are_its_own(given: list[str], scripts: pathlib.Path) -> None:
+    done = run("fail.py", *given, cwd=scripts)
+    assert done.stderr.splitlines()[-1] == f"SystemError: ('mine', {['fail.py', *given]})"
+
+
 def test_an_exception_of_the_script_is_its_own(scripts: pathlib.Path) -> None:
     done = run("fail.py", "--flag", cwd=scripts)
     assert done.returncode == 1

@@ -954,3 +954,38 @@ def test_an_example_has_structure_shapes_and_dtypes_but_no_values() -> None:
     for name, leaf in tap.example.x.items():
         assert (leaf.shape, leaf.dtype) == (x[name].shape, x[name].dtype)
         assert not any(leaf.ravel()) and set(leaf.strides) == {0}
+
+
+def test_a_train_function_that_takes_several_elements_is_left_alone() -> None:
+    """Gradient accumulation: a step that hands over one element would end the epoch."""
+
+    class Accumulating(keras.Model):
+        def make_train_function(self, force: bool = False) -> Any:
+            super().make_train_function(force)
+            step: Any = vars(self)["train_function"]
+
+            def two_steps(iterator: Any) -> Any:
+                step(iterator)
+                return step(iterator)
+
+            self.train_function = two_steps
+            return two_steps
+
+    def train(callbacks: list[Any]) -> tuple[int, list[bytes]]:
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((4,))
+        model = Accumulating(inputs, keras.layers.Dense(1)(inputs))
+        model.compile("sgd", "mse")
+        x, y = rows_of()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.fit(x, y, batch_size=5, epochs=2, verbose=0, callbacks=callbacks)
+        weights = [array.tobytes() for array in model.get_weights()]
+        return int(model.optimizer.iterations), weights
+
+    callback = TapCallback()
+    assert train([callback]) == train([])
+    assert callback.tap.problem == (
+        "Accumulating has a make_train_function of its own, which may take any number of elements "
+        "at a time"
+    )
