@@ -127,7 +127,7 @@ def _install(module: Any) -> None:
             for patch in _PATCHES_OF[name](module):
                 removers.append(add_layer(*patch))
         except Exception as error:  # an import must not fail because of us
-            warn_caller(f"keras_warmup cannot act on {name}. {type(error).__name__}: {error}")
+            _warn(f"keras_warmup cannot act on {name}. {type(error).__name__}: {error}")
 
 
 def _patches_of_tensorflow(tensorflow: Any) -> Iterator[_Patch]:
@@ -314,9 +314,9 @@ def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any])
     if not _is_new(plan.path) or has_several_workers(plan.model):
         result = write_as_asked()
         try:
-            export_model.warm_written(request, plan.model, plan.own_calls, plan.trained)
+            if not export_model.keeps_other_warmup_file(plan.path):
+                export_model.warm_written(request, plan.model, plan.own_calls, plan.trained)
         except Exception as error:
-            export_model.remove_stale_file(plan.path)
             _warn_of_cold(plan.path, error)
         return result
     try:

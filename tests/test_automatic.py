@@ -286,6 +286,16 @@ def test_a_directory_with_assets_and_no_model_is_written_in_place(tmp_path: path
     assert_warm(path, x)
 
 
+def test_a_warmup_file_of_the_script_stays(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "1"
+    (path / "assets.extra").mkdir(parents=True)
+    pathlib.Path(warmup_path(str(path))).write_bytes(b"its own")
+    with kw.enable():
+        trained()[0].export(str(path), verbose=False)
+    assert pathlib.Path(warmup_path(str(path))).read_bytes() == b"its own"
+    assert (path / "saved_model.pb").exists()
+
+
 @pytest.mark.parametrize("path", ["{version}", "with {braces}"])
 def test_a_path_is_taken_as_it_is(path: str, tmp_path: pathlib.Path) -> None:
     with kw.enable():

@@ -547,10 +547,15 @@ def _warm_in_place(
     return _relocate(report, directory)
 
 
-def remove_stale_file(directory: str) -> None:
-    """Removes a warmup file of ours that was made for a model that is no longer there."""
-    if tf.io.gfile.isdir(directory) and read_manifest(directory) is not None:
+def keeps_other_warmup_file(directory: str) -> bool:
+    """Removes a warmup file of ours, made for the model that was there before.
+
+    Returns:
+        Whether there is one that others wrote, which stays.
+    """
+    if read_manifest(directory) is not None:
         _remove_foreign_file(directory)
+    return exists(warmup_path(directory))
 
 
 def _remove_foreign_file(directory: str) -> None:
