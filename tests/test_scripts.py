@@ -20,6 +20,8 @@ NOTEBOOKS = [name for name in SCRIPTS if (EXAMPLES / name).read_text().startswit
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *argv: object) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    # A script that sets it must not set it for the processes of later tests.
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
