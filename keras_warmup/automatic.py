@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 from keras_warmup import import_quietly
-from keras_warmup.errors import WarmupError, warn_caller
+from keras_warmup.errors import WarmupError, warn_caller_or_print
 from keras_warmup.options import WarmupOptions, as_options
 from keras_warmup.patches import Layer, add_layer, exporting, is_exporting
 
@@ -127,7 +127,9 @@ def _install(module: Any) -> None:
             for patch in _PATCHES_OF[name](module):
                 removers.append(add_layer(*patch))
         except Exception as error:  # an import must not fail because of us
-            _warn(f"keras_warmup cannot act on {name}. {type(error).__name__}: {error}")
+            warn_caller_or_print(
+                f"keras_warmup cannot act on {name}. {type(error).__name__}: {error}"
+            )
 
 
 def _patches_of_tensorflow(tensorflow: Any) -> Iterator[_Patch]:
@@ -180,7 +182,9 @@ def _fit(fit: Any, *args: Any, **kwargs: Any) -> Any:
         import_quietly("keras_warmup.callbacks")
         args, kwargs = _with_sampling(fit, args, kwargs, options)
     except Exception as error:  # a training never ends because of us
-        _warn(f"This fit is not sampled for warmup records. {type(error).__name__}: {error}")
+        warn_caller_or_print(
+            f"This fit is not sampled for warmup records. {type(error).__name__}: {error}"
+        )
     before = _fitting()
     _thread.fitting = [*before, model]
     try:
@@ -196,14 +200,6 @@ def _fitting() -> list[Any]:
 
 def _is_fitting(model: Any) -> bool:
     return any(one is model for one in _fitting())
-
-
-def _warn(text: str) -> None:
-    """Warns, and goes on where warnings are errors: the code did not ask for them."""
-    try:
-        warn_caller(text)
-    except UserWarning:
-        print(text, file=sys.stderr)
 
 
 def _with_sampling(
@@ -309,7 +305,9 @@ def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any])
 
     if not is_chief(plan.model):
         return write_as_asked()  # only the chief publishes
-    request = export_model.ExportRequest(plan.path, None, options, allow_cold=True, warn=_warn)
+    request = export_model.ExportRequest(
+        plan.path, None, options, allow_cold=True, warn=warn_caller_or_print
+    )
     # A path that exists may hold files of others, and all workers write a model together once.
     if not _is_new(plan.path) or has_several_workers(plan.model):
         result = write_as_asked()
@@ -342,7 +340,9 @@ def _is_new(path: str) -> bool:
 def _warn_of_cold(path: str, error: Exception) -> None:
     from keras_warmup.pipeline.export_model import describe_failure
 
-    _warn(f"{path!r} was written COLD, as without keras_warmup.enable(). {describe_failure(error)}")
+    warn_caller_or_print(
+        f"{path!r} was written COLD, as without keras_warmup.enable(). {describe_failure(error)}"
+    )
 
 
 class _ShownPath(str):

@@ -315,18 +315,8 @@ class WarmupExport(_Tapped):
         """Checks the path, moves behind callbacks that restore weights and starts sampling."""
         self._epochs_run = 0
         self._failed_epochs = []
-        if not is_chief(self._model):
-            pass  # it publishes nothing
-        elif self._fields:
-            known = self.filepath[: min(self.filepath.index("{" + field) for field in self._fields)]
-            directory = known.rpartition("/")[0] or ("/" if known.startswith("/") else ".")
-            check_writable(absolute(directory, self._directory), self.filepath)
-        else:
-            template = self._path()
-            check_publishable(template, overwrite=self._version_at(template) is not None)
-        hint = version_hint(self.filepath)
-        if hint and self.verbose and is_chief(self._model):
-            print(f"WarmupExport: {hint}")
+        if is_chief(self._model):  # other workers publish nothing
+            self._check_path()
         self._require_exportable()
         move_behind_restoring(self)
         super().on_train_begin(logs)
@@ -379,6 +369,19 @@ class WarmupExport(_Tapped):
             warnings.warn("WarmupExport published nothing: fit ran no epoch.", stacklevel=2)
             return
         self._export("at the end of training", "raise")
+
+    def _check_path(self) -> None:
+        """Checks, before the first step, that the path can be published to."""
+        if self._fields:
+            known = self.filepath[: min(self.filepath.index("{" + field) for field in self._fields)]
+            directory = known.rpartition("/")[0] or ("/" if known.startswith("/") else ".")
+            check_writable(absolute(directory, self._directory), self.filepath)
+        else:
+            template = self._path()
+            check_publishable(template, overwrite=self._version_at(template) is not None)
+        hint = version_hint(self.filepath)
+        if hint and self.verbose:
+            print(f"WarmupExport: {hint}")
 
     def _require_exportable(self) -> None:
         """Refuses, before the first step, a model that has nothing to serve.

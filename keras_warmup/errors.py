@@ -105,3 +105,14 @@ def warn_caller(text: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
         level, frame = level + 1, frame.f_back
     warnings.warn(text, stacklevel=level)
+
+
+def warn_caller_or_print(text: str) -> None:
+    """Warns as `warn_caller`, or prints to stderr where warnings are errors.
+
+    For code that did not ask for the work that warns.
+    """
+    try:
+        warn_caller(text)
+    except UserWarning:
+        print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What differs between Keras 3 and tf_keras (Keras 2), in one place.
+"""Hides the differences between Keras 3 and tf_keras (Keras 2), in one place.
 
 A model of either is trained, captured and exported by the same code. tf_keras is not imported here:
 where there is a model of it, its user has imported it. With it, `tf.keras` may be either

@@ -43,7 +43,7 @@ class _Patch:
             return _call(self._layers, original, args, kwargs)
 
         self.dispatch = dispatch
-        dispatch._keras_warmup_patch = self  # type: ignore[attr-defined]
+        vars(dispatch)["_keras_warmup_patch"] = self
         setattr(owner, name, dispatch)
 
     def add(self, layer: Layer) -> None:

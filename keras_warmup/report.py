@@ -73,7 +73,7 @@ class RecordReport(Report):
 
 @dataclasses.dataclass(frozen=True)
 class FrozenVariables(Report):
-    """What became of the variables of a frozen model.
+    """The variables of a frozen model: constants, or still variables, and why.
 
     Attributes:
         constants: number of variables that are constants now.
@@ -105,7 +105,7 @@ class FrozenVariables(Report):
 
 @dataclasses.dataclass(frozen=True)
 class WarmupReport(Report):
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
         export_dir: the published SavedModel.
@@ -249,7 +249,7 @@ class RecordList(Report):
 
 @dataclasses.dataclass(frozen=True)
 class ConversionReport(Report):
-    """What was changed in a SavedModel that exists, and how the result was compared with it.
+    """The changes made to a SavedModel that exists, and how the result was compared with it.
 
     Attributes:
         export_dir: the changed SavedModel; the source where nothing was changed.

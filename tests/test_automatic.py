@@ -151,6 +151,7 @@ def test_nothing_is_changed_after_disable(library: Any, write: Any, tmp_path: pa
     model, _ = trained(library)
     write(model, str(tmp_path / "1"))
     assert find_capture(model) is None
+    assert (tmp_path / "1" / "saved_model.pb").exists()
     assert not pathlib.Path(warmup_path(str(tmp_path / "1"))).exists()
 
 

@@ -28,7 +28,7 @@ class InputLeaf:
         leaf: array-like.
         where: its origin, for messages.
         rows: rows of the ragged or sparse tensor that it is a component of; `None` for others.
-        path: rendered path of the leaf of the batch; empty where it is none of the batch.
+        path: rendered path of the leaf of the batch; empty where it is not of the batch.
     """
 
     leaf: Any

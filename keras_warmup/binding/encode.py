@@ -60,7 +60,7 @@ def bind_encoded(
     Args:
         batch: rows of model input, or rows that are already serialized.
         signature: the signature to serve.
-        string_formats: string input name -> format that the graph reads; empty if there is none.
+        string_formats: string input name -> format that the graph reads; may be empty.
 
     Returns:
         As `bind.bind_batch`.

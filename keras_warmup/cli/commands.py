@@ -6,6 +6,7 @@ Exit codes: 0 good, 1 the check failed, 2 usage.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import runpy
 import sys
@@ -191,51 +192,36 @@ def _verify(arguments: argparse.Namespace) -> int:
     return EXIT_OK if report.ok else EXIT_FAILED
 
 
-def _freeze(arguments: argparse.Namespace) -> int:
+def _change(
+    arguments: argparse.Namespace, name: str, status: str, *given: Any, **options: Any
+) -> int:
+    """Calls a function of `keras_warmup.export` that changes a SavedModel which exists."""
     with quiet_start():
-        from keras_warmup.export import freeze
-
+        function = getattr(importlib.import_module("keras_warmup.export"), name)
         _find_devices()
-    with show_status("freezing and comparing outputs", arguments.json):
-        report = freeze(
+    with show_status(status, arguments.json):
+        report = function(
             arguments.export_dir,
-            arguments.output,
-            max_bytes=arguments.max_bytes,
+            *given,
             refuse_unsafe_ops=arguments.refuse_unsafe_ops,
+            **options,
         )
     print_report(report, arguments.json)
     return EXIT_OK
+
+
+def _freeze(arguments: argparse.Namespace) -> int:
+    status = "freezing and comparing outputs"
+    return _change(arguments, "freeze", status, arguments.output, max_bytes=arguments.max_bytes)
 
 
 def _redact(arguments: argparse.Namespace) -> int:
-    with quiet_start():
-        from keras_warmup.export import redact
-
-        _find_devices()
-    with show_status("replacing values and replaying the warmup file", arguments.json):
-        report = redact(
-            arguments.export_dir,
-            arguments.privacy,
-            redact=arguments.redact,
-            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
-        )
-    print_report(report, arguments.json)
-    return EXIT_OK
+    status = "replacing values and replaying the warmup file"
+    return _change(arguments, "redact", status, arguments.privacy, redact=arguments.redact)
 
 
 def _repair(arguments: argparse.Namespace) -> int:
-    with quiet_start():
-        from keras_warmup.export import repair
-
-        _find_devices()
-    with show_status("repairing the SavedModel", arguments.json):
-        report = repair(
-            arguments.export_dir,
-            arguments.output,
-            refuse_unsafe_ops=arguments.refuse_unsafe_ops,
-        )
-    print_report(report, arguments.json)
-    return EXIT_OK
+    return _change(arguments, "repair", "repairing the SavedModel", arguments.output)
 
 
 def _method_names(arguments: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ class PlannedRequest:
 
     @property
     def source(self) -> str:
-        """Where the rows come from."""
+        """Source of the rows."""
         return self.pool[0].source
 
     @property

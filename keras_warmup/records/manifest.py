@@ -46,7 +46,7 @@ _MAX_BYTES = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
         privacy: the mode, and the redacted features.
@@ -130,7 +130,7 @@ def read_manifest(export_dir: str | os.PathLike[str]) -> Manifest | None:
         export_dir: version directory of a SavedModel.
 
     Returns:
-        The manifest; `None` where there is none. One that this version cannot read has problems,
+        The manifest; `None` if it does not exist. One that this version cannot read has problems,
         and nothing else.
 
     Raises:
@@ -160,7 +160,7 @@ def current_manifest(export_dir: str | os.PathLike[str]) -> Manifest | None:
 
 
 def _privacy_of(content: Mapping[str, Any]) -> Privacy:
-    """Returns the mode of a manifest; raises a `ValueError` where the manifest is none of ours."""
+    """Returns the mode of a manifest; raises a `ValueError` for another kind of file."""
     privacy = Privacy(content["privacy"]["mode"], frozenset(content["privacy"]["redacted"]))
     real = {name for record in content["records"] for name in record["real_features"]}
     named = {record["source"] for record in content["records"]}
@@ -258,7 +258,7 @@ def _hashes_of_model(directory: str) -> dict[str, str]:
 
 
 def _hash_of(path: str) -> str | None:
-    """Returns the SHA-256 of a file in hexadecimal; `None` where there is none."""
+    """Returns the SHA-256 of a file in hexadecimal; `None` if it does not exist."""
     if not exists(path):
         return None
     require_file(path)
@@ -270,7 +270,7 @@ def _hash_of(path: str) -> str | None:
 
 
 def _read(directory: str) -> dict[str, Any] | None:
-    """Returns the content of a manifest, empty where it is damaged; `None` where there is none."""
+    """Returns the content of a manifest, empty where it is damaged; `None` if it does not exist."""
     path = join(directory, MANIFEST_PATH)
     if not exists(path):
         return None

@@ -125,7 +125,7 @@ def find_capture(model: Any) -> Capture | None:
         model: the model to export.
 
     Returns:
-        The newest capture, with batches if there is one; `None` if there is none.
+        The newest capture, one with batches if possible; `None` if nothing was captured.
     """
     own: Capture | None = _by_model.get(model)
     if own is not None:

@@ -1,4 +1,4 @@
-"""What a `tf.distribute.Strategy` means for sampling, proving and publishing a model."""
+"""Decides, by the `tf.distribute.Strategy`, what is sampled, proved and published."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from keras_warmup.data.sampling import nbytes
 from keras_warmup.training import capture
 from keras_warmup.training.capture import BatchTap, StandIn, find_capture, remember, restore
 from tests.builders import tap_with
+from tests.training.traces import function_traces
 
 # What a case gives: a model, and the arguments of its `fit`.
 FitArguments = tuple[Any, dict[str, Any]]
@@ -247,26 +248,6 @@ CASES = [
     missing_input_case,
     bfloat16_case,
 ]
-
-
-def function_traces(model: Any) -> int:
-    """Traces of every tf.function that the model's train_function reaches."""
-    seen, counts, queue = set(), 0, [model.train_function]
-    while queue:
-        function = queue.pop()
-        if id(function) in seen:
-            continue
-        seen.add(id(function))
-        if hasattr(function, "experimental_get_tracing_count"):
-            counts += function.experimental_get_tracing_count()
-            queue.append(function.python_function)
-        for name in ("__wrapped__", "__func__"):
-            if hasattr(function, name):
-                queue.append(getattr(function, name))
-        for cell in getattr(function, "__closure__", None) or ():
-            if callable(cell.cell_contents):
-                queue.append(cell.cell_contents)
-    return counts
 
 
 def fit(

@@ -37,6 +37,7 @@ else:
 from keras_warmup.callbacks import BatchCapture
 from keras_warmup.training import capture as capture_module
 from keras_warmup.training.capture import StandIn
+from tests.training.traces import function_traces
 
 if STRATEGY == "data_parallel":
     keras.distribution.set_distribution(
@@ -172,26 +173,6 @@ class Compilations:
 
     def _see(self, event: str, *_: Any, **__: Any) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-def function_traces(model: Any) -> int:
-    """Returns the number of traces of each `tf.function` that `train_function` reaches."""
-    seen: set[int] = set()
-    queue, count = [model.train_function], 0
-    while queue:
-        function = queue.pop()
-        if id(function) in seen:
-            continue
-        seen.add(id(function))
-        if hasattr(function, "experimental_get_tracing_count"):
-            count += function.experimental_get_tracing_count()
-            queue.append(function.python_function)
-        queue += [
-            one.cell_contents
-            for one in getattr(function, "__closure__", None) or ()
-            if callable(one.cell_contents)
-        ]
-    return count
 
 
 def train(case: Case, compile_options: dict[str, Any], callbacks: list[Any]) -> dict[str, Any]:
