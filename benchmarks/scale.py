@@ -1,8 +1,9 @@
 """Measures time and peak memory of exports at size, beside those of `model.export`.
 
 Each export runs once in a fresh process, which has exported a small model in the same way before:
-imports and what a process starts once are in no figure. Memory is the growth of the process at its
-peak from the built model on (Linux only). Time is without fsync, which `model.export` leaves to the
+imports and what a process starts once are in no figure. Memory is the peak of the whole
+process, which holds TensorFlow and the built model, and its growth from the built model on (Linux
+only). Time is without fsync, which `model.export` leaves to the
 operating system; the time of a shared disk varies with its other users. The ways are measured in
 turns; the output holds medians, and the median over the rounds of the ratio to `model.export`.
 
@@ -27,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 from checkouts import add_arguments, run_in_turns
+from documents import update_documents
 from stopwatch import Stopwatch
 from zoo import READY, SCALE, Specimen
 
@@ -35,7 +37,7 @@ from keras_warmup.bench.benchmark import disk_bytes
 from keras_warmup.bench.memory import PeakMemory
 
 EXAMPLE = """example:
-  python benchmarks/scale.py
+  python benchmarks/scale.py --readme README.md
   python benchmarks/scale.py --models "embedding, 1 GB" --rounds 3 --json
   git worktree add ../before HEAD~10 && python benchmarks/scale.py --against ../before
 """
@@ -59,7 +61,8 @@ def measure_here(specimen: Specimen, way: str) -> dict[str, float]:
     """Measures one export in this process.
 
     Returns:
-        `seconds` without fsync, `fsync_s`, `memory_bytes` above the start, and `disk_bytes`.
+        `seconds` without fsync, `fsync_s`, `peak_bytes` of the process, its `growth_bytes` since
+        the start, and `disk_bytes`.
     """
     with _exporting(READY[0], way) as export:
         export()
@@ -68,11 +71,12 @@ def measure_here(specimen: Specimen, way: str) -> dict[str, float]:
         memory = PeakMemory()
         with watch.timing(way):
             path = export()
-        memory_bytes = memory.growth_bytes()
+        peak_bytes, growth_bytes = memory.peak_bytes(), memory.growth_bytes()
         return {
             "seconds": watch.seconds[way][0],
             "fsync_s": watch.fsync_seconds[way][0],
-            "memory_bytes": float(memory_bytes or 0),
+            "peak_bytes": float(peak_bytes or 0),
+            "growth_bytes": float(growth_bytes or 0),
             "disk_bytes": float(disk_bytes(path)),
         }
 
@@ -152,19 +156,22 @@ def _in_fresh_process(model: str, way: str) -> dict[str, float]:
 
 
 def table_of(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a table: a row for each model, seconds and MiB of each way with their ratios."""
-    ways = list(next(iter(results.values()))["median"])
-    lines = [f"| model | {' | '.join(ways)} |", f"|---|{'--:|' * len(ways)}"]
+    """Returns a table: a row for each model and way, each figure with its ratio in parentheses."""
+    lines = ["| model | export | time, s | peak, MiB | growth, MiB |", "|---|---|--:|--:|--:|"]
     for name, result in results.items():
-        cells = []
-        for way in ways:
-            median, ratio = result["median"][way], result["ratio"][way]
-            cell = f"{median['seconds']:.2f} s, {median['memory_bytes'] / 2**20:.0f} MiB"
-            if way != PLAIN:
-                cell += f" ({ratio['seconds']:.2f} x, {ratio['memory_bytes']:.2f} x)"
-            cells.append(cell)
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        for way, median in result["median"].items():
+            ratio = result["ratio"][way]
+            cells = [
+                _cell(f"{median['seconds']:.2f}", way, ratio["seconds"]),
+                _cell(f"{median['peak_bytes'] / 2**20:.0f}", way, ratio["peak_bytes"]),
+                _cell(f"{median['growth_bytes'] / 2**20:.0f}", way, ratio["growth_bytes"]),
+            ]
+            lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(figure: str, way: str, ratio: float) -> str:
+    return figure if way == PLAIN else f"{figure} ({ratio:.2f} x)"
 
 
 def claims_of(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -172,7 +179,11 @@ def claims_of(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = []
     for name, result in results.items():
         ratio = result["ratio"][VERIFIED]
-        bounds = {"seconds": LARGE_SECONDS if name in LARGE else SECONDS, "memory_bytes": MEMORY}
+        bounds = {
+            "seconds": LARGE_SECONDS if name in LARGE else SECONDS,
+            "peak_bytes": MEMORY,
+            "growth_bytes": MEMORY,
+        }
         for figure, bound in bounds.items():
             lines.append(
                 f"{name}: {VERIFIED} / {PLAIN}: {figure} {ratio[figure]:.2f} x "
@@ -202,12 +213,13 @@ def compare(names: Sequence[str], rounds: int, *, against: str, turns: int) -> d
                         for printed in (here, there)
                     )
                 )
-                for figure in ("seconds", "memory_bytes", "disk_bytes")
+                for figure in here[0][name]["rounds"][way]
+                if figure in there[0][name]["rounds"][way]
             }
-            seconds, memory = (compared[name][way][key] for key in ("seconds", "memory_bytes"))
+            seconds = compared[name][way]["seconds"]
             print(
                 f"{name}, {way}: here / there: {seconds['ratio']:.2f} x ({seconds['here']:.2f} s / "
-                f"{seconds['there']:.2f} s), memory {memory['ratio']:.2f} x",
+                f"{seconds['there']:.2f} s)",
                 file=sys.stderr,
                 flush=True,
             )
@@ -233,8 +245,15 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--way", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--readme",
+        metavar="FILE",
+        help="also write the table into docs/benchmarks.md beside this README",
+    )
     add_arguments(parser)
     arguments = parser.parse_args()
+    if set(arguments.models) != set(names) and arguments.readme:
+        parser.error("--models measures some of the models: give no --readme.")
     warnings.simplefilter("ignore")
     if arguments.way:
         print(json.dumps(measure_here(MODELS[arguments.models[0]], arguments.way)))
@@ -250,6 +269,8 @@ def main() -> int:
             print(json.dumps(compared, indent=1))
         return 0
     results = {name: measure(MODELS[name], arguments.rounds) for name in arguments.models}
+    if arguments.readme:
+        update_documents(arguments.readme, {}, {"exports at size": table_of(results)})
     if arguments.json:
         print(json.dumps(results, indent=1))
     else:

@@ -283,7 +283,9 @@ def _read(path: str) -> Iterator[PredictionLog]:
                 f"Record {index} of warmup file {path!r} is not a PredictionLog ({len(item)} "
                 "bytes). Remove the file, and write it with keras_warmup.add_warmup."
             )
+        del item  # it may be as large as the record
         yield log
+        del log
 
 
 def _size(path: str) -> int:

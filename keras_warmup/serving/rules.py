@@ -30,6 +30,9 @@ MAX_EXPANDED_BYTES = DEFAULT_MAX_BYTES
 # Of a string without its characters: 24 bytes in TensorFlow, a pointer and a `bytes` in NumPy.
 _STRING_BYTES = 72
 
+# Kinds of NumPy's own numbers, and of bool.
+_NUMERIC_KINDS = "biufc"
+
 # The outputs that Classify reads, in the order of the server's checks.
 _CLASSIFY_DATA_TYPES = {"classes": "DT_STRING", "scores": "DT_FLOAT"}
 
@@ -123,6 +126,9 @@ def to_array(name: str, proto: TensorProto) -> np.ndarray:
     `Tensor::FromProto` also repeats the last of a short list of values to fill the shape.
     """
     _check_expansion(name, proto)
+    content = _content_array(proto)
+    if content is not None:
+        return content
     try:
         dtype = tf.dtypes.as_dtype(proto.dtype)
         with tf.init_scope(), tf.device("/CPU:0"):
@@ -133,6 +139,25 @@ def to_array(name: str, proto: TensorProto) -> np.ndarray:
     array = host_array(value)
     # The array of a qint8 tensor has the dtype int8.
     return array.view(dtype.as_numpy_dtype) if dtype.is_quantized else array
+
+
+def _content_array(proto: TensorProto) -> np.ndarray | None:
+    """Returns the tensor whose values are its `tensor_content`; `None` if they are elsewhere.
+
+    `Tensor::FromProto` takes these bytes as they are. To parse the tensor with TensorFlow would
+    hold four more copies of it at once.
+    """
+    content, shape = proto.tensor_content, proto.tensor_shape
+    if not content or shape.unknown_rank:
+        return None
+    try:
+        dtype = np.dtype(tf.dtypes.as_dtype(proto.dtype).as_numpy_dtype)
+    except (KeyError, TypeError):  # a resource, or no dtype at all
+        return None
+    sizes = [dim.size for dim in shape.dim]
+    if dtype.kind not in _NUMERIC_KINDS or len(content) != math.prod(sizes) * dtype.itemsize:
+        return None
+    return np.frombuffer(content, dtype).reshape(sizes)
 
 
 def _check_expansion(name: str, proto: TensorProto) -> None:

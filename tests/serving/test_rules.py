@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,6 +61,27 @@ def test_short_lists_are_filled_up() -> None:
     ]
     assert to_array("x", constant([2], STRING, string_val=[b"a"])).tolist() == [b"a", b"a"]
     assert to_array("x", constant([0, 2**40], FLOAT)).shape == (0, 2**40)
+
+
+@pytest.mark.parametrize("shape", [[], [2, 3]], ids=["scalar", "matrix"])
+@pytest.mark.parametrize(
+    "dtype",
+    ["float32", "float16", "bfloat16", "float8_e5m2", "bool", "complex64", "uint16", "qint8"],
+)
+def test_tensor_content_is_read_as_tensorflow_reads_it(dtype: str, shape: list[int]) -> None:
+    tf_dtype = tf.dtypes.as_dtype(dtype)
+    content = (np.arange(math.prod(shape) * tf_dtype.size, dtype=np.uint8) % 2).tobytes()
+    proto = constant(shape, tf_dtype.as_datatype_enum, tensor_content=content)
+    theirs = tf.io.parse_tensor(proto.SerializeToString(), tf_dtype).numpy()
+    ours = to_array("x", proto)
+    assert (ours.shape, ours.tobytes()) == (theirs.shape, theirs.tobytes())
+    assert ours.dtype == (tf_dtype.as_numpy_dtype if tf_dtype.is_quantized else theirs.dtype)
+
+
+@pytest.mark.parametrize("size", [4, 7, 12])
+def test_tensor_content_of_another_size_is_refused(size: int) -> None:
+    with pytest.raises(ServerStatusError, match=PARSING):
+        to_array("x", constant([2], FLOAT, tensor_content=bytes(size)))
 
 
 def test_values_that_a_record_holds_have_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
