@@ -7,8 +7,12 @@ import re
 import signal
 
 PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-# Only the position in the source is read: the rest of the line may quote values.
-_FATAL_CHECK = re.compile(rb"^F\d{4} [^\n\]]*?([\w./-]+:\d+)\] Check failed", re.MULTILINE)
+# Only the position in the source is read: the rest of the line may quote values. A line begins with
+# the severity and the date; before TensorFlow 2.21, with the date and the severity.
+_FATAL_CHECK = re.compile(
+    rb"^(?:F\d{4}|[\d-]{10} [\d:.]+: F) (?:[^\n\]]*[ /])?([\w.-]+:\d+)\] Check failed",
+    re.MULTILINE,
+)
 _PYTHON_ERROR = re.compile(rb"^([A-Za-z_.]+Error)\b", re.MULTILINE)
 
 

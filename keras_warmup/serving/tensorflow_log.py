@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import tensorflow as tf
 
 _ERROR = 2  # absl::LogSeverityAtLeast::kError
+_FIRST_VERSION = (2, 21)
 _lock = threading.Lock()
 _running = 0
 _previous_level = 0
@@ -54,9 +55,12 @@ def no_status_log() -> Iterator[None]:
 def log_level_functions() -> tuple[Callable[[], int], Callable[[int], None]] | None:
     """Loads `absl::MinLogLevel` and `absl::SetMinLogLevel`; `None` where TensorFlow lacks them.
 
-    Python has no access to the log level. The mangled names contain the inline namespace of the
-    Abseil release, which a header of TensorFlow tells.
+    TensorFlow before 2.21 may have them, but its own log does not heed them. Python has no access
+    to the log level. The mangled names contain the inline namespace of the Abseil release, which a
+    header of TensorFlow tells.
     """
+    if tuple(map(int, tf.__version__.split(".")[:2])) < _FIRST_VERSION:
+        return None
     header = os.path.join(tf.sysconfig.get_include(), "absl", "base", "options.h")
     try:
         with open(header, encoding="utf-8") as file:

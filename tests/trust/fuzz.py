@@ -112,6 +112,13 @@ _OPS = (
 )
 
 
+def _is_repeated(field: FieldDescriptor) -> bool:
+    """Returns whether a field is repeated; protobuf before 6 has no `is_repeated`."""
+    if hasattr(field, "is_repeated"):
+        return bool(field.is_repeated)
+    return bool(field.label == field.LABEL_REPEATED)
+
+
 def mutate_model(content: bytes, seed: int) -> bytes:
     """Makes a `saved_model.pb` that differs from a good one in 1 to 8 places."""
     chance = random.Random(seed)
@@ -180,7 +187,7 @@ def _mutate_message(message: Any, chance: random.Random) -> None:
     elif _is_map(field):
         key = chance.choice(sorted(value))
         value[key] = _scalar(field.message_type.fields_by_name["value"], value[key], chance)
-    elif field.is_repeated:
+    elif _is_repeated(field):
         index = chance.randrange(len(value))
         value[index] = _scalar(field, value[index], chance)
         if chance.random() < 0.3:
@@ -199,7 +206,7 @@ def _messages_in(field: FieldDescriptor, value: Any) -> list[Any]:
     if _is_map(field):
         of_values = field.message_type.fields_by_name["value"].message_type
         return [value[key] for key in sorted(value)] if of_values is not None else []
-    return list(value) if field.is_repeated else [value]
+    return list(value) if _is_repeated(field) else [value]
 
 
 def _mutate_entries(
@@ -213,7 +220,7 @@ def _mutate_entries(
             del value[one]
         else:
             value[one].CopyFrom(value[other])
-    elif field.is_repeated:
+    elif _is_repeated(field):
         one, other = chance.choice(value), chance.choice(value)
         if chance.random() < 0.5:
             value.add().CopyFrom(one)
