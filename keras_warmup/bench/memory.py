@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import pathlib
 import re
-
-from keras_warmup.serving.session import return_freed_memory
 
 STATUS = pathlib.Path("/proc/self/status")
 _CLEAR_REFS = pathlib.Path("/proc/self/clear_refs")
@@ -18,7 +17,9 @@ class PeakMemory:
 
     def __init__(self) -> None:
         gc.collect()
-        return_freed_memory()  # it would hide as much growth
+        with contextlib.suppress(AttributeError, OSError):
+            # Freed memory that the process still holds would hide as much growth (glibc only).
+            ctypes.CDLL(None).malloc_trim(0)
         with contextlib.suppress(OSError):
             # Sets VmHWM back to VmRSS (https://docs.kernel.org/filesystems/proc.html).
             _CLEAR_REFS.write_text("5", "ascii")

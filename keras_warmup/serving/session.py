@@ -72,7 +72,6 @@ def load_session(
         ReplayError: one of the three steps fails; the message says which, and what to do.
     """
     check_load_files(export_dir, meta_graph)
-    return_freed_memory()
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0}, allow_soft_placement=True)
     if only_restore:
         leave_all_unoptimized(meta_graph, config)
@@ -116,16 +115,6 @@ def load_session(
             f"Cannot {running} of SavedModel {export_dir!r}", problem, with_type(problem, text)
         )
     return session
-
-
-def return_freed_memory() -> None:
-    """Returns memory that this process freed, and still holds, to the operating system.
-
-    An export frees traces and protos in small pieces, which the large tensors of a Session cannot
-    take: the peak of the process would hold both. glibc only (`man 3 malloc_trim`).
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 class LoadStep(NamedTuple):
