@@ -6,11 +6,14 @@ Exit codes: 0 good, 1 the check failed, 2 usage.
 from __future__ import annotations
 
 import argparse
+import builtins
 import importlib
+import importlib.machinery
 import os
 import runpy
 import sys
 import types
+import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -243,7 +246,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     script = arguments.script
     try:
-        if not arguments.is_module and not os.path.isfile(script):
+        if not arguments.is_module and not os.path.exists(script):
             raise OptionsError(f"run: no script {script!r}. Options of run come before the script.")
         # Until the end of the process, as what the script starts may outlive its last line.
         enable(_read_warmup_options(arguments, freeze=arguments.freeze))
@@ -256,17 +259,30 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.is_module:
         if has_directory:
             sys.path[0] = os.getcwd()
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
-        return EXIT_OK
+        return _run_module(script)
+    if os.path.isdir(script) or zipfile.is_zipfile(script):
+        sys.path[0] = script
+        return _run_module("__main__")
     if has_directory:
         sys.path[0] = os.path.dirname(os.path.realpath(script))
     # runpy.run_path would take the module away at the end, and give it a relative path.
     module = types.ModuleType("__main__")
-    module.__file__ = os.path.abspath(script)
+    # AutoGraph reads the source by this name, also after the script has changed the directory.
+    path = module.__file__ = os.path.abspath(script)
+    module.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    vars(module).update(__builtins__=builtins, __cached__=None)
     sys.modules["__main__"] = module
-    with open(script, "rb") as file:
-        code = compile(file.read(), script, "exec")
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
     exec(code, vars(module))
+    return EXIT_OK
+
+
+def _run_module(name: str) -> int:
+    """Runs a module as `python -m` does, or the `__main__` of a directory or zip file."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    # runpy.run_module would take the module away at the end, before threads and atexit functions.
+    runpy._run_module_as_main(name, alter_argv=name != "__main__")  # type: ignore[attr-defined]
     return EXIT_OK
 
 

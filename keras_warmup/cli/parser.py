@@ -183,6 +183,7 @@ def _add_run(commands: Any) -> None:
         epilog=_RUN_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="keras-warmup run [options] (SCRIPT | -m MODULE) [ARGUMENT ...]",
+        allow_abbrev=False,  # the script may have options that begin alike
     )
     parser.add_argument(
         "--freeze", action="store_true", help="export serving-only models, which load faster"

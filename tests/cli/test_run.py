@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -33,6 +34,22 @@ SCRIPT = """
         print("returned", model.export(sys.argv[1], verbose=False))
         sys.exit(int(sys.argv[2]))
 """
+# What a script sees of itself: its annotations, builtins, and its source after a chdir.
+PLAIN_SCRIPT = """
+    import dataclasses, inspect, os, sys
+
+    @dataclasses.dataclass
+    class Config:
+        rate: float = 0.5
+
+    def double(x: int) -> int:
+        return 2 * x
+
+    print([field.type for field in dataclasses.fields(Config)], double.__annotations__)
+    print(__builtins__.len("ab"), __file__, sys.argv, sys.path[0])
+    os.chdir("/")
+    print(inspect.getsource(double))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +59,12 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     directory.mkdir()
     (directory / "train.py").write_text(textwrap.dedent(SCRIPT))
     (directory / "helper.py").write_text("NAME = 'helper'\n")
+    (directory / "plain.py").write_text(textwrap.dedent(PLAIN_SCRIPT))
+    package = directory / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text("import sys, mine\nprint(mine.NAME, sys.argv[1:])\n")
+    (package / "mine.py").write_text("NAME = 'mine'\n")
+    shutil.make_archive(str(directory / "package"), "zip", package)
     (directory / "fail.py").write_text("import sys\nraise SystemError('mine', sys.argv)\n")
     return directory
 
@@ -62,7 +85,7 @@ def test_a_script_publishes_warm_and_its_exit_code_is_returned(
     way: str, scripts: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / way / "1"
-    extra = ["--pickle"] if way == "script" else []
+    extra = ["--pickle"]
     if way == "script":
         target, cwd = [str(scripts / "train.py")], tmp_path
     else:
@@ -72,7 +95,7 @@ def test_a_script_publishes_warm_and_its_exit_code_is_returned(
     assert done.stdout.splitlines() == [
         f"arguments {[str(path), '3', '--epochs', '2', *extra]} helper",
         "returned None",
-        *(["pickled True"] if way == "script" else []),
+        "pickled True",
     ]
     report = kw.verify(str(path))
     assert report.ok, report.failures
@@ -88,6 +111,17 @@ def test_a_script_publishes_warm_and_its_exit_code_is_returned(
 def test_the_arguments_of_the_script_are_its_own(given: list[str], scripts: pathlib.Path) -> None:
     done = run("fail.py", *given, cwd=scripts)
     assert done.stderr.splitlines()[-1] == f"SystemError: ('mine', {['fail.py', *given]})"
+
+
+@pytest.mark.parametrize("target", ["plain.py", "package", "package.zip"])
+def test_a_script_sees_what_it_sees_under_python(target: str, scripts: pathlib.Path) -> None:
+    # Options that begin as some of `run` do.
+    arguments = [target, "--batch", "3", "--s=1", "-v"]
+    python = subprocess.run(
+        [sys.executable, *arguments], cwd=scripts, capture_output=True, text=True, check=True
+    )
+    done = run(*arguments, cwd=scripts)
+    assert (done.returncode, done.stdout) == (0, python.stdout), done.stderr
 
 
 def test_an_exception_of_the_script_is_its_own(scripts: pathlib.Path) -> None:
