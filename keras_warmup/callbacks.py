@@ -108,9 +108,22 @@ class _Tapped(keras.callbacks.Callback):  # type: ignore[misc]
         remember(self._model, self._tap)
 
 
+class _Unasked(_Tapped):
+    """Samples in a `fit` that did not ask for it."""
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        try:
+            super().on_train_begin(logs)
+        except OptionsError as error:
+            warn_or_print(f"This fit is not sampled for warmup records. {error}", stacklevel=2)
+
+
 def sampling_callback(options: WarmupOptions) -> keras.callbacks.Callback:
-    """Returns a callback that remembers the batches that an export with `options` needs."""
-    return _Tapped(_tap_for(options))
+    """Returns a callback that remembers the batches that an export with `options` needs.
+
+    None of its errors ends the `fit`.
+    """
+    return _Unasked(_tap_for(options))
 
 
 def samples_batches(callback: object) -> bool:

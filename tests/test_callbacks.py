@@ -346,12 +346,13 @@ def test_export_asks_for_what_the_callback_was_given(
     model, export_fn = make_model(), lambda model, export_dir: None
     fit(model, kw.WarmupExport(tmp_path / "1", data=X, warmup={"seed": 7}, export_fn=export_fn))
     expected = ExportRequest(
-        str(tmp_path / "1"), X, kw.WarmupOptions(seed=7), overwrite=False, allow_cold=True
+        str(tmp_path / "1"), None, kw.WarmupOptions(seed=7), overwrite=False, allow_cold=True
     )
     ((exported, request, written_by),) = exports
     assert (exported, written_by) == (model, export_fn)
+    assert request.data is X
     assert request.example is not None and request.example.x.shape[1:] == X.shape[1:]
-    assert dataclasses.replace(request, example=None) == expected
+    assert dataclasses.replace(request, data=None, example=None) == expected
 
 
 # -- the best --------------------------------------------------------------------------------------

@@ -788,8 +788,13 @@ def _listed(names: Iterable[str]) -> str:
 def describe_failure(error: Exception) -> str:
     """Returns the error's text with that of its cause: a warning has no traceback.
 
-    Only the type is given of causes that may quote training data, such as those of a `transform`.
+    Only the type is given of errors and causes that may quote training data, such as those of a
+    `transform`, or of the user's model called on rows.
     """
+    if isinstance(error, tf.errors.OpError):
+        return f"{type(error).__name__}: {describe_op_error(error)}"
+    if not isinstance(error, (WarmupError, OSError)):
+        return f"{type(error).__name__}; its text is not shown, as it may quote training data."
     text = f"{type(error).__name__}: {error}"
     cause = error.__cause__
     if cause is None or not isinstance(error, WarmupError):

@@ -15,7 +15,6 @@ import dataclasses
 import inspect
 import sys
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +28,7 @@ from keras_warmup.data.leaves import count_rows, read_leaf
 from keras_warmup.data.privacy import Hider, vocabularies_of
 from keras_warmup.data.sampling import BatchSample, ShapeKey, copy_arrays, nbytes, shape_of
 from keras_warmup.data.sources import unpack_x
-from keras_warmup.errors import DataError, ExportError
+from keras_warmup.errors import DataError, ExportError, warn_or_print
 from keras_warmup.options import REAL, Privacy, least_privacy
 from keras_warmup.training.elements import (
     Pulled,
@@ -291,17 +290,16 @@ class BatchTap:
     def after_step(self) -> None:
         """Calls `on_first_step` if that is still due, and warns of a problem once per `fit`.
 
-        Call this after the step is trained: users may turn warnings into errors.
+        Call this after the step is trained: `on_first_step` may raise an error.
         """
         if self._first_batch is not None or self._due == _NEVER:
             self.check_first_batch()
         if self.problem is None or self._warned or self.example_only:
             return
         self._warned = True
-        warnings.warn(
+        warn_or_print(
             f"Sampling of training batches stopped: {self.problem}. Training continues unchanged. "
             "Pass data= for warmup records of real rows.",
-            UserWarning,
             stacklevel=2,
         )
 
@@ -514,6 +512,8 @@ def _trace_step(train_function: Callable[..., Any], iterator: Any) -> bool:
     Returns:
         Whether it was traced: a function that runs eagerly is not.
     """
+    if tf.config.functions_run_eagerly():
+        return False
     closure = getattr(train_function, "__closure__", None) and inspect.getclosurevars(
         train_function
     )
