@@ -88,6 +88,10 @@ def enable(warmup: WarmupOptions | Mapping[str, Any] | None = None) -> Enabled:
     """
     enabled = Enabled(as_options(warmup))
     enabled.options.effective_privacy()
+    for name in _PATCHES_OF:
+        if sys.modules.get(name) is not None:
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)  # waits for another thread that imports it
     with _lock:
         _active.append(enabled)
         for name in _PATCHES_OF.keys() - _awaited:
@@ -127,6 +131,8 @@ def _install(module: Any) -> None:
             for patch in _PATCHES_OF[name](module):
                 removers.append(add_layer(*patch))
         except Exception as error:  # an import must not fail because of us
+            if not removers:
+                del _installed[name]  # the next `enable` tries again
             warn_caller_or_print(
                 f"keras_warmup cannot act on {name}. {type(error).__name__}: {error}"
             )
@@ -238,7 +244,11 @@ class _Call:
         self._bound = inspect.signature(function).bind(*args, **kwargs)
         names = self._bound.arguments.keys()
         self._path_name = "export_dir" if "export_dir" in names else "filepath"
-        self.path = os.fsdecode(os.fspath(self._bound.arguments[self._path_name]))
+        path = os.fsdecode(os.fspath(self._bound.arguments[self._path_name]))
+        # To TensorFlow and Keras, unlike `as_path`, these are names.
+        is_name = path.startswith("~") or (path.startswith("file:") and "://" not in path)
+        self.path = f"./{path}" if is_name else path
+        self._has_written = False
 
     def get(self, name: str) -> Any:
         """Returns an argument; `None` where it is not given."""
@@ -252,6 +262,15 @@ class _Call:
         arguments: Any = {**self._bound.arguments, self._path_name: path}
         bound = inspect.BoundArguments(self._bound.signature, arguments)
         (function or self.function)(*bound.args, **bound.kwargs)
+        self._has_written = True
+
+    def write_as_asked(self) -> Any:
+        """Calls the function with its own path; without what it prints if that was printed."""
+        arguments: Any = dict(self._bound.arguments)
+        if self._has_written and "verbose" in self._bound.signature.parameters:
+            arguments["verbose"] = False
+        bound = inspect.BoundArguments(self._bound.signature, arguments)
+        return self.function(*bound.args, **bound.kwargs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +283,8 @@ class _Plan:
         model: the Keras model whose call it serves, as far as is known.
         own_calls: as `ExportInputs.own_calls`.
         trained: the model whose rows are sent, where that is not `model`.
+        member: a model that is part of what is saved, where that is not `model`: it tells which
+            workers save it.
     """
 
     path: str
@@ -271,6 +292,7 @@ class _Plan:
     model: Any
     own_calls: frozenset[str] = frozenset()
     trained: Any = None
+    member: Any = None
 
 
 def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
@@ -284,32 +306,42 @@ def _publishing(plan_of: Callable[[_Call], _Plan | None]) -> Layer:
         options = _options()
         if options is None:
             return call_next(*args, **kwargs)
-        import_quietly("keras_warmup.callbacks")
-
-        def write_as_asked() -> Any:
-            with exporting():  # what it calls are parts of it
-                return call_next(*args, **kwargs)
-
+        try:
+            import_quietly("keras_warmup.callbacks")
+        except Exception as error:  # no Keras, which a script of TensorFlow does not need
+            warn_caller_or_print(
+                f"An export is written without a warmup file. {type(error).__name__}: {error}"
+            )
+            return call_next(*args, **kwargs)
         plan = None
         with contextlib.suppress(Exception):  # the function says what is wrong with its arguments
-            plan = plan_of(_Call(call_next, args, kwargs))
-        return write_as_asked() if plan is None else _run(plan, options, write_as_asked)
+            call = _Call(call_next, args, kwargs)
+            plan = plan_of(call)
+        if plan is not None:
+            return _run(plan, options, call.write_as_asked)
+        with exporting():  # what it calls are parts of it
+            return call_next(*args, **kwargs)
 
     return layer
 
 
-def _run(plan: _Plan, options: WarmupOptions, write_as_asked: Callable[[], Any]) -> Any:
+def _run(plan: _Plan, options: WarmupOptions, write: Callable[[], Any]) -> Any:
     """Publishes what a call writes; whatever fails, the call writes it itself."""
     from keras_warmup.pipeline import export_model
     from keras_warmup.training.strategy import has_several_workers, is_chief
 
-    if not is_chief(plan.model):
+    def write_as_asked() -> Any:
+        with exporting():  # what it calls are parts of it
+            return write()
+
+    member = plan.member if plan.model is None else plan.model
+    if not is_chief(member):
         return write_as_asked()  # only the chief publishes
     request = export_model.ExportRequest(
         plan.path, None, options, allow_cold=True, warn=warn_caller_or_print
     )
     # A path that exists may hold files of others, and all workers write a model together once.
-    if not _is_new(plan.path) or has_several_workers(plan.model):
+    if not _is_new(plan.path) or has_several_workers(member):
         result = write_as_asked()
         try:
             if not export_model.keeps_other_warmup_file(plan.path):
@@ -399,7 +431,14 @@ def _plan_save(call: _Call) -> _Plan:
         publish_object(obj, request, signatures, call.get("options"), save=call.write_to)
 
     if not is_model(obj):
-        return _Plan(call.path, publish, None, trained=trained_of(models_in(obj)))
+        models = models_in(obj)
+        return _Plan(
+            call.path,
+            publish,
+            None,
+            trained=trained_of(models),
+            member=next(iter(models), None),
+        )
     return _Plan(call.path, publish, obj, OWN_SAVE if signatures is None else frozenset())
 
 

@@ -37,11 +37,17 @@ class _Patch:
         self._own = vars(owner).get(name, _ABSENT)  # a class may inherit the function
         self._layers: tuple[Layer, ...] = ()
         original = getattr(owner, name)
+        if self._own is _ABSENT and isinstance(owner, type):
+            original = _inherited(owner, name, original)
 
         @functools.wraps(original)
         def dispatch(*args: Any, **kwargs: Any) -> Any:
             return _call(self._layers, original, args, kwargs)
 
+        # pickle looks a function up by its name, which must lead to this object.
+        is_class = isinstance(owner, type)
+        dispatch.__module__ = owner.__module__ if is_class else owner.__name__
+        dispatch.__qualname__ = f"{owner.__qualname__}.{name}" if is_class else name
         self.dispatch = dispatch
         vars(dispatch)["_keras_warmup_patch"] = self
         setattr(owner, name, dispatch)
@@ -57,6 +63,19 @@ class _Patch:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._own)
+
+
+def _inherited(owner: type, name: str, function: Any) -> Any:
+    """Returns a function that calls the method that `owner` would inherit for an instance.
+
+    The bases of a subclass may put another one between `owner` and the class it has it from.
+    """
+
+    @functools.wraps(function)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(super(owner, self), name)(*args, **kwargs)
+
+    return call
 
 
 def _call(layers: tuple[Layer, ...], original: Any, args: Any, kwargs: Any) -> Any:

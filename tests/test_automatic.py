@@ -245,7 +245,8 @@ def test_any_other_failure_calls_the_function_as_it_is(
 
     path = tmp_path / "1"
     monkeypatch.setattr("keras_warmup.pipeline.export_model.staged", fail)
-    with kw.enable(), pytest.warns(UserWarning, match="written COLD.*no publishing today"):
+    # The text of an error that is not ours may quote training data.
+    with kw.enable(), pytest.warns(UserWarning, match="written COLD.*RuntimeError; its text"):
         trained()[0].export(str(path), verbose=False)
     assert tf.saved_model.load(str(path)).signatures["serving_default"]
     assert not (path / "assets.extra").exists()
@@ -295,6 +296,50 @@ def test_a_warmup_file_of_the_script_stays(tmp_path: pathlib.Path) -> None:
         trained()[0].export(str(path), verbose=False)
     assert pathlib.Path(warmup_path(str(path))).read_bytes() == b"its own"
     assert (path / "saved_model.pb").exists()
+
+
+def test_what_the_function_prints_appears_once(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_python(x: Any) -> Any:
+        return tf.numpy_function(lambda value: value, [x], tf.float32)
+
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.layers.Lambda(in_python, output_shape=(3,))(x))
+    with kw.enable(), pytest.warns(UserWarning, match="written COLD.*UnservableError"):
+        model.export(str(tmp_path / "1"))
+    assert capsys.readouterr().out.count("Saved artifact at") == 1
+    assert (tmp_path / "1" / "saved_model.pb").exists()
+
+
+def test_no_message_quotes_what_a_model_says_of_rows(tmp_path: pathlib.Path) -> None:
+    class Loud(keras.Model):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = keras.layers.Dense(2)
+
+        def call(self, x: Any, training: bool = False) -> Any:
+            if tf.executing_eagerly() and not training:
+                raise ValueError(f"cannot take {x}")
+            return self.dense(x)
+
+    model = Loud()
+    model.compile("sgd", "mse")
+    x = np.full((8, 3), 0.625, np.float32)
+    with kw.enable(), pytest.warns(UserWarning, match="ValueError") as caught:
+        model.fit(x, x[:, :2], verbose=0)
+        model.export(str(tmp_path / "1"), verbose=False)
+    assert not any("0.625" in str(one.message) for one in caught)
+
+
+def test_a_name_that_begins_with_a_tilde_is_a_name(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with kw.enable():
+        model, x = trained()
+        model.export("~/1", verbose=False)
+    assert_warm(tmp_path / "~" / "1", x)
 
 
 @pytest.mark.parametrize("path", ["{version}", "with {braces}"])
@@ -499,6 +544,51 @@ def test_the_callers_list_of_callbacks_is_not_changed() -> None:
         model.fit(x, x[:, :1], verbose=0, callbacks=history)
     assert callbacks == []
     assert find_capture(model) is not None
+
+
+def test_privacy_that_the_environment_forbids_meanwhile_ends_no_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Forbidding(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_begin(self, logs: Any = None) -> None:
+            monkeypatch.setenv("KERAS_WARMUP_PRIVACY", "nonsense")
+
+    model, x = trained()
+    with kw.enable(), pytest.warns(UserWarning, match="not sampled.*KERAS_WARMUP_PRIVACY"):
+        model.fit(x, x[:, :2], verbose=0, callbacks=[Forbidding()])
+    assert int(model.optimizer.iterations) == 4
+
+
+def test_a_script_without_keras_saves_as_it_does(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        raise ModuleNotFoundError("No module named 'jax'")
+
+    monkeypatch.setattr("keras_warmup.automatic.import_quietly", fail)
+    module = tf.Module()
+    module.variable = tf.Variable(1.0)
+    with kw.enable(), pytest.warns(UserWarning, match="without a warmup file.*'jax'"):
+        tf.saved_model.save(module, str(tmp_path / "1"))
+    assert tf.saved_model.load(str(tmp_path / "1")).variable.numpy() == 1.0
+
+
+def test_the_model_that_a_module_holds_tells_which_worker_publishes(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def is_chief(model: Any) -> bool:
+        asked.append(model)
+        return False
+
+    monkeypatch.setattr("keras_warmup.training.strategy.is_chief", is_chief)
+    module = tf.Module()
+    module.model, _ = trained()
+    with kw.enable():
+        tf.saved_model.save(module, str(tmp_path / "1"))
+    assert asked == [module.model]
+    assert not (tmp_path / "1" / "assets.extra").exists()
 
 
 def test_an_error_of_sampling_warns_and_training_goes_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pickle
 import threading
 from typing import Any
 
@@ -67,6 +68,27 @@ def test_an_inherited_function_is_inherited_again() -> None:
         assert Child().greet() == "HELLO YOU"
         assert Base().greet() == "hello you"
     assert "greet" not in vars(Child)
+
+
+def test_a_base_that_a_subclass_puts_in_between_is_called() -> None:
+    class Between(Base):
+        def greet(self, name: str = "you") -> str:
+            return f"well, {super().greet(name)}"
+
+    class Grandchild(Child, Between):
+        pass
+
+    with layered(Child, "greet", lambda call_next, *args: call_next(*args).upper()):
+        assert Grandchild().greet() == "WELL, HELLO YOU"
+        assert Child().greet() == "HELLO YOU"
+
+
+def test_a_replaced_function_can_be_pickled() -> None:
+    with layered(Base, "greet", adding), layered(Child, "greet", adding):
+        for function in (Base.greet, Child.greet):
+            assert pickle.loads(pickle.dumps(function)) is function
+    with layered(functools, "reduce", adding):
+        assert pickle.loads(pickle.dumps(functools.reduce)) is functools.reduce
 
 
 def test_the_signature_stays_that_of_the_function(owner: Any) -> None:
