@@ -261,7 +261,7 @@ def _run(arguments: argparse.Namespace) -> int:
             sys.path[0] = os.getcwd()
         return _run_module(script)
     if os.path.isdir(script) or zipfile.is_zipfile(script):
-        sys.path[0] = script
+        sys.path[:has_directory] = [script]  # in any case, since its modules are there
         return _run_module("__main__")
     if has_directory:
         sys.path[0] = os.path.dirname(os.path.realpath(script))
