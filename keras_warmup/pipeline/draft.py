@@ -11,7 +11,7 @@ from keras_warmup.data.privacy import Hider, known_features
 from keras_warmup.errors import ReplayError
 from keras_warmup.options import WarmupOptions
 from keras_warmup.pipeline.bind_signatures import ExportInputs
-from keras_warmup.pipeline.keras_model import trace_calls
+from keras_warmup.pipeline.keras_model import OwnOutputs
 from keras_warmup.pipeline.proof import RANDOM, prove_request, same_outputs
 from keras_warmup.planning.planned_request import PlannedRequest
 from keras_warmup.records.build import encode_log
@@ -228,7 +228,7 @@ def _replay(
     facts: Mapping[str, GraphFacts],
 ) -> ReplayResult:
     result = ReplayResult(session.load_ms)
-    traced = None if inputs.model is None else trace_calls(inputs.model)
+    mine = None if inputs.model is None else OwnOutputs(inputs.model)
     for record, log in _read_back(path, records):
         record.description, record.replay_ms, record.error = describe_log(log), None, ""
         try:
@@ -271,7 +271,7 @@ def _replay(
                 replay_again=lambda log=log: session.replay(log).outputs,  # type: ignore[misc]
                 own_call=not inputs.own_calls.isdisjoint(request.warms),
                 is_plain=not changes,
-                traced=traced,
+                mine=mine,
             )
         # The keys of one request share its tensors.
         result.proofs.update(dict.fromkeys(unproved, proof))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -625,7 +625,33 @@ def _guessed_arguments(model: Model) -> list[Any]:
     return [visit(config["input_shape"])] if config.get("input_shape") else []
 
 
-def trace_calls(model: Model) -> Any:
+class OwnOutputs:
+    """A model's own outputs on the rows of several requests, which often are the same rows.
+
+    Args:
+        model: a built Keras model.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._traced = _trace_calls(model)
+        self._last: tuple[Hashable, Any] = (None, None)
+
+    def on(self, x: Any, *, rows: Hashable = None, plain: bool) -> Any:
+        """Returns what `call_model` returns.
+
+        Args:
+            x: as `call_model` takes it.
+            rows: what is equal for equal `x`: then the model is not called twice in succession.
+                Defaults to `None`: it is called.
+            plain: as `call_model` takes it.
+        """
+        if rows is None or rows != self._last[0]:
+            self._last = (rows, call_model(self._model, x, plain=plain, traced=self._traced))
+        return self._last[1]
+
+
+def _trace_calls(model: Model) -> Any:
     """Returns a `tf.function` of a model's call, which several calls of `call_model` can share."""
 
     def call(x: Any) -> Any:
@@ -649,7 +675,7 @@ def call_model(model: Model, x: Any, *, plain: bool = False, traced: Any = None)
         x: rows in the model's own structure, leaves `np.ndarray [rows, ...]` or `None`.
         plain: the call is known, from the graph of an export, to write no state and draw no random
             numbers.
-        traced: what `trace_calls` returned for the model. Defaults to `None`: made here.
+        traced: what `_trace_calls` returned for the model. Defaults to `None`: made here.
 
     Returns:
         The outputs as nested structure of `np.ndarray`; `None` where the call would change state.
@@ -661,7 +687,7 @@ def call_model(model: Model, x: Any, *, plain: bool = False, traced: Any = None)
             with unchanged_state(model):
                 outputs = model(tensors)
         else:
-            traced = traced or trace_calls(model)
+            traced = traced or _trace_calls(model)
             concrete = traced.get_concrete_function(tensors)
             definition = concrete.graph.as_graph_def()
             nodes = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from keras_warmup.data.batch import walk
 from keras_warmup.errors import BindingError, ProofError
 from keras_warmup.keras_api import Model, output_names
 from keras_warmup.pipeline.keras_model import (
+    OwnOutputs,
     arrange_inputs,
     arrange_named_arrays,
     call_model,
@@ -43,7 +44,7 @@ def prove_request(
     replay_again: Callable[[], Mapping[str, np.ndarray]],
     own_call: bool,
     is_plain: bool = True,
-    traced: Any = None,
+    mine: OwnOutputs | None = None,
 ) -> str:
     """Compares the replay of a request with the model's own call, as `prove_signature` does.
 
@@ -54,7 +55,7 @@ def prove_request(
         replay_again: as `prove_signature` takes it.
         own_call: as `prove_signature` takes it.
         is_plain: whether the signature's graph draws no random numbers and writes no state.
-        traced: as `call_model` takes it.
+        mine: as `prove_signature` takes it.
 
     Returns:
         `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
@@ -62,10 +63,10 @@ def prove_request(
     Raises:
         ProofError: the signature is the model's own call and gives other outputs.
     """
-    x = request.x()
+    x, rows = request.x(), request.rows_id
     if x is None and own_call and request.source != "synthetic":
         # The arrays of a `transform` go by the names of the signature's inputs.
-        x = arrange_named_arrays(model, request.arrays())
+        x, rows = arrange_named_arrays(model, request.arrays()), None
     if x is None:
         if request.source == "synthetic":
             return "unproved: made-up rows"
@@ -79,7 +80,8 @@ def prove_request(
             replay_again=replay_again,
             own_call=own_call,
             is_plain=own_call and is_plain,
-            traced=traced,
+            mine=mine,
+            rows=rows,
         )
     except ProofError:
         raise
@@ -102,7 +104,8 @@ def prove_signature(
     replay_again: Callable[[], Mapping[str, np.ndarray]],
     own_call: bool,
     is_plain: bool = False,
-    traced: Any = None,
+    mine: OwnOutputs | None = None,
+    rows: Hashable = None,
 ) -> str:
     """Compares a replayed signature with the model's own call on the same rows.
 
@@ -115,7 +118,8 @@ def prove_signature(
         own_call: whether the signature is known to be the model's own call. Otherwise a difference
             may be what the endpoint adds.
         is_plain: whether the model's call is known to draw no random numbers and write no state.
-        traced: as `call_model` takes it.
+        mine: the model's outputs, for several requests. Defaults to `None`: of this one.
+        rows: as `OwnOutputs.on` takes it.
 
     Returns:
         `"proved"`, or a sentence that begins with `unproved:` and gives the reason.
@@ -127,11 +131,12 @@ def prove_signature(
     """
     if needs_all_workers(model):
         return ALL_WORKERS
-    mine = call_model(model, x, plain=is_plain, traced=traced)
-    if mine is None:
+    mine = mine or OwnOutputs(model)
+    own = mine.on(x, rows=rows, plain=is_plain)
+    if own is None:
         return STATEFUL
     names = output_names(model)
-    pairs = _pair_outputs(mine, outputs, names)
+    pairs = _pair_outputs(own, outputs, names)
     if not pairs:
         return (
             "unproved: bound by name (the signature's outputs are not those of the model's own "
@@ -148,9 +153,7 @@ def prove_signature(
         )
     # Dropout that is left on draws from a seed. The stateless call does not advance it, a Session
     # does.
-    again = _pair_outputs(
-        call_model(model, x, plain=is_plain, traced=traced), replay_again(), names
-    )
+    again = _pair_outputs(mine.on(x, plain=is_plain), replay_again(), names)
     if not again or any(
         not same_values(*both, rounding=rounding)
         for name in pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,12 @@ class PlannedRequest:
     def batch_size(self) -> int | None:
         """Number of rows; `None` where no input has a batch dimension."""
         return None if self.picks is None else len(self.picks)
+
+    @property
+    def rows_id(self) -> Hashable:
+        """Equal for requests whose `x()` are equal, while their batches are in memory."""
+        leaves = tuple((path, id(leaf)) for one in self.pool for path, leaf in walk(one.x))
+        return leaves, self.picks
 
     @property
     def source(self) -> str:

@@ -16,7 +16,7 @@ import tensorflow as tf
 import keras_warmup as kw
 from keras_warmup.binding import bind
 from keras_warmup.errors import ProofError
-from keras_warmup.pipeline import proof
+from keras_warmup.pipeline import keras_model
 from keras_warmup.pipeline.keras_model import call_model
 from keras_warmup.pipeline.proof import PROVED, prove_signature
 from tests.builders import functional_model, input_of_four, random_rows
@@ -173,6 +173,44 @@ def test_a_transform_does_not_hide_that_training_saw_other_features(tmp_path: pa
     assert set(report.training_serving_skew["serving_default"]) == {"a", "b"}
 
 
+KEYS = ("serving_default", "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("data", "calls"),
+    [(X, 1), (kw.PerSignature({key: X + index for index, key in enumerate(KEYS)}), 3)],
+    ids=["rows for all", "rows for each"],
+)
+def test_the_model_is_called_once_for_the_rows_of_several_signatures(
+    data: Any, calls: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = functional_model(keras.Input((3,), name="x"))
+    called = []
+
+    def export(model: keras.Model, export_dir: str) -> None:
+        archive = keras.export.ExportArchive()
+        archive.track(model)
+        spec = [tf.TensorSpec((None, 3), tf.float32, name="x")]
+        for key in KEYS:
+            archive.add_endpoint(key, lambda x: {"y": model(x)}, spec)
+        archive.write_out(export_dir, verbose=False)
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        called.append(arguments)
+        return call_model(*arguments, **options)
+
+    monkeypatch.setattr(keras_model, "call_model", call)
+    report = kw.export_with_warmup(
+        model,
+        tmp_path / "1",
+        data=data,
+        export_fn=export,
+        warmup={"share_twin_signatures": False},
+    )
+    assert report.proofs == dict.fromkeys(KEYS, "proved")
+    assert len(called) == calls
+
+
 def test_a_replay_that_differs_from_itself_is_not_deterministic(model: keras.Model) -> None:
     outputs = call_model(model, X)
     assert prove(model, {"output_0": outputs + 1}, again={"output_0": outputs + 2}).startswith(
@@ -192,7 +230,7 @@ def model_that_gives(monkeypatch: pytest.MonkeyPatch) -> Callable[..., keras.Mod
     """Makes a model whose call gives the outputs it was made with."""
 
     def make(**outputs: Any) -> keras.Model:
-        monkeypatch.setattr(proof, "call_model", lambda *_, **__: outputs)
+        monkeypatch.setattr(keras_model, "call_model", lambda *_, **__: outputs)
         return keras.Sequential([keras.Input((2,))])
 
     return make
