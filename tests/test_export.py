@@ -32,6 +32,7 @@ from keras_warmup.errors import (
     WarmupError,
 )
 from keras_warmup.serving.replay import open_session
+from keras_warmup.serving.tensorflow_log import log_level_functions
 from keras_warmup.training.capture import remember
 from tests.builders import (
     functional_model,
@@ -504,6 +505,27 @@ def test_an_interrupt_leaves_nothing_behind(
     with pytest.raises(KeyboardInterrupt):
         kw.export_with_warmup(model, tmp_path / "1", data=data, export_fn=interrupted)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_tensorflow_logs_no_hidden_directory(
+    model: keras.Model,
+    data: dict[str, np.ndarray],
+    freeze: bool,
+    tmp_path: pathlib.Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    functions = log_level_functions()
+    if functions is None:
+        pytest.skip("this TensorFlow's log level is fixed when it is imported")
+    level, set_level = functions
+    before = level()
+    set_level(0)
+    try:
+        kw.export_with_warmup(model, tmp_path / "1", data=data, warmup={"freeze": freeze})
+    finally:
+        set_level(before)
+    assert ".kw-" not in capfd.readouterr().err
 
 
 def test_export_fn_that_writes_nothing_is_an_error(

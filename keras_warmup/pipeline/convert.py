@@ -23,6 +23,7 @@ from keras_warmup.records.warmup_file import WARMUP_PATH, read_all_records, warm
 from keras_warmup.report import ConversionReport
 from keras_warmup.savedmodel.rewriting import renew_fingerprint
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
+from keras_warmup.serving.tensorflow_log import no_status_log
 
 # Writes a changed SavedModel: `change(source, directory)` returns what it changed.
 Change = Callable[[str, str], Sequence[str]]
@@ -108,7 +109,8 @@ def convert_existing(
             if exists(join(source, _EXTRA)):
                 copy_tree(join(source, _EXTRA), join(directory, _EXTRA))
             has_file = exists(warmup_path(directory))
-        renew_fingerprint(directory)
+        with no_status_log():  # TensorFlow warns of a model without variables
+            renew_fingerprint(directory)
         logs = read_all_records(directory) if has_file else []
         comparisons = compare_models(source, directory, logs, rounding=rounding)
         with explained(source, "read"):

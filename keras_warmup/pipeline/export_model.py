@@ -68,6 +68,7 @@ from keras_warmup.savedmodel.saving import (
     save_saved_model,
 )
 from keras_warmup.savedmodel.unsafe_ops import check_saved_model
+from keras_warmup.serving.tensorflow_log import no_status_log
 from keras_warmup.training.capture import CAPTURED_ROWS, find_capture
 from keras_warmup.training.strategy import describe_worker, has_several_workers, is_chief
 
@@ -394,7 +395,8 @@ def _publish_here(
             # tf.saved_model.save goes on where it cannot remove it.
             remove_tree(os.path.join(directory, "variables", "variables_temp"))
         if options.freeze:
-            renew_fingerprint(directory)
+            with no_status_log():  # TensorFlow warns of a model without variables
+                renew_fingerprint(directory)
         else:
             complete_fingerprint(directory)
         if report.records:

@@ -12,6 +12,7 @@ directory: the server does not load it again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -190,11 +191,12 @@ def _fingerprint_of(workspace: Workspace, directory: str) -> bytes:
     """Returns the fingerprint of the graph in a workspace with the variables of the SavedModel."""
     path = join(directory, _FINGERPRINT)
     old = _read_fingerprint(path)
-    if not old.checkpoint_hash and not scheme_of(directory):
-        # There are no variables, or TensorFlow could not read them at that moment.
-        os.symlink(
-            os.path.abspath(join(directory, "variables")), join(workspace.content, "variables")
-        )
+    if not scheme_of(directory):
+        # Without it TensorFlow warns that it cannot read them, and names a hidden directory.
+        with contextlib.suppress(OSError):  # some file systems have no links
+            os.symlink(
+                os.path.abspath(join(directory, "variables")), join(workspace.content, "variables")
+            )
     new = FingerprintDef.FromString(_compute_fingerprint(workspace.content, path))
     new.checkpoint_hash = new.checkpoint_hash or old.checkpoint_hash
     return bytes(new.SerializeToString(deterministic=True))

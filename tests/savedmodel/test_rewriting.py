@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import shutil
@@ -60,9 +61,15 @@ def files(export_dir: pathlib.Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.parametrize("has_links", [True, False])
 def test_names_are_set_and_only_the_model_and_its_fingerprint_change(
-    export_dir: pathlib.Path,
+    has_links: bool, export_dir: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr(os, "symlink", no_links)
     before = files(export_dir)
     old = tf.saved_model.experimental.read_fingerprint(str(export_dir))
     name_methods(export_dir)

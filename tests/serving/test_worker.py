@@ -329,7 +329,9 @@ def test_the_worker_ends_where_its_caller_is_killed() -> None:
 def test_ctrl_c_ends_the_worker_and_what_runs_in_it(export_dir: str) -> None:
     write_warmup_file(export_dir, predict_log("forever", x=ROWS))
     caller = run_script(
-        _START
+        # A job in the background of a script starts with SIGINT ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        + _START
         + """
 from keras_warmup.verification import verify
 try:
