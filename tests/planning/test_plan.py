@@ -48,6 +48,35 @@ def test_output_filters_keyed_by_signature_apply_to_that_signature_only() -> Non
 
 
 @pytest.mark.parametrize(
+    ("options", "sizes"),
+    [
+        ({}, [2, 2]),
+        ({"batch_sizes": [4, 16, 1]}, [1, 4, 16, 16]),
+        # The largest batch runs for each set of outputs, and so twice.
+        ({"output_filters": [["a"]]}, [2, 2]),
+        ({"max_records": 1}, [2]),
+        ({"max_bytes": 2 * 16}, [2]),
+        ({"freeze": False}, [2]),
+    ],
+)
+def test_the_largest_batch_of_a_frozen_model_with_convolutions_runs_twice(
+    options: dict[str, Any], sizes: list[int]
+) -> None:
+    signature = bound_signature(fetches=("a", "b"), convolves=True)
+    plan = plan_with(signature, **{"freeze": True, **options})
+    assert sorted(size or 0 for _, size in planned_sizes(plan)) == sizes
+    is_repeated = plan.requests[-1] in plan.requests[:-1]
+    assert is_repeated == any("is in the file twice" in note for note in plan.notes)
+    assert is_repeated == (len(sizes) > 1 and "output_filters" not in options)
+
+
+def test_other_frozen_models_have_each_record_once() -> None:
+    assert planned_sizes(plan_with(bound_signature(), freeze=True)) == [("serving_default", 2)]
+    two = [bound_signature(key, feed=f"{key}:0", convolves=True) for key in ("a", "b")]
+    assert planned_sizes(plan_with(*two, freeze=True)) == [("a", 2), ("b", 2)]
+
+
+@pytest.mark.parametrize(
     ("facts", "count"), [({"convolves": True}, 3), ({"compiles": True}, 3), ({}, 1)]
 )
 def test_free_shapes_get_requests_only_where_the_graph_keeps_something_for_each_shape(
